@@ -1,0 +1,347 @@
+"""sgacodec as a library: the two pipelines, readable top to bottom.
+
+encode   picture ─► x ─analyse─► y, z ─refine─► y, z ─commit─► integers ─pack─► bytes ─► checked ─► .sga
+decode   .sga ─read─► bytes ─unpack─► integers ─render─► pixels ─► picture
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import bitstream, image, latents, models
+from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
+from .image import Picture
+from .latents import Latents
+from .model_file import LevelModel, Model, read_model
+from .networks import HYPER_STRIDE
+from .refine.loop import Progress, refine
+from .refine.objective import Problem
+from .refine.settings import Settings
+
+__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "decode", "encode"]
+
+log = logging.getLogger(__name__)
+
+_PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A finished .sga file and what is to be said of it (see `Codec.encode`)."""
+
+    data: bytes
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture and what is to be said of its decoding (see `Codec.decode`)."""
+
+    picture: Picture
+    report: dict[str, Any]
+
+
+class Codec:
+    """A model on a device, held for many images. Folded levels are kept, so the second image starts at once.
+
+    Parameters
+    ----------
+    model : str, optional
+        Name or path of a model. None: encoding takes the best built-in one for the device, decoding the one
+        that the file names.
+    device : str
+        "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        When a model is named that does not exist or is damaged.
+    ValueError
+        When there is no such device.
+    """
+
+    def __init__(self, model: str | None = None, device: str = "auto") -> None:
+        self.device = _device(device)
+        self._named = self._read(models.find_model(model)) if model not in (None, "auto") else None
+        self._models: dict[Path, Model] = {}
+        self._levels: dict[tuple[str, int], LevelModel] = {}
+        self._exact: dict[str, torch.device] = {}
+
+    # ------------------------------------------------------------------------------------------------- encode
+
+    def encode(
+        self,
+        pictures: Sequence[Picture],
+        settings: Settings | None = None,
+        *,
+        rois: Sequence[np.ndarray | None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> list[Encoded]:
+        """Encode pictures; those of one padded shape are refined together as one batch.
+
+        Parameters
+        ----------
+        rois : sequence of ndarray (H, W) float or None
+            Weight of each pixel's distortion, one map a picture.
+        progress : callable
+            Told the state of the refinement now and then.
+
+        Returns
+        -------
+        list of Encoded
+            Reports hold width, height, bytes, bpp (of the whole file), psnr (dB, of the decoded 8-bit picture where alpha is
+            not 0; None when lossless), lambda, level, model, model_id, method, classes, steps, seconds (of the whole batch, divided
+            by its images), device, rd_loss and rd_loss_unrefined (λ·255²·MSE + payload bits a pixel).
+
+        Raises
+        ------
+        ValueError
+            When the settings contradict each other.
+        """
+        settings = settings or Settings()
+        settings.validate()
+        model = self._encoding_model(settings)
+        level = self._at(model, model.level_for(settings.level_lambda or settings.lmbda))
+        results: dict[int, Encoded] = {}
+        for group in _groups_of_one_shape(pictures):
+            start = time.perf_counter()
+            chosen = [pictures[i] for i in group]
+            weights = [None if rois is None else rois[i] for i in group]
+            coded = self._encode_group(level, chosen, weights, settings, progress)
+            seconds = (time.perf_counter() - start) / len(group)
+            for i, (data, figures) in zip(group, coded, strict=True):
+                results[i] = Encoded(
+                    data, self._report(model, level, pictures[i], data, settings, seconds, figures)
+                )
+        return [results[i] for i in range(len(pictures))]
+
+    def _encode_group(
+        self,
+        level: LevelModel,
+        pictures: list[Picture],
+        rois: list[np.ndarray | None],
+        settings: Settings,
+        progress: Callable[[Progress], None] | None,
+    ) -> list[tuple[bytes, dict[str, Any]]]:
+        problems = [
+            Problem.of(level, p, roi, settings.lmbda, settings.metric)
+            for p, roi in zip(pictures, rois, strict=True)
+        ]
+        unrefined = [problem.start() for problem in problems]
+        refined = unrefined
+        steps = 0
+        if settings.method != "none":
+            refined, steps = refine(level, problems, unrefined, settings, progress)
+        coded = []
+        for picture, before, after in zip(pictures, unrefined, refined, strict=True):
+            payload = latents.pack(level, after.latents)
+            self._check(level, after.latents, payload, picture)
+            file = SgaFile(
+                model_id=bytes.fromhex(self._id_of(level)),
+                level=level.level,
+                width=picture.pixels.shape[1],
+                height=picture.pixels.shape[0],
+                z=payload[0],
+                y=payload[1],
+                grey=picture.grey,
+                alpha=None if picture.alpha is None else image.encode_alpha(picture.alpha),
+                icc=picture.icc,
+                exif=picture.exif,
+                xmp=picture.xmp,
+            )
+            figures = {
+                "mse": after.mse,
+                "rd_loss": after.loss,
+                "rd_loss_unrefined": before.loss,
+                "steps": steps,
+            }
+            coded.append((bitstream.write(file), figures))
+        return coded
+
+    def _check(
+        self, level: LevelModel, sent: Latents, payload: tuple[bytes, bytes], picture: Picture
+    ) -> None:
+        """Decode our own bytes to the same integers, or fail before anything is written."""
+        height, width = picture.pixels.shape[:2]
+        received = latents.unpack(level, *payload, height, width)
+        if not (torch.equal(received.z, sent.z) and torch.equal(received.y, sent.y)):
+            raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
+
+    def _report(
+        self,
+        model: Model,
+        level: LevelModel,
+        picture: Picture,
+        data: bytes,
+        settings: Settings,
+        seconds: float,
+        figures: dict[str, Any],
+    ) -> dict[str, Any]:
+        height, width = picture.pixels.shape[:2]
+        return {
+            "width": width,
+            "height": height,
+            "bytes": len(data),
+            "bpp": 8 * len(data) / (width * height),
+            "psnr": -10 * math.log10(figures["mse"]) if figures["mse"] > 0 else None,
+            "lambda": settings.lmbda,
+            "level": level.level,
+            "model": model.name,
+            "model_id": model.id,
+            "method": settings.method,
+            "classes": settings.classes if settings.method != "none" else None,
+            "steps": figures["steps"],
+            "seconds": round(seconds, 3),
+            "device": str(self.device),
+            "rd_loss": figures["rd_loss"],
+            "rd_loss_unrefined": figures["rd_loss_unrefined"],
+        }
+
+    # ------------------------------------------------------------------------------------------------- decode
+
+    def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
+        """Decode a .sga file.
+
+        Raises
+        ------
+        FormatError
+            When it is not a .sga file, is damaged, or has more than `max_pixels` pixels.
+        ModelNotFoundError, ModelError
+            When the model it needs is not there.
+        """
+        start = time.perf_counter()
+        file = bitstream.read(data, max_pixels)
+        model = self._decoding_model(file.model_id)
+        if file.level >= len(model.gains):
+            raise bitstream.FormatError(
+                f"damaged: level {file.level} of a model with {len(model.gains)} levels"
+            )
+        level = self._at(model, file.level)
+        received = latents.unpack(level, file.z, file.y, file.height, file.width)
+        pixels = latents.render(level, received, file.height, file.width)
+        _trace("z, y", received.digest().encode())
+        _trace("pixels", pixels.tobytes())
+        alpha = None if file.alpha is None else image.decode_alpha(file.alpha, file.width, file.height)
+        picture = Picture(
+            image.to_grey(pixels) if file.grey else pixels, file.grey, alpha, file.icc, file.exif, file.xmp
+        )
+        report = {
+            "width": file.width,
+            "height": file.height,
+            "model": model.name,
+            "model_id": model.id,
+            "level": file.level,
+            "lambda": level.lmbda,
+            "integers": received.digest(),
+            "seconds": round(time.perf_counter() - start, 3),
+            "device": str(self.device),
+        }
+        return Decoded(picture, report)
+
+    # ------------------------------------------------------------------------------------------------- models
+
+    def _read(self, path: Path) -> Model:
+        return read_model(path)
+
+    def _cached(self, path: Path) -> Model:
+        if path not in self._models:
+            self._models[path] = self._read(path)
+        return self._models[path]
+
+    def _encoding_model(self, settings: Settings) -> Model:
+        if self._named is not None:
+            return self._named
+        known = {info.name: info for info in models.list_models()}
+        for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
+            if name in known and settings.lmbda >= 0.9 * min(known[name].metadata["anchors"]):
+                return self._cached(known[name].path)
+        for name in _PREFERRED["cpu"]:
+            if name in known:
+                return self._cached(known[name].path)
+        raise models.ModelNotFoundError("no built-in model is installed; name one with --model")
+
+    def _decoding_model(self, model_id: bytes) -> Model:
+        if self._named is not None and self._named.id == model_id.hex():
+            return self._named
+        if self._named is not None:
+            raise models.ModelNotFoundError(
+                f"the file needs the model with id {model_id.hex()}, but {self._named.name} has id {self._named.id}"
+            )
+        return self._cached(models.find_model_by_id(model_id).path)
+
+    def _at(self, model: Model, level: int) -> LevelModel:
+        key = (model.id, level)
+        if key not in self._levels:
+            if model.id not in self._exact:
+                self._exact[model.id] = self._exact_device(model)
+            self._levels[key] = model.at(level, self.device, self._exact[model.id])
+        return self._levels[key]
+
+    def _exact_device(self, model: Model) -> torch.device:
+        cpu = torch.device("cpu")
+        if model.exact_on(self.device):
+            return self.device
+        if self.device == cpu or not model.exact_on(cpu):
+            raise models.ModelError(
+                f"{model.name}: integer arithmetic does not give the recorded result on this machine; "
+                "its files cannot be coded here (is the model file damaged?)"
+            )
+        log.warning("%s does not compute exactly; the hyper-decoder runs on the CPU", self.device)
+        return cpu
+
+    def _id_of(self, level: LevelModel) -> str:
+        return next(model_id for (model_id, _), held in self._levels.items() if held is level)
+
+
+def encode(
+    source: str | os.PathLike[str] | Picture, settings: Settings | None = None, *, model: str | None = None
+) -> bytes:
+    """The .sga file of one image: a path or a Picture; see `Codec` for many images or a choice of device."""
+    picture = source if isinstance(source, Picture) else image.read_image(source)
+    return Codec(model).encode([picture], settings)[0].data
+
+
+def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) -> Picture:
+    """The picture in a .sga file: a path, or its content."""
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return Codec(model).decode(data).picture
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no such device: {name!r} ({torch.cuda.device_count()} CUDA devices here)")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)")
+    return device
+
+
+def _groups_of_one_shape(pictures: Sequence[Picture]) -> list[list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, picture in enumerate(pictures):
+        height, width = picture.pixels.shape[:2]
+        groups.setdefault((-(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)), []).append(i)
+    return list(groups.values())
+
+
+def _trace(stage: str, content: bytes) -> None:
+    """Log a hash of a decoding stage: what two machines compare when their pictures differ."""
+    if log.isEnabledFor(logging.DEBUG):
+        import hashlib
+
+        log.debug("%s %s", stage, hashlib.sha256(content).hexdigest())

@@ -1,0 +1,152 @@
+"""Probability models: the factorised density of z, the Gaussian of y, and their rates in bits.
+
+Everything here is float and differentiable: training and refinement use it. What is coded uses the integer
+tables that `tables.py` makes of these densities once, at export.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LIKELIHOOD_BOUND = 1e-9
+SCALE_BOUND = 0.11
+_FILTERS = (1, 3, 3, 3, 3, 1)
+
+
+class FactorizedDensity(nn.Module):
+    """A learned univariate density for every channel (Ballé et al. 2018, arXiv 1802.01436, appendix 6.1).
+
+    The parameters carry the names and shapes of CompressAI's `EntropyBottleneck`, so its checkpoints load.
+    """
+
+    def __init__(self, channels: int, init_scale: float = 10.0) -> None:
+        super().__init__()
+        scale = init_scale ** (1 / (len(_FILTERS) - 1))
+        self.matrices = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        self.factors = nn.ParameterList()
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(_FILTERS)):
+            start = math.log(math.expm1(1 / scale / fan_out))
+            self.matrices.append(nn.Parameter(torch.full((channels, fan_out, fan_in), start)))
+            self.biases.append(nn.Parameter(torch.rand(channels, fan_out, 1) - 0.5))
+            if i < len(_FILTERS) - 2:
+                self.factors.append(nn.Parameter(torch.zeros(channels, fan_out, 1)))
+        self.register_buffer("median", torch.zeros(channels))
+        self.median: Tensor
+
+    def logits_cumulative(self, values: Tensor) -> Tensor:
+        """Logit of the cumulative distribution, (C, 1, n) → (C, 1, n)."""
+        logits = values
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            logits = torch.matmul(F.softplus(matrix), logits) + bias
+            if i < len(self.factors):
+                logits = logits + torch.tanh(self.factors[i]) * torch.tanh(logits)
+        return logits
+
+    def likelihood(self, values: Tensor, width: Tensor | float = 1.0) -> Tensor:
+        """Mass of an interval of `width` around each value, (B, C, H, W) → the same shape.
+
+        `width` is a float or broadcasts to `values`: one over the gain, when the values are ungained.
+        """
+        B, C, H, W = values.shape
+        half = torch.as_tensor(width, dtype=values.dtype, device=values.device).expand_as(values) / 2
+        flat = values.transpose(0, 1).reshape(C, 1, -1)
+        half = half.transpose(0, 1).reshape(C, 1, -1)
+        lower = self.logits_cumulative(flat - half)
+        upper = self.logits_cumulative(flat + half)
+        sign = -torch.sign(lower + upper).detach()  # evaluate in the tail where sigmoid is precise
+        mass = torch.abs(torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower))
+        return mass.reshape(C, B, H, W).transpose(0, 1)
+
+    @torch.no_grad()
+    def quantile(self, logit: float) -> Tensor:
+        """Where the logit of the cumulative distribution reaches `logit`, (C,), by bisection in float64."""
+        density = self if self.biases[0].dtype == torch.float64 else _double(self)
+        low = torch.full_like(density.biases[0][:, :1, :1], -1e5)
+        high = -low
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = density.logits_cumulative(middle) < logit
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2).flatten()
+
+    @torch.no_grad()
+    def update_median(self) -> None:
+        """Set `median` to where the cumulative distribution is one half."""
+        self.median.copy_(self.quantile(0.0))
+
+    @torch.no_grad()
+    def scale_values(self, gain: Tensor) -> None:
+        """Turn, in place, the density of v into that of gain·v, gain (C,)."""
+        slope = F.softplus(self.matrices[0].double()) / gain.double().view(-1, 1, 1)
+        self.matrices[0].data = (slope + torch.log(-torch.expm1(-slope))).to(self.matrices[0].dtype)
+        self.median.mul_(gain)
+
+
+def _double(density: FactorizedDensity) -> FactorizedDensity:
+    copy = FactorizedDensity(density.biases[0].shape[0])
+    copy.load_state_dict(density.state_dict())
+    return copy.to(density.biases[0].device).double()
+
+
+def bits(likelihood: Tensor) -> Tensor:
+    """−log₂ of a likelihood bounded below by 1e-9; the bound lets gradients through that raise the likelihood."""
+    return -torch.log2(lower_bound(likelihood, LIKELIHOOD_BOUND))
+
+
+class _LowerBound(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp(min=bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        (grad,) = grads
+        return grad * ((x >= ctx.bound) | (grad < 0)), None
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """max(x, bound), with the gradient kept where it would lift x over the bound."""
+    return _LowerBound.apply(x, bound)
+
+
+class _GaussianBits(torch.autograd.Function):
+    """−log₂ P(round = v) for N(0, σ²) and a unit interval around v, with its closed-form gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, sigma: Tensor) -> Tensor:
+        inverse = 1 / sigma
+        distance = v.abs()
+        upper = (0.5 - distance) * inverse
+        lower = (-0.5 - distance) * inverse
+        mass = torch.special.erfc(upper * -math.sqrt(0.5)) - torch.special.erfc(lower * -math.sqrt(0.5))
+        mass = (0.5 * mass).clamp_(min=LIKELIHOOD_BOUND)
+        ctx.save_for_backward(v, inverse, upper, lower, mass)
+        return -torch.log2(mass)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        v, inverse, upper, lower, mass = ctx.saved_tensors
+        (grad,) = grads
+        factor = grad * inverse / mass * (1 / (math.log(2) * math.sqrt(2 * math.pi)))
+        phi_upper = torch.exp(-0.5 * upper * upper)
+        phi_lower = torch.exp(-0.5 * lower * lower)
+        grad_v = factor * (phi_upper - phi_lower) * torch.sign(v)
+        grad_sigma = None
+        if ctx.needs_input_grad[1]:
+            grad_sigma = factor * (upper * phi_upper - lower * phi_lower)
+        return grad_v, grad_sigma
+
+
+def gaussian_bits(v: Tensor, sigma: Tensor) -> Tensor:
+    """Bits of v = y − μ under N(0, σ²) convolved with U(−½, ½), bounded at −log₂ 1e-9; float32, any shape."""
+    return _GaussianBits.apply(v, sigma)

@@ -1,0 +1,179 @@
+"""Integers ↔ bytes: range coding with constriction under frozen integer tables.
+
+Symbols that share a table are coded together, in the order of the tables, so there is no Python loop over
+symbols. A symbol outside its table is coded as the table's last entry (the escape), and its distance from the table
+follows after all tables, in an exponential Golomb code: every int32 can be coded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import constriction
+import numpy as np
+
+from .bitstream import FormatError
+
+PRECISION = 24  # the frequencies of a table sum up to 2²⁴, constriction's precision
+_CHUNK = 16  # bits of an escaped distance coded at once
+_MAX_BITS = 33  # the largest distance of an int32 from a table has 33 bits
+
+_uniform = constriction.stream.model.Uniform
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Integer probability tables; table t covers the symbols minimum[t], minimum[t] + 1, … and ends with its escape.
+
+    Attributes
+    ----------
+    frequencies : ndarray (total,) int32
+        All tables one after another; each is positive everywhere and sums up to 2²⁴.
+    starts : ndarray (T + 1,) int64
+        Where each table starts in `frequencies`.
+    minimum : ndarray (T,) int64
+        The first symbol of each table.
+    """
+
+    frequencies: np.ndarray
+    starts: np.ndarray
+    minimum: np.ndarray
+    _models: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.minimum)
+
+    def check(self) -> None:
+        """Raise ValueError unless the tables are well formed."""
+        starts, lengths = self.starts, np.diff(self.starts)
+        if starts[0] != 0 or starts[-1] != len(self.frequencies) or len(starts) != len(self.minimum) + 1:
+            raise ValueError("probability tables do not fit together")
+        if lengths.min() < 2 or self.frequencies.min() < 1 or np.abs(self.minimum).max() > 1 << 20:
+            raise ValueError("a probability table is empty or has a zero")
+        if (np.add.reduceat(self.frequencies.astype(np.int64), starts[:-1]) != 1 << PRECISION).any():
+            raise ValueError("a probability table does not sum up to one")
+
+    def escape(self) -> np.ndarray:
+        """The entry (counted from the table's start) that stands for the escape, (T,)."""
+        return np.diff(self.starts) - 1
+
+    def model(self, table: int) -> Any:
+        """constriction's model of one table, with exactly these integer frequencies.
+
+        constriction gives each of n entries one count and shares the remaining 2²⁴ − n in proportion to the weights.
+        Weights `frequency − 1` sum up to just that many, so the proportion is 1 and the shares are exact.
+        """
+        if table not in self._models:
+            counts = self.frequencies[self.starts[table] : self.starts[table + 1]]
+            self._models[table] = constriction.stream.model.Categorical(
+                (counts - 1).astype(np.float64), perfect=False
+            )
+        return self._models[table]
+
+
+def _groups(indexes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(table, positions of its symbols) in ascending order of the tables and of the positions."""
+    order = np.argsort(indexes, kind="stable")
+    counts = np.bincount(indexes)
+    ends = np.cumsum(counts)
+    for table in np.flatnonzero(counts):
+        yield int(table), order[ends[table] - counts[table] : ends[table]]
+
+
+def _entries(
+    symbols: np.ndarray, indexes: np.ndarray, tables: Tables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entry of each symbol in its table (int64), which ones escape (bool), and the escaped distances (int64)."""
+    entries = symbols.astype(np.int64) - tables.minimum[indexes]
+    escape = tables.escape()[indexes]
+    escaped = (entries < 0) | (entries >= escape)
+    below = entries[escaped]
+    beyond = below - escape[escaped]
+    distances = np.where(below < 0, 2 * (-1 - below) + 1, 2 * beyond)  # even above the table, odd below it
+    return np.where(escaped, escape, entries), escaped, distances
+
+
+def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
+    """Code int32 symbols (n,), symbol i under table indexes[i], to bytes."""
+    entries, _, distances = _entries(symbols, indexes, tables)
+    encoder = constriction.stream.queue.RangeEncoder()
+    narrow = entries.astype(np.int32)
+    for table, positions in _groups(indexes):
+        encoder.encode(narrow[positions], tables.model(table))
+    if distances.size:
+        _encode_distances(encoder, distances)
+    return encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+
+
+def decode(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
+    """Decode int32 symbols (n,) from the bytes that `encode` made with the same indexes and tables.
+
+    Raises
+    ------
+    FormatError
+        When the bytes cannot have come from `encode`.
+    """
+    words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=">u4").astype(np.uint32)
+    decoder = constriction.stream.queue.RangeDecoder(words)
+    entries = np.empty(len(indexes), dtype=np.int64)
+    try:
+        for table, positions in _groups(indexes):
+            entries[positions] = decoder.decode(tables.model(table), len(positions))
+        escape = tables.escape()[indexes]
+        escaped = entries == escape
+        distances = _decode_distances(decoder, int(escaped.sum()))
+    except (AssertionError, ValueError) as error:
+        raise FormatError(f"damaged: the entropy-coded symbols do not decode ({error})") from None
+    if not decoder.maybe_exhausted():
+        raise FormatError("damaged: bytes are left after the entropy-coded symbols")
+    below = distances % 2 == 1
+    entries[escaped] = np.where(below, -1 - distances // 2, escape[escaped] + distances // 2)
+    symbols = entries + tables.minimum[indexes]
+    if symbols.size and (symbols.max() > 2**31 - 1 or symbols.min() < -(2**31)):
+        raise FormatError("damaged: a symbol does not fit into 32 bits")
+    return symbols.astype(np.int32)
+
+
+def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
+    """Bits that an ideal coder spends on the symbols under these tables, escapes included."""
+    entries, _, distances = _entries(symbols, indexes, tables)
+    counts = tables.frequencies[tables.starts[indexes] + entries]
+    total = PRECISION * float(len(symbols)) - float(np.log2(counts, dtype=np.float64).sum())
+    if distances.size:
+        total += float((np.log2(_MAX_BITS + 1) + _bit_length(distances + 1)).sum())
+    return total
+
+
+def _bit_length(values: np.ndarray) -> np.ndarray:
+    """⌊log₂ v⌋ of positive int64 below 2⁵³, exactly."""
+    return np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
+
+
+def _chunks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(shift, positions, sizes) of the low bits of numbers with `lengths` bits, 16 bits at a time."""
+    for shift in range(0, _MAX_BITS, _CHUNK):
+        positions = np.flatnonzero(lengths > shift)
+        if positions.size:
+            width = np.minimum(lengths[positions] - shift, _CHUNK)
+            yield shift, positions, (1 << width).astype(np.int32)
+
+
+def _encode_distances(encoder: Any, distances: np.ndarray) -> None:
+    values = distances + 1
+    lengths = _bit_length(values)
+    encoder.encode(lengths.astype(np.int32), _uniform(_MAX_BITS + 1))
+    rest = values - (np.int64(1) << lengths)
+    for shift, positions, sizes in _chunks(lengths):
+        encoder.encode(((rest[positions] >> shift) % sizes).astype(np.int32), _uniform(), sizes)
+
+
+def _decode_distances(decoder: Any, count: int) -> np.ndarray:
+    if count == 0:
+        return np.zeros(0, dtype=np.int64)
+    lengths = decoder.decode(_uniform(_MAX_BITS + 1), count).astype(np.int64)
+    values = np.int64(1) << lengths
+    for shift, positions, sizes in _chunks(lengths):
+        values[positions] += decoder.decode(_uniform(), sizes).astype(np.int64) << shift
+    return values - 1

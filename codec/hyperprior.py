@@ -1,0 +1,117 @@
+"""A mean-scale hyperprior that serves every λ: one trunk, and per-channel gains folded in for each level.
+
+    x ─►g_a─► y₀ ─(·g_y)─► y ─► round(y − μ) + μ = ŷ ─(·d_y)─► g_s ─► x̂
+               │                     ▲ σ, μ (·g_y)
+               └►h_a─► z₀ ─(·g_z)─► z ─► ẑ ─(/g_z)─► h_s
+
+Training learns log g_y, log g_z and log d_y (the decoder's inverse gain of y) at a few anchor λ; between anchors they are
+interpolated linearly in log λ. `fold` multiplies the gains of one level into the neighbouring convolutions, and
+what is left is a plain mean-scale hyperprior.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .density import FactorizedDensity
+from .networks import Architecture, Networks, build, scale_input, scale_output, shift_output
+
+ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
+LEVELS = 64
+
+
+def level_lambdas(anchors: tuple[float, ...] = ANCHORS, levels: int = LEVELS) -> list[float]:
+    """The λ ladder: `levels` values, geometric from the first anchor to the last."""
+    if levels == 1:
+        return [anchors[0]]
+    ratio = math.log(anchors[-1] / anchors[0])
+    return [anchors[0] * math.exp(ratio * i / (levels - 1)) for i in range(levels)]
+
+
+class GainedHyperprior(nn.Module):
+    """The trainable model: trunk networks, density of z and the gains at the anchors.
+
+    Attributes
+    ----------
+    log_gain_y, log_gain_z, log_gain_d : Parameter (A, M), (A, N), (A, M)
+        Natural logarithms of the gains at the A anchors.
+    y_unit : buffer (M,)
+        Mean absolute value of each channel of y₀: h_a sees y₀ / y_unit, h_s speaks in y_unit.
+    """
+
+    def __init__(self, architecture: Architecture, anchors: tuple[float, ...] = ANCHORS) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.anchors = anchors
+        networks = build(architecture)
+        self.g_a, self.h_a, self.h_s, self.g_s = networks.g_a, networks.h_a, networks.h_s, networks.g_s
+        self.density = FactorizedDensity(architecture.N)
+        count = len(anchors)
+        self.log_gain_y = nn.Parameter(torch.zeros(count, architecture.M))
+        self.log_gain_z = nn.Parameter(torch.zeros(count, architecture.N))
+        self.log_gain_d = nn.Parameter(torch.zeros(count, architecture.M))
+        self.register_buffer("y_unit", torch.ones(architecture.M))
+        self.y_unit: Tensor
+
+    @property
+    def networks(self) -> Networks:
+        return Networks(self.g_a, self.h_a, self.h_s, self.g_s)
+
+    def gains(self, lmbda: float) -> tuple[Tensor, Tensor, Tensor]:
+        """g_y (M,), g_z (N,), d_y (M,) at λ, interpolated between the anchors, held constant outside them."""
+        logs = [math.log(a) for a in self.anchors]
+        position = min(max(math.log(lmbda), logs[0]), logs[-1])
+        i = max(k for k in range(len(logs)) if logs[k] <= position)
+        j = min(i + 1, len(logs) - 1)
+        t = 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
+        g_y, g_z, d_y = (
+            torch.exp((1 - t) * log[i] + t * log[j])
+            for log in (self.log_gain_y, self.log_gain_z, self.log_gain_d)
+        )
+        return g_y, g_z, d_y
+
+
+@dataclass(frozen=True)
+class Hyperprior:
+    """A plain mean-scale hyperprior at one level: four networks and the density of z; no gains left.
+
+    `networks.h_s` gives (scale, mean): the scale is log σ or σ as `architecture.scale` says.
+    """
+
+    architecture: Architecture
+    networks: Networks
+    density: FactorizedDensity
+
+
+@torch.no_grad()
+def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
+    """Fold the gains at λ into a copy of the networks: folded and gained outputs agree to rounding."""
+    g_y, g_z, d_y = model.gains(lmbda)
+    networks = Networks(*(copy.deepcopy(network) for _, network in model.networks.items()))
+    scale_output(networks.g_a, g_y)
+    scale_input(networks.h_a, 1 / (g_y * model.y_unit))
+    scale_output(networks.h_a, g_z)
+    scale_input(networks.h_s, 1 / g_z)
+    mean_gain = g_y * model.y_unit
+    if model.architecture.scale == "exp":
+        scale_output(networks.h_s, torch.cat([torch.ones_like(mean_gain), mean_gain]))
+        shift_output(networks.h_s, torch.cat([torch.log(mean_gain), torch.zeros_like(mean_gain)]))
+    else:
+        scale_output(networks.h_s, torch.cat([mean_gain, mean_gain]))
+    scale_input(networks.g_s, d_y)
+    for _, network in networks.items():
+        network.requires_grad_(False)
+    return Hyperprior(model.architecture, networks, fold_density(model, lmbda))
+
+
+@torch.no_grad()
+def fold_density(model: GainedHyperprior, lmbda: float) -> FactorizedDensity:
+    """The density of the gained z at λ, a copy without gradients."""
+    density = copy.deepcopy(model.density).requires_grad_(False)
+    density.scale_values(model.gains(lmbda)[1])
+    return density

@@ -1,0 +1,329 @@
+"""The four networks of each architecture: g_a, h_a, h_s, g_s.
+
+              ┌───┐  y          ┌───┐  z
+    x ──►─────┤g_a├──►──┬───►───┤h_a├──►── round ──►── ẑ
+              └───┘     │       └───┘                  │
+                        ▼                            ┌─┴─┐
+                    round(y − μ) ◄──── σ, μ ─────────┤h_s│
+                        │                            └───┘
+              ┌───┐     ▼ ŷ
+    x̂ ──◄─────┤g_s├─────┘
+              └───┘
+
+`lite` starts as a 16×16 block DCT and only has to be improved by training, which two CPU cores can do.
+`mshyper` is CompressAI's `MeanScaleHyperprior` (Minnen et al. 2018, arXiv 1809.02736).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDE = 16  # pixels a latent
+HYPER_STRIDE = 64  # pixels a hyper-latent
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is needed to build the networks of a model, empty of weights.
+
+    Attributes
+    ----------
+    family : {"lite", "mshyper"}
+    N, M : int
+        Channels of the hyper-latents z and of the latents y.
+    scale : {"exp", "linear"}
+        What the first M output channels of h_s are: log σ or σ.
+    width, hidden : int
+        `lite` only: channels of the half-resolution synthesis and of its residual filter.
+    """
+
+    family: str
+    N: int
+    M: int
+    scale: str
+    width: int = 0
+    hidden: int = 0
+
+
+LITE = Architecture("lite", N=96, M=320, scale="exp", width=24, hidden=48)
+MSHYPER_128 = Architecture("mshyper", N=128, M=192, scale="linear")
+MSHYPER_192 = Architecture("mshyper", N=192, M=320, scale="linear")
+ARCHITECTURES = {"lite": LITE, "mshyper-128": MSHYPER_128, "mshyper-192": MSHYPER_192}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """g_a (B, 3, H, W) → (B, M, H/16, W/16); h_a → (B, N, H/64, W/64); h_s → (B, 2M, H/16, W/16); g_s → pixels.
+
+    All float32, images in 0..1; H and W are multiples of 64.
+    """
+
+    g_a: nn.Module
+    h_a: nn.Sequential
+    h_s: nn.Sequential
+    g_s: nn.Module
+
+    def items(self) -> Iterable[tuple[str, nn.Module]]:
+        return (("g_a", self.g_a), ("h_a", self.h_a), ("h_s", self.h_s), ("g_s", self.g_s))
+
+
+def build(architecture: Architecture) -> Networks:
+    """Build the networks with their initial weights.
+
+    Raises
+    ------
+    ValueError
+        When the family is unknown.
+    """
+    if architecture.family == "lite":
+        return _build_lite(architecture)
+    if architecture.family == "mshyper":
+        return _build_mshyper(architecture)
+    raise ValueError(f"unknown architecture family {architecture.family!r}")
+
+
+# ------------------------------------------------------------------------------------------ folding of gains
+
+
+def scale_input(network: nn.Module, gain: Tensor) -> None:
+    """Multiply, in place, the input channels of a network by `gain` (C,) by scaling its first layer."""
+    layer = network.first_layer() if hasattr(network, "first_layer") else network[0]
+    if isinstance(layer, (nn.ConvTranspose2d, BlockTranspose)):
+        layer.weight.data *= gain.view(-1, 1, 1, 1)  # (in, …)
+    else:
+        layer.weight.data *= gain.view(1, -1, 1, 1)  # (out, in, k, k)
+
+
+def scale_output(network: nn.Module, gain: Tensor) -> None:
+    """Multiply, in place, the output channels of a network by `gain` (C,) by scaling its last layers."""
+    layers = network.last_layers() if hasattr(network, "last_layers") else [network[-1]]
+    for layer in layers:
+        layer.weight.data *= gain.view(-1, 1, 1, 1)  # (out, in, k, k)
+        if layer.bias is not None:
+            layer.bias.data *= gain
+
+
+def shift_output(network: nn.Sequential, offset: Tensor) -> None:
+    """Add, in place, `offset` (C,) to the output channels of a network through its last bias."""
+    network[-1].bias.data += offset
+
+
+# ------------------------------------------------------------------------------------------------------ lite
+
+
+class _BlockOverlapAdd(torch.autograd.Function):
+    """x (B, H, W, M) @ weight (M, 12·12·C), the 12×12 patches added up at stride 8 → (B, 8H, 8W, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        B, H, W, M = x.shape
+        C = weight.shape[-1]
+        columns = (x.reshape(-1, M) @ weight.reshape(M, -1)).view(B, H, W, 12, 12, C)
+        out = columns.new_zeros(B, H + 1, 8, W + 1, 8, C)
+        parts = (
+            (0, 0, 8),
+            (8, 1, 4),
+        )  # rows 0..7 of a patch fall into its own block, rows 8..11 into the next
+        for row, block_row, rows in parts:
+            for col, block_col, cols in parts:
+                target = out[:, block_row : block_row + H, :rows, block_col : block_col + W, :cols]
+                target += columns[:, :, :, row : row + rows, col : col + cols].transpose(2, 3)
+        out = out.view(B, 8 * H + 8, 8 * W + 8, C)[:, 2 : 8 * H + 2, 2 : 8 * W + 2]
+        return out.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        B, H, W, M = x.shape
+        patches = F.pad(grad, (0, 0, 2, 2, 2, 2)).unfold(1, 12, 8).unfold(2, 12, 8)  # (B, H, W, C, 12, 12)
+        columns = patches.permute(0, 1, 2, 4, 5, 3).reshape(B * H * W, -1)
+        grad_x = (columns @ weight.reshape(M, -1).T).view(B, H, W, M)
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (x.reshape(-1, M).T @ columns).view(weight.shape)
+        return grad_x, grad_weight
+
+
+class BlockTranspose(nn.Module):
+    """A transposed convolution 12×12 of stride 8 and padding 2, as one GEMM and an overlap-add.
+
+    `weight` is (in, 12, 12, out). The same numbers as `nn.ConvTranspose2d`, several times faster on CPUs.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(in_channels, 12, 12, out_channels) * 0.01)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        out = _BlockOverlapAdd.apply(x.permute(0, 2, 3, 1), weight) + self.bias.to(x.dtype)
+        return out.permute(0, 3, 1, 2)  # (B, out, 8H, 8W), channels-last in memory
+
+
+class LiteAnalysis(nn.Module):
+    """A learned lapped transform (24×24, stride 16) plus a convolutional residual at stride 8."""
+
+    def __init__(self, M: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(3, M, 24, stride=16, padding=4)
+        self.residual = nn.Sequential(
+            nn.PixelUnshuffle(8),
+            nn.Conv2d(192, hidden, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(hidden, M, 5, stride=2, padding=2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - 0.5
+        with torch.autocast(x.device.type, enabled=False):  # the means of blocks need more than bf16's 8 bits
+            linear = self.linear(x)
+        return linear + self.residual(x)
+
+    def last_layers(self) -> list[nn.Module]:
+        return [self.linear, self.residual[-1]]
+
+
+class LiteSynthesis(nn.Module):
+    """Blocks to half resolution, a residual filter there, and a sub-pixel convolution to pixels.
+
+    After the two-layer synthesis of Yang & Mandt 2023 (arXiv 2304.06244).
+    """
+
+    def __init__(self, M: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.blocks = BlockTranspose(M, width)  # (B, width, H/2, W/2)
+        self.filter = nn.Sequential(
+            nn.Conv2d(width, hidden, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(hidden, width, 3, padding=1),
+        )
+        self.pixels = nn.Conv2d(width, 12, 3, padding=1)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        t = self.blocks(y_hat)
+        t = t + self.filter(t)
+        return F.pixel_shuffle(self.pixels(t), 2)
+
+    def first_layer(self) -> nn.Module:
+        return self.blocks
+
+
+def _build_lite(a: Architecture) -> Networks:
+    def down(i: int, o: int) -> nn.Conv2d:
+        return nn.Conv2d(i, o, 5, stride=2, padding=2)
+
+    def up(i: int, o: int) -> nn.ConvTranspose2d:
+        return nn.ConvTranspose2d(i, o, 5, stride=2, padding=2, output_padding=1)
+
+    h_a = nn.Sequential(
+        nn.Conv2d(a.M, 128, 3, padding=1), nn.LeakyReLU(), down(128, a.N), nn.LeakyReLU(), down(a.N, a.N)
+    )
+    h_s = nn.Sequential(
+        up(a.N, 128), nn.LeakyReLU(), up(128, 192), nn.LeakyReLU(), nn.Conv2d(192, 2 * a.M, 1)
+    )
+    return Networks(LiteAnalysis(a.M), h_a, h_s, LiteSynthesis(a.M, a.width, a.hidden))
+
+
+def dct_basis() -> Tensor:
+    """The orthonormal 16×16 DCT-II basis images, (16·16, 16, 16), frequency (i, j) at row 16·i + j."""
+    k = torch.arange(16, dtype=torch.float64)
+    rows = torch.cos(math.pi / 16 * (k[None, :] + 0.5) * k[:, None]) * math.sqrt(2 / 16)
+    rows[0] /= math.sqrt(2)
+    return torch.einsum("iu,jv->ijuv", rows, rows).reshape(256, 16, 16)
+
+
+def unit_ycbcr() -> Tensor:
+    """RGB → YCbCr (BT.601) with rows of unit norm, (3, 3)."""
+    matrix = torch.tensor(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64
+    )
+    return matrix / matrix.norm(dim=1, keepdim=True)
+
+
+def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
+    """Set the transforms of `lite` to a 16×16 block DCT in YCbCr, keeping the M coefficients of most energy.
+
+    Parameters
+    ----------
+    networks : Networks
+        Of family "lite", changed in place.
+    crops : Tensor (B, 3, H, W) float32
+        Photographs in 0..1 on which the energy of the 768 coefficients is measured.
+
+    Returns
+    -------
+    Tensor (M,) float32
+        The mean absolute value of each latent, the natural unit of its scale.
+    """
+    g_a, g_s = networks.g_a, networks.g_s
+    assert isinstance(g_a, LiteAnalysis)
+    assert isinstance(g_s, LiteSynthesis)
+    M = g_a.linear.out_channels
+    colour, basis = unit_ycbcr(), dct_basis()
+    filters = torch.einsum("pc,kuv->pkcuv", colour, basis).reshape(768, 3, 16, 16).float()
+    energy = F.conv2d(crops - 0.5, filters, stride=16).square().mean(dim=(0, 2, 3))
+    keep = torch.argsort(energy, descending=True)[:M]
+
+    g_a.linear.weight.data = F.pad(filters[keep], (4, 4, 4, 4))
+    g_a.linear.bias.data.zero_()
+    last = g_a.residual[-1]
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+
+    images = torch.einsum("cp,kuv->pkuvc", torch.linalg.inv(colour), basis).reshape(768, 16, 16, 3)[keep]
+    phases = images.view(M, 8, 2, 8, 2, 3).permute(0, 1, 3, 5, 2, 4).reshape(M, 8, 8, 12).float()
+    g_s.blocks.weight.data.mul_(0.1)
+    g_s.blocks.weight.data[..., :12] = 0
+    g_s.blocks.weight.data[:, 2:10, 2:10, :12] = phases
+    g_s.filter[-1].weight.data.zero_()
+    g_s.filter[-1].bias.data.zero_()
+    g_s.pixels.weight.data.mul_(0.1)
+    g_s.pixels.weight.data[:, :12] = 0
+    g_s.pixels.weight.data[range(12), range(12), 1, 1] = 1
+    g_s.pixels.bias.data.fill_(0.5)
+    return F.conv2d(crops - 0.5, filters[keep], stride=16).abs().mean(dim=(0, 2, 3))
+
+
+# --------------------------------------------------------------------------------------------------- mshyper
+
+
+def _build_mshyper(a: Architecture) -> Networks:
+    from compressai.models import MeanScaleHyperprior  # seconds to import, so only where it is needed
+
+    model = MeanScaleHyperprior(a.N, a.M)
+    return Networks(model.g_a, model.h_a, model.h_s, model.g_s)
+
+
+def architecture_from_dict(record: dict[str, Any]) -> Architecture:
+    """The inverse of `dataclasses.asdict`; unknown keys are an error.
+
+    Raises
+    ------
+    ValueError
+        When keys are missing or unknown, or sizes are absurd.
+    """
+    try:
+        a = replace(Architecture(**record))
+    except TypeError as error:
+        raise ValueError(f"not an architecture: {error}") from None
+    sizes = (a.N, a.M, a.width, a.hidden)
+    if not all(isinstance(s, int) and 0 <= s <= 1024 for s in sizes) or a.scale not in ("exp", "linear"):
+        raise ValueError(f"not an architecture: {record}")
+    return a

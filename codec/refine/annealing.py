@@ -1,0 +1,176 @@
+"""Schedules of a refinement: the temperature and the learning rate of every step.
+
+A refinement of N steps runs a whole annealing in N steps. The schedules are plain floats, computed before the
+loop starts, so that the loop can upload them once and read them as device scalars.
+
+Sources: SGA+ is Perugachi-Diaz et al. 2024 (arXiv 2401.17789), SGA is Yang et al. 2020 (arXiv 2006.04240).
+"""
+
+import math
+from dataclasses import dataclass
+
+from .relaxations import METHODS
+
+SCHEDULES = ("exp", "sga", "cold")
+LR_SCHEDULES = ("constant", "cosine")
+
+PAPER_STEPS = 2000  # the budget that the constants of SGA belong to
+SGA_START = 700  # t₀ of SGA at PAPER_STEPS
+LR_FLOOR = 0.02  # the cosine ends at this part of the learning rate
+
+
+# What Annealing.default is made of. Fewer steps want larger ones: lr = DEFAULT_LR_TIMES_STEPS / steps,
+# within limits.
+DEFAULT_TAU_MAX = 0.7
+DEFAULT_TAU_MAX_ATANH = 0.5
+DEFAULT_TAU_END = 0.1
+DEFAULT_LR_TIMES_STEPS = 3.0
+DEFAULT_LR_MIN = 5e-3
+DEFAULT_LR_MAX = 4e-2
+DEFAULT_LR_UNANNEALED = 5e-3  # ste diverges with larger steps
+
+
+def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
+    if name not in allowed:
+        raise ValueError(f"unknown {what} {name!r}; allowed: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Temperature and learning rate of a refinement.
+
+    Attributes
+    ----------
+    schedule : str
+        Temperature: `exp`, `sga` or `cold` (see :func:`temperature`).
+    tau_max : float
+        Highest temperature; where `cold` starts.
+    rate : float
+        Rate c per step of `exp` and `sga`; `cold` has none.
+    tau_end : float
+        Temperature of the last step of `cold`.
+    lr : float
+        Learning rate of Adam (first step).
+    lr_schedule : str
+        `constant` or `cosine`.
+    """
+
+    schedule: str = "exp"
+    tau_max: float = 1.0
+    rate: float = 1e-3
+    tau_end: float = 0.1
+    lr: float = 5e-3
+    lr_schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        _check_name("schedule", self.schedule, SCHEDULES)
+        _check_name("learning-rate schedule", self.lr_schedule, LR_SCHEDULES)
+        for name in ("tau_max", "tau_end", "lr"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        if not (self.rate >= 0 and math.isfinite(self.rate)):
+            raise ValueError(f"rate must be a number of at least 0, not {self.rate!r}")
+        if self.schedule == "cold" and self.tau_end > self.tau_max:
+            raise ValueError(f"tau_end {self.tau_end!r} is above tau_max {self.tau_max!r}")
+
+    @classmethod
+    def published(cls, method: str) -> "Annealing":
+        """The papers' settings for a rounding method: learning rate 0.005, rate 0.001.
+
+        `atanh` is SGA's: schedule `sga`, τmax ½. `linear`, `cosine` and `ssl` are SGA+'s: `exp`, τmax 1.
+        `danneal` is SGA's deterministic annealing, whose authors divide by min(0.2, e^(−0.004·t)) once; here
+        the temperature enters twice, so this is its square root. `ste` and `noise` have no temperature.
+        """
+        _check_name("method", method, METHODS)
+        return _PUBLISHED.get(method, cls())
+
+    @classmethod
+    def default(cls, method: str, steps: int) -> "Annealing":
+        """The codec's own settings for a rounding method and a number of steps: cold at the end."""
+        _check_name("method", method, METHODS)
+        _check_steps(steps)
+        lr = min(DEFAULT_LR_MAX, max(DEFAULT_LR_MIN, DEFAULT_LR_TIMES_STEPS / max(steps, 1)))
+        if method in ("ste", "noise"):
+            return cls(schedule="cold", tau_max=1.0, lr=min(lr, DEFAULT_LR_UNANNEALED), lr_schedule="cosine")
+        tau_max = DEFAULT_TAU_MAX_ATANH if method in ("atanh", "danneal") else DEFAULT_TAU_MAX
+        return cls("cold", tau_max=tau_max, tau_end=DEFAULT_TAU_END, lr=lr, lr_schedule="cosine")
+
+    def temperatures(self, steps: int) -> list[float]:
+        """τ of steps 0 … steps − 1."""
+        return [
+            temperature(self.schedule, t, steps, tau_max=self.tau_max, rate=self.rate, tau_end=self.tau_end)
+            for t in range(_check_steps(steps))
+        ]
+
+    def learning_rates(self, steps: int) -> list[float]:
+        """Learning rate of steps 0 … steps − 1."""
+        return [learning_rate(self.lr_schedule, t, steps, self.lr) for t in range(_check_steps(steps))]
+
+
+_PUBLISHED = {
+    "atanh": Annealing("sga", tau_max=0.5),
+    "danneal": Annealing("exp", tau_max=math.sqrt(0.2), rate=0.002),
+}
+
+
+def temperature(
+    schedule: str,
+    step: int,
+    steps: int,
+    tau_max: float = 1.0,
+    rate: float = 1e-3,
+    tau_end: float = 0.1,
+) -> float:
+    """Temperature of step `step` of `steps`.
+
+    * `exp` (SGA+): min(τmax, e^(−c·t)). It does not know how many steps there are.
+    * `sga` (SGA): min(τmax, τmax·e^(−c·(t − t₀))), where t₀ = 700 and c belong to 2000 steps and are
+      scaled to the budget, so any number of steps sees the same course.
+    * `cold` (ours): geometric from τmax at step 0 to `tau_end` at the last step; one step alone is at
+      `tau_end`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown schedule or a step outside 0 … steps − 1.
+    """
+    _check_name("schedule", schedule, SCHEDULES)
+    _check_step(step, steps)
+    if schedule == "exp":
+        return min(tau_max, math.exp(-rate * step))
+    if schedule == "sga":
+        paper_step = step * PAPER_STEPS / steps
+        return tau_max * math.exp(-rate * max(0.0, paper_step - SGA_START))
+    if step == steps - 1:
+        return tau_end
+    return tau_max * (tau_end / tau_max) ** (step / (steps - 1))
+
+
+def learning_rate(schedule: str, step: int, steps: int, lr: float) -> float:
+    """Learning rate of step `step` of `steps`.
+
+    * `constant`: `lr` throughout.
+    * `cosine`: half a cosine from `lr` at step 0 to `LR_FLOOR`·lr at the last step; one step alone has `lr`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown schedule or a step outside 0 … steps − 1.
+    """
+    _check_name("learning-rate schedule", schedule, LR_SCHEDULES)
+    _check_step(step, steps)
+    if schedule == "constant" or steps == 1:
+        return lr
+    return lr * (LR_FLOOR + (1 - LR_FLOOR) * 0.5 * (1 + math.cos(math.pi * step / (steps - 1))))
+
+
+def _check_steps(steps: int) -> int:
+    if steps < 0:
+        raise ValueError(f"the number of steps must be at least 0, not {steps}")
+    return steps
+
+
+def _check_step(step: int, steps: int) -> None:
+    if not 0 <= step < steps:
+        raise ValueError(f"step must be in 0 … {steps - 1}, not {step}")

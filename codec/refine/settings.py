@@ -1,0 +1,104 @@
+"""What an encoder may be told about one image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from .annealing import SCHEDULES, Annealing
+from .relaxations import METHODS, Rounding, rounding
+
+EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one encoding; the defaults are the product's.
+
+    Attributes
+    ----------
+    lmbda : float
+        λ of λ·255²·MSE + bpp; any positive number. The level of the model is the nearest on its ladder …
+    level_lambda : float, optional
+        … unless this pins the level apart from λ (the paper's semi-multi-rate experiment).
+    target_bpp, target_size, target_psnr : float, int, float, optional
+        Find λ for bits a pixel of the whole file, bytes of the whole file, or dB; at most one of them.
+    method : str
+        "none", or a rounding of SGA+: ste, noise, danneal, atanh, linear, cosine, ssl.
+    classes : int
+        2 or 3 (linear, cosine, ssl).
+    steps : int
+        Iterations of a whole annealing.
+    time_limit : float, optional
+        Seconds: as many steps as fit, at most `steps`.
+    seed : int
+        Of the noise: the same seed gives the same bytes on the same device.
+    schedule, tau_max, rate, lr : optional
+        Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning rate. Where a
+        schedule of the paper is named, the learning rate is the paper's 0.005, constant.
+    ssl_a, r, n : float, optional
+        Hyperparameters of the rounding, the paper's where not given.
+    metric : {"mse", "ms-ssim"}
+        What refinement minimises beside the rate.
+    """
+
+    lmbda: float = 0.0075
+    level_lambda: float | None = None
+    target_bpp: float | None = None
+    target_size: int | None = None
+    target_psnr: float | None = None
+    method: str = "ssl"
+    classes: int = 2
+    steps: int = 500
+    time_limit: float | None = None
+    seed: int = 0
+    schedule: str | None = None
+    tau_max: float | None = None
+    rate: float | None = None
+    lr: float | None = None
+    ssl_a: float | None = None
+    r: float | None = None
+    n: float | None = None
+    metric: str = "mse"
+
+    def validate(self) -> None:
+        """Raise ValueError, one line that says what is allowed, when the settings make no sense."""
+        for name in ("lmbda", "level_lambda", "target_bpp", "target_size", "target_psnr", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name.replace('lmbda', 'lambda')} must be a positive number, not {value}")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, not {self.steps}")
+        if sum(t is not None for t in (self.target_bpp, self.target_size, self.target_psnr)) > 1:
+            raise ValueError("only one of target_bpp, target_size and target_psnr can be given")
+        if self.metric not in ("mse", "ms-ssim"):
+            raise ValueError(f"metric must be mse or ms-ssim, not {self.metric!r}")
+        if self.method == "none":
+            tuned = ("schedule", "tau_max", "rate", "lr", "ssl_a", "r", "n")
+            given = [name for name in tuned if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{given[0]} has no meaning with method none")
+            return
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of none, {', '.join(METHODS)}, not {self.method!r}")
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+        self.rounding()
+        self.annealing(max(1, self.steps))
+
+    def rounding(self) -> Rounding:
+        """The rounding these settings ask for; ValueError for combinations that do not exist."""
+        return rounding(self.method, self.classes, a=self.ssl_a, r=self.r, n=self.n)
+
+    def annealing(self, steps: int) -> Annealing:
+        """Temperature and learning rate for a run of `steps`."""
+        if self.schedule in (None, "cold"):
+            annealing = Annealing.default(self.method, steps)
+            if self.rate is not None:
+                raise ValueError("rate belongs to the schedules exp and sga")
+        else:
+            annealing = replace(Annealing.published(self.method), schedule=str(self.schedule))
+        changes = {k: v for k in ("tau_max", "rate", "lr") if (v := getattr(self, k)) is not None}
+        if self.tau_max is not None:
+            changes["tau_end"] = min(annealing.tau_end, self.tau_max)
+        return replace(annealing, **changes)

@@ -1,0 +1,596 @@
+"""Image files, pixels and tensors: what a user puts in must come out, or be told otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from sgacodec import image
+from sgacodec.bitstream import FormatError
+from sgacodec.image import ImageError, Picture, read_image, write_image
+
+RNG = np.random.default_rng(7)
+H, W = 23, 37
+RGB = RNG.integers(0, 256, (H, W, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (H, W), dtype=np.uint8)
+ALPHA = RNG.integers(0, 256, (H, W), dtype=np.uint8)
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/">ü</x:xmpmeta>'.encode()
+
+
+def exif(orientation: int | None = None) -> bytes:
+    tags = Image.Exif()
+    tags[271] = "Maker"
+    tags.get_ifd(34665)[33434] = 0.25  # exposure time
+    if orientation:
+        tags[274] = orientation
+    return tags.tobytes()
+
+
+def stored(im: Image.Image, format: str = "PNG", **options: object) -> io.BytesIO:
+    """The image as a file in memory."""
+    stream = io.BytesIO()
+    im.save(stream, format=format, **options)
+    stream.seek(0)
+    return stream
+
+
+def png(
+    width: int, height: int, depth: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]
+) -> io.BytesIO:
+    """A PNG file of kinds that Pillow does not write; `rows` are the samples without filter bytes."""
+    row = max(1, len(rows) // height)
+    filtered = b"".join(b"\0" + rows[i : i + row] for i in range(0, len(rows), row))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(filtered)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        data += struct.pack(">I", len(content)) + kind + content
+        data += struct.pack(">I", zlib.crc32(kind + content))
+    return io.BytesIO(data)
+
+
+def again(picture: Picture, format: str = "png") -> Picture:
+    """Write and read back."""
+    stream = io.BytesIO()
+    write_image(picture, stream, format)
+    stream.seek(0)
+    return read_image(stream)
+
+
+def same(a: Picture, b: Picture) -> bool:
+    alphas = (a.alpha is None and b.alpha is None) or np.array_equal(a.alpha, b.alpha)  # type: ignore[arg-type]
+    rest = (a.grey, a.icc, a.exif, a.xmp) == (b.grey, b.icc, b.exif, b.xmp)
+    return np.array_equal(a.pixels, b.pixels) and alphas and rest
+
+
+def three(plane: np.ndarray) -> np.ndarray:
+    return np.repeat(plane[..., None], 3, axis=2)
+
+
+# ------------------------------------------------------------------------------------------- modes
+
+
+@pytest.mark.parametrize("size", [(H, W), (1, 1), (1, 9), (9, 1)])
+@pytest.mark.parametrize("format", ["png", "tiff", "webp"])
+def test_rgb_and_alpha(size: tuple[int, int], format: str) -> None:
+    """Else a picture changes by being read and written, without any compression."""
+    h, w = size
+    plain = read_image(stored(Image.fromarray(RGB[:h, :w])))
+    assert np.array_equal(plain.pixels, RGB[:h, :w])
+    assert (plain.grey, plain.alpha, plain.warnings) == (False, None, ())
+    assert same(again(plain, format), plain)
+    alpha = np.minimum(ALPHA[:h, :w], 254) | 1  # WebP may clear colours under alpha 0
+    clear = read_image(stored(Image.fromarray(np.dstack([RGB[:h, :w], alpha]))))
+    assert np.array_equal(clear.alpha, alpha)  # type: ignore[arg-type]
+    assert same(again(clear, format), clear)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff"])
+def test_grey_stays_grey(format: str) -> None:
+    """Else a scan or an X-ray comes back three times as large, in colour."""
+    for size in [(H, W), (1, 1), (1, 9)]:
+        h, w = size
+        plain = read_image(stored(Image.fromarray(GREY[:h, :w])))
+        assert plain.grey
+        assert np.array_equal(plain.pixels, three(GREY[:h, :w]))
+        assert same(again(plain, format), plain)
+    clear = read_image(stored(Image.fromarray(np.dstack([GREY, ALPHA]))))
+    assert clear.grey
+    assert np.array_equal(clear.alpha, ALPHA)  # type: ignore[arg-type]
+    assert same(again(clear, format), clear)
+    assert Image.open(stored_picture(clear, format)).mode == "LA"
+
+
+def stored_picture(picture: Picture, format: str) -> io.BytesIO:
+    stream = io.BytesIO()
+    write_image(picture, stream, format)
+    return stream
+
+
+def test_one_bit() -> None:
+    """Else a fax cannot be encoded, or comes out inverted."""
+    bits = Image.fromarray(GREY).convert("1")
+    for format in ("PNG", "TIFF", "PPM"):
+        picture = read_image(stored(bits, format))
+        assert picture.grey
+        assert np.array_equal(picture.pixels, three(np.array(bits.convert("L"))))
+
+
+def test_palette_with_and_without_transparency() -> None:
+    """Else an icon or a GIF comes out in wrong colours or with a solid background."""
+    palette = Image.fromarray(RGB).quantize(16)
+    expected = np.array(palette.convert("RGB"))
+    for format in ("PNG", "GIF", "BMP"):
+        plain = read_image(stored(palette, format))
+        assert np.array_equal(plain.pixels, expected)
+        assert (plain.grey, plain.alpha) == (False, None)
+    indexes = np.array(palette)
+    clear = read_image(stored(palette, "GIF", transparency=3))
+    assert np.array_equal(clear.alpha, np.where(indexes == 3, 0, 255))  # type: ignore[arg-type]
+    levels = bytes(range(0, 160, 10))
+    graded = read_image(stored(palette, "PNG", transparency=levels))
+    assert np.array_equal(graded.alpha, np.frombuffer(levels, np.uint8)[indexes])  # type: ignore[arg-type]
+    assert np.array_equal(graded.pixels, expected)
+    assert same(again(graded), graded)
+
+
+def test_colour_key_transparency() -> None:
+    """Else a PNG whose transparency is one colour (tRNS) becomes opaque."""
+    key = tuple(int(v) for v in RGB[2, 3])
+    colour = read_image(stored(Image.fromarray(RGB), transparency=key))
+    assert np.array_equal(colour.alpha == 0, (key == RGB).all(axis=2))
+    grey = read_image(stored(Image.fromarray(GREY), transparency=int(GREY[2, 3])))
+    assert grey.grey
+    assert np.array_equal(grey.alpha == 0, GREY[2, 3] == GREY)
+    nibbles = png(4, 1, 4, 0, b"\x0f\x3a", (b"tRNS", b"\0\x03"))
+    picture = read_image(nibbles)
+    assert picture.pixels[0, :, 0].tolist() == [0, 255, 51, 170]
+    assert picture.alpha is not None
+    assert picture.alpha[0].tolist() == [255, 255, 0, 255]
+    wide = read_image(png(2, 1, 16, 2, bytes(6) + b"\1\2\3\4\5\6", (b"tRNS", b"\1\2\3\4\5\6")))
+    assert wide.alpha is not None
+    assert wide.alpha[0].tolist() == [255, 0]
+
+
+def test_pillow_only_modes(tmp_path: Path) -> None:
+    """Else TIFF files of print shops (LAB, YCbCr, premultiplied alpha) cannot be encoded."""
+    flat = Image.new("RGB", (8, 8), (200, 100, 50))
+    for mode in ("YCbCr", "LAB"):
+        if mode == "LAB":
+            transform = ImageCms.buildTransform(
+                ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+            )
+            im = ImageCms.applyTransform(flat, transform)
+        else:
+            im = flat.convert(mode)
+        assert im is not None
+        picture = read_image(stored(im, "TIFF"))
+        assert np.abs(picture.pixels.astype(int) - (200, 100, 50)).max() <= 3
+    assert read_image(stored(flat.convert("YCbCr"), "JPEG")).pixels.shape == (8, 8, 3)
+
+
+def test_opaque_alpha_is_dropped() -> None:
+    """Else every screenshot pays for an alpha channel that says nothing."""
+    assert read_image(stored(Image.fromarray(RGB).convert("RGBA"))).alpha is None
+
+
+SIXTEEN = RNG.integers(0, 2**16, (H, W, 4), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(("channels", "colour"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_sixteen_bit_png(channels: int, colour: int) -> None:
+    """Else 16-bit scans come out black, clipped or too dark by half a step, and nobody says so."""
+    samples = SIXTEEN[..., :channels]
+    picture = read_image(png(W, H, 16, colour, samples.astype(">u2").tobytes()))
+    expected = np.rint(samples / 257).astype(np.uint8)
+    assert picture.grey == (channels < 3)
+    assert np.array_equal(picture.pixels, three(expected[..., 0]) if picture.grey else expected[..., :3])
+    if channels in (2, 4):
+        assert np.array_equal(picture.alpha, expected[..., -1])  # type: ignore[arg-type]
+    assert "more than 8 bits" in picture.warnings[0]
+
+
+def test_sixteen_bit_of_other_kinds() -> None:
+    """Else microscope TIFF files and 16-bit PGM are refused or garbled."""
+    samples = SIXTEEN[..., 0]
+    expected = three(np.rint(samples / 257).astype(np.uint8))
+    pgm = io.BytesIO(b"P5 %d %d 65535\n" % (W, H) + samples.astype(">u2").tobytes())
+    big = Image.frombytes("I;16B", (W, H), samples.astype(">u2").tobytes())
+    for stream in (stored(Image.fromarray(samples), "TIFF"), stored(big, "TIFF"), pgm):
+        picture = read_image(stream)
+        assert picture.grey
+        assert np.array_equal(picture.pixels, expected)
+        assert "more than 8 bits" in picture.warnings[0]
+    ppm = io.BytesIO(b"P6 %d %d 65535\n" % (W, H) + SIXTEEN[..., :3].astype(">u2").tobytes())
+    assert "more than 8 bits" in read_image(ppm).warnings[0]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_sixteen_bit_colour_tiff(order: str, compression: int) -> None:
+    """Else the files of cameras and scanners lose half a step of brightness."""
+    data = SIXTEEN[..., :3].astype(order + "u2").tobytes()
+    data = zlib.compress(data) if compression == 8 else data
+    tags = [(256, W), (257, H), (258, 16), (259, compression), (262, 2), (273, 8), (277, 3), (278, H)]
+    tags.append((279, len(data)))
+    out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data)) + data
+    out += struct.pack(order + "H", len(tags))
+    for tag, value in tags:
+        if tag == 258:  # three bit depths do not fit into the entry
+            out += struct.pack(order + "HHII", tag, 3, 3, 8 + len(data) + 2 + 12 * len(tags) + 4)
+        else:
+            out += struct.pack(order + "HHII", tag, 4, 1, value)
+    out += bytes(4) + struct.pack(order + "HHH", 16, 16, 16)
+    picture = read_image(io.BytesIO(out))
+    assert np.array_equal(picture.pixels, np.rint(SIXTEEN[..., :3] / 257).astype(np.uint8))
+    assert "more than 8 bits" in picture.warnings[0]
+
+
+@pytest.mark.parametrize("samples", [GREY.astype(np.float32), GREY.astype(np.int32) * 70_000])
+def test_samples_without_a_range(samples: np.ndarray) -> None:
+    """Else elevation data and HDR pictures are silently turned into nonsense."""
+    with pytest.raises(ImageError, match="not supported"):
+        read_image(stored(Image.fromarray(samples), "TIFF"))
+
+
+def test_cmyk() -> None:
+    """Else pictures from print shops come out inverted, or carry a profile that ruins their colours."""
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for format, options in (("JPEG", {"quality": 95}), ("TIFF", {})):
+        picture = read_image(stored(cmyk, format, icc_profile=SRGB, **options))
+        assert np.abs(picture.pixels.astype(int) - (255, 0, 0)).max() <= 4
+        assert picture.icc is None
+        assert picture.warnings == ("CMYK is converted to RGB",)
+
+
+def cmyk_profile() -> bytes:
+    """A printer with green paper, Lab (50, -64, 64), and one ink that shows, black."""
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table = (
+        b"mft1"
+        + bytes(4)
+        + bytes([4, 3, 2, 0])
+        + matrix
+        + 4 * ramp
+        + 8 * bytes([128, 64, 192, 0, 128, 128])
+        + 3 * ramp
+    )
+    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    body, entries = b"", b""
+    for tag, content in ((b"desc", text), (b"wtpt", white), (b"A2B0", table)):
+        content += bytes(-len(content) % 4)
+        entries += tag + struct.pack(">II", 128 + 4 + 36 + len(body), len(content))
+        body += content
+    size = 128 + 4 + len(entries) + len(body)
+    header = (
+        struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    )
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", 3) + entries + body
+
+
+def test_cmyk_is_converted_with_its_own_profile() -> None:
+    """Else proofs for print come out in garish colours."""
+    source = stored(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF", icc_profile=cmyk_profile())
+    red, green, blue = read_image(source).pixels[0, 0]
+    assert green > 100 > red
+    assert green > 100 > blue
+
+
+def test_first_frame_of_an_animation() -> None:
+    """Else an animation cannot be encoded, or loses its frames without a word."""
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for format, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        stream = stored(first, format, save_all=True, append_images=[second], **options)
+        picture = read_image(stream)
+        assert np.array_equal(picture.pixels, np.array(first)), format
+        assert "first of 2" in picture.warnings[0]
+
+
+# ---------------------------------------------------------------------------------------- metadata
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "tiff", "avif"])
+def test_metadata_survives(format: str) -> None:
+    """Else copyright, place and colours of a photograph are lost on the way."""
+    picture = Picture(RGB, icc=SRGB, exif=exif(1)[6:], xmp=XMP)
+    back = again(picture, format)
+    assert back.icc == SRGB
+    assert back.xmp == XMP
+    assert back.exif is not None
+    tags = Image.Exif()
+    tags.load(back.exif)
+    assert tags[271] == "Maker"
+    assert tags.get_ifd(34665)[33434] == 0.25
+    if format not in ("tiff", "avif"):
+        assert back.exif == picture.exif
+    stripped = read_image(stored_as_new(picture, format), strip=True)
+    assert (stripped.icc, stripped.exif, stripped.xmp) == (None, None, None)
+
+
+def stored_as_new(picture: Picture, format: str) -> io.BytesIO:
+    stream = stored_picture(picture, format)
+    stream.seek(0)
+    return stream
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(orientation: int) -> None:
+    """Else photographs from a telephone lie on their side after --strip, or are turned twice without it."""
+    from PIL import ImageOps
+
+    source = stored(Image.fromarray(RGB), exif=exif(orientation))
+    upright = np.array(ImageOps.exif_transpose(Image.open(source)))
+    source.seek(0)
+    kept = read_image(source)
+    assert np.array_equal(kept.pixels, RGB)
+    assert kept.exif == exif(orientation)[6:]
+    source.seek(0)
+    assert np.array_equal(read_image(source, strip=True).pixels, upright)
+    for format in ("ppm", "bmp", "tiff"):  # they have no EXIF, or their readers apply it
+        assert np.array_equal(again(kept, format).pixels, upright)
+
+
+def test_strip_keeps_the_colours() -> None:
+    """Else --strip makes a wide-gamut photograph pale."""
+    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    profile = bytearray(swapped.tobytes())
+    assert len(profile) > 128
+    # A real wide-gamut profile would be a binary file: exchange sRGB's red and green, and rename it.
+    table = {
+        bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i
+        for i in range(int.from_bytes(profile[128:132], "big"))
+    }
+    red, green = table[b"rXYZ"], table[b"gXYZ"]
+    profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+    data = bytes(profile).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    source = stored(Image.new("RGB", (4, 4), (200, 20, 30)), icc_profile=data)
+    kept = read_image(source)
+    assert kept.icc == data
+    source.seek(0)
+    stripped = read_image(source, strip=True)
+    assert stripped.icc is None
+    assert np.abs(stripped.pixels.astype(int) - (20, 200, 30)).max() <= 3
+
+
+def test_profile_of_another_colour_space() -> None:
+    """Else a grey picture carries an RGB profile, and strict readers refuse it."""
+    picture = read_image(stored(Image.fromarray(GREY), "JPEG", icc_profile=SRGB))
+    assert picture.icc is None
+    assert "ICC" in picture.warnings[0]
+    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    assert read_image(stored(Image.fromarray(GREY), "JPEG", icc_profile=grey)).icc == grey
+
+
+def test_broken_exif_is_no_obstacle() -> None:
+    """Else one bad byte in the metadata keeps a good picture from being encoded."""
+    for strip in (False, True):
+        source = stored(Image.fromarray(RGB), exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+        picture = read_image(source, strip=strip)
+        assert np.array_equal(picture.pixels, RGB)
+        for format in ("png", "tiff", "ppm"):
+            assert np.array_equal(again(picture, format).pixels, RGB)
+
+
+# ------------------------------------------------------------------------------------ files, limits
+
+
+def test_paths_extensions_and_streams(tmp_path: Path) -> None:
+    """Else `out.jpg` holds a PNG, or a pipe cannot be read."""
+    picture = Picture(RGB)
+    for name, kind in {"a.png": "PNG", "a.JPG": "JPEG", "a.tif": "TIFF", "a.ppm": "PPM", "a": "PNG"}.items():
+        write_image(picture, tmp_path / name)
+        assert Image.open(tmp_path / name).format == kind
+    write_image(picture, tmp_path / "b.png", "webp")
+    assert Image.open(tmp_path / "b.png").format == "WEBP"
+    assert np.array_equal(read_image(tmp_path / "a.png").pixels, RGB)
+    with (tmp_path / "a.png").open("rb") as file:
+        assert np.array_equal(read_image(file).pixels, RGB)
+
+
+@pytest.mark.parametrize("name", ["a.unknown", "missing/a.png", "a.jpg", "a.ppm", "a.bmp"])
+def test_write_errors(tmp_path: Path, name: str) -> None:
+    """Else transparency is lost unnoticed, or a mistyped name ends in a traceback."""
+    with pytest.raises(ImageError) as caught:
+        write_image(Picture(RGB, alpha=ALPHA), tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_errors(tmp_path: Path) -> None:
+    """Else a folder with one bad file ends in a traceback that does not name it."""
+    good = stored(Image.fromarray(RGB)).getvalue()
+    bad = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "short.png": good[: len(good) // 2],
+        "header.png": good[:30],
+        "damaged.png": good[:100] + bytes(50) + good[150:],
+        "short.jpg": stored(Image.fromarray(RGB), "JPEG").getvalue()[:700],
+        "zero.pgm": b"P5 0 0 255\n",
+    }
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "folder.png").mkdir()
+    for name in [*bad, "folder.png", "missing.png"]:
+        with pytest.raises(ImageError) as caught:
+            read_image(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_large_images() -> None:
+    """Else a 200-megapixel panorama is refused as a bomb, or a bomb is not refused."""
+    panorama = stored(Image.new("1", (20_000, 10_000)))
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageError, match="--max-pixels"):
+        read_image(panorama, max_pixels=20_000 * 10_000 - 1)
+    assert limit == Image.MAX_IMAGE_PIXELS
+    bomb = png(60_000, 60_000, 8, 2, b"\0" * 60_000)
+    with pytest.raises(ImageError, match="--max-pixels"):
+        read_image(bomb)
+    small = stored(Image.fromarray(RGB))
+    assert read_image(small, max_pixels=H * W).pixels.shape == (H, W, 3)
+
+
+@pytest.mark.slow  # decodes 200 megapixels
+def test_panorama_is_accepted() -> None:
+    """Else Pillow's own limit keeps large scans out."""
+    assert read_image(stored(Image.new("1", (20_000, 10_000)))).pixels.shape == (10_000, 20_000, 3)
+
+
+@given(st.data())
+def test_damaged_files(draw: st.DataObject) -> None:
+    """Else a damaged file ends in a traceback, or in warnings of a library that the user never called."""
+    kind = draw.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP", "PPM"]))
+    data = bytearray(stored(Image.fromarray(RGB[:9, :9]), kind).getvalue())
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            read_image(io.BytesIO(data), max_pixels=2**20)
+        except ImageError as error:
+            message = str(error)
+        else:
+            message = ""
+    assert "\n" not in message
+
+
+# -------------------------------------------------------------------------------------------- alpha
+
+
+@pytest.mark.parametrize("size", [(H, W), (1, 1), (1, 9), (9, 1)])
+def test_alpha_is_lossless(size: tuple[int, int]) -> None:
+    """Else soft edges of a cut-out get fringes."""
+    alpha = ALPHA[: size[0], : size[1]]
+    for plane in (
+        alpha,
+        np.where(alpha > 99, 255, 0).astype(np.uint8),
+        np.zeros_like(alpha),
+        alpha.T.copy().T,
+    ):
+        data = image.encode_alpha(plane)
+        assert np.array_equal(image.decode_alpha(data, size[1], size[0]), plane)
+
+
+def test_hard_edged_alpha_is_small() -> None:
+    """Else an icon's mask costs more than its colours."""
+    mask = np.zeros((512, 512), np.uint8)
+    mask[100:300, 50:400] = 255
+    assert len(image.encode_alpha(mask)) < 300
+
+
+def test_bad_alpha_sections() -> None:
+    """Else a crafted .sga takes all memory, or crashes the decoder, by its alpha."""
+    good = image.encode_alpha(ALPHA)
+    bad = [
+        b"",
+        b"x" * 100,
+        good[:40],
+        good[: len(good) // 2],
+        good[:60] + b"\xff" + good[61:],
+        image.encode_alpha(ALPHA[:, 1:]),
+        stored(Image.fromarray(RGB)).getvalue(),
+        stored(Image.fromarray(ALPHA), "TIFF").getvalue(),
+        stored(Image.fromarray(SIXTEEN[..., 0])).getvalue(),
+        stored(Image.fromarray(ALPHA), transparency=3).getvalue(),
+        png(60_000, 60_000, 8, 0, b"\0").getvalue(),
+    ]
+    for data in bad:
+        with pytest.raises(FormatError) as caught:
+            image.decode_alpha(data, W, H)
+        assert "\n" not in str(caught.value)
+
+
+def test_fill_transparent() -> None:
+    """Else bits are spent on colours that nobody sees, or a colour that is seen changes."""
+    alpha = np.zeros((H, W), np.uint8)
+    alpha[4:9, 5:30] = 1
+    alpha[15:, 3:8] = 255
+    before = RGB.copy()
+    filled = image.fill_transparent(RGB, alpha)
+    assert np.array_equal(RGB, before)
+    assert np.array_equal(filled[alpha > 0], RGB[alpha > 0])
+    rough = np.abs(np.diff(RGB.astype(int), axis=1))[(alpha[:, 1:] | alpha[:, :-1]) == 0].mean()
+    smooth = np.abs(np.diff(filled.astype(int), axis=1))[(alpha[:, 1:] | alpha[:, :-1]) == 0].mean()
+    assert smooth < rough / 8
+    assert filled[alpha == 0].var() < RGB[alpha == 0].var() / 4
+    assert filled.max() <= RGB[alpha > 0].max()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (3, 1), (1, 17), (5, 7)])
+def test_fill_transparent_at_small_sizes(size: tuple[int, int]) -> None:
+    """Else a tiny sprite crashes the encoder."""
+    pixels = np.full((*size, 3), 77, np.uint8)
+    alpha = np.zeros(size, np.uint8)
+    assert image.fill_transparent(pixels, alpha).var() == 0
+    alpha[-1, -1] = 9
+    assert np.array_equal(image.fill_transparent(pixels, alpha), pixels)
+    assert np.array_equal(image.fill_transparent(pixels, alpha + 1), pixels)
+
+
+# ------------------------------------------------------------------------------------------ tensors
+
+
+def test_tensors_round_trip() -> None:
+    """Else the codec shifts colours or mixes up rows and columns before it begins."""
+    x = image.to_tensor(RGB)
+    assert x.shape == (1, 3, H, W)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    assert 0 <= x.min() <= x.max() <= 1
+    assert np.array_equal(image.to_pixels(x), RGB)
+    wild = torch.tensor([-1.0, 2.0, 0.5 / 255]).reshape(1, 3, 1, 1)
+    assert image.to_pixels(wild).tolist() == [[[0, 255, 0]]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 65), (64, 64), (63, 130)])
+def test_pad_and_crop(size: tuple[int, int]) -> None:
+    """Else images whose sides are no multiple of 64 crash, or get a dark edge."""
+    x = torch.rand(1, 3, *size)
+    padded = image.pad(x, 64)
+    assert padded.shape[2] % 64 == padded.shape[3] % 64 == 0
+    assert padded.shape[2] - size[0] < 64
+    assert torch.equal(image.crop(padded, *size), x)
+    assert torch.equal(padded[..., -1, -1], x[..., -1, -1])
+    if size == (64, 64):
+        assert padded.shape == x.shape
+
+
+def test_to_grey_is_the_rounded_mean() -> None:
+    """Else a grey picture gets a tint, or other values than the specification says."""
+    grey = image.to_grey(RGB)
+    assert np.array_equal(grey, three(np.rint(RGB.mean(axis=2)).astype(np.uint8)))
+    assert np.array_equal(image.to_grey(three(GREY)), three(GREY))
+
+
+def test_import_does_not_need_torch() -> None:
+    """Else `sgacodec --help` takes seconds."""
+    code = "import sys, sgacodec.image; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_pictures_are_records() -> None:
+    """Else whoever holds a picture can have it changed behind their back."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Picture(RGB).grey = True  # type: ignore[misc]

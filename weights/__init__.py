@@ -1,0 +1,1 @@
+"""Pretrained models of sgacodec, one .safetensors file each."""
