@@ -9,7 +9,7 @@ cover and no further (nothing is extrapolated). On CompressAI's published Kodak 
 gives VTM −17.5 % and JPEG +138 %. The older single cubic ("cubic", VCEG-M33) fits four points; through JPEG's
 nineteen it misses the curve and gives +139.3 %.
 
-The packages are in the extra `sgacodec[eval]` and are imported where they are used.
+The packages are imported where they are used.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ def shared_psnr(curve: Curve, anchor: Curve) -> tuple[float, float]:
     return _shared("PSNR", "dB", curve.name, anchor.name, _points(curve)[1], _points(anchor)[1])
 
 
-def _shared(
-    what: str, unit: str, name: str, anchor: str, a: np.ndarray, b: np.ndarray
-) -> tuple[float, float]:
+def _shared(what: str, unit: str, name: str, anchor: str, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Return the interval common to two sorted axes."""
     low, high = float(max(a[0], b[0])), float(min(a[-1], b[-1]))
     if low >= high:

@@ -1,0 +1,253 @@
+"""From tasks to outputs: one bad file does not stop the rest, and an interrupted run leaves no half file.
+
+Workers read and compute; only this process writes. So stopping a worker at any moment costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import output
+from .exits import DONE, FAILED, combined, debugging, exit_code, one_line
+from .files import STREAM, Task, write_bytes
+
+if TYPE_CHECKING:
+    from ..api import Codec
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    Attributes
+    ----------
+    data : bytes, optional
+        What to write; None if the task failed.
+    report : dict
+        What is known about the file, for JSON.
+    notes : tuple of str
+        Warnings, one line each.
+    error : str
+        What went wrong, in one line.
+    code : int
+        Exit code of a failure.
+    """
+
+    task: Task
+    data: bytes | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    code: int = DONE
+
+
+def failure(task: Task, error: Exception) -> Outcome:
+    """The outcome of a task that raised.
+
+    Raises
+    ------
+    Exception
+        The error itself if the user asked for tracebacks.
+    """
+    if debugging():
+        raise error
+    name = "standard input" if task.source == STREAM else task.source
+    text = one_line(error)
+    return Outcome(task, error=text if text.startswith(name) else f"{name}: {text}", code=exit_code(error))
+
+
+def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
+    """Leave out tasks whose output exists already, and say so (--no-overwrite)."""
+    left = []
+    for task in tasks:
+        if task.destination != STREAM and os.path.lexists(task.destination):
+            output.record(out, {"input": task.source, "output": task.destination, "skipped": True})
+            if not out.json:
+                output.note(out, f"{task.source}: skipped, {task.destination} exists")
+        else:
+            left.append(task)
+    return left
+
+
+def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describe: Callable[[Outcome], str]) -> int:
+    """Write the outputs as they come and tell the user; return the exit code.
+
+    Parameters
+    ----------
+    outcomes : generator
+        Works while it is read; closed in the end, so that an interruption stops its workers.
+    out : Output
+        How to tell.
+    describe : function
+        From a success to its line for humans.
+    """
+    codes = []
+    with contextlib.closing(outcomes), output.logged(out):
+        for outcome in outcomes:
+            outcome = _written(outcome)
+            source, destination = outcome.task.source, outcome.task.destination
+            for text in outcome.notes:
+                output.note(out, f"{source}: {text}")
+            if outcome.error:
+                output.problem(out, outcome.error)
+                output.record(out, {"input": source, "output": None, "error": outcome.error})
+            else:
+                output.record(out, {"input": source, "output": destination, **outcome.report})
+                output.result(out, f"{source} → {destination}  {describe(outcome)}")
+                if out.verbose:
+                    output.note(out, f"{source}: {output.details(outcome.report)}")
+            codes.append(outcome.code)
+            output.file_done(out)
+    return combined(codes)
+
+
+def _written(outcome: Outcome) -> Outcome:
+    """The outcome after its data was written; a failure if that failed."""
+    if outcome.data is None:
+        return outcome
+    try:
+        write_bytes(outcome.task.destination, outcome.data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if outcome.task.destination == STREAM else outcome.task.destination
+        return Outcome(outcome.task, error=f"{name}: {error.strerror or error}", code=exit_code(error))
+    return outcome
+
+
+# ----------------------------------------------------------------------------------------------- interruption
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP unwind the stack like Ctrl-C does, so that temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                replaced[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+# -------------------------------------------------------------------------------------------------- processes
+
+
+def in_processes(
+    work: Callable[[Task], Outcome], tasks: list[Task], jobs: int, out: output.Output
+) -> Generator[Outcome, None, None]:
+    """Run tasks in several processes; yield the outcomes in the tasks' order.
+
+    Parameters
+    ----------
+    work : function
+        Picklable; called in the workers, one task at a time.
+    tasks : list of Task
+        A few are handed out ahead, so that memory stays bounded.
+    jobs : int
+        Number of processes.
+    out : Output
+        How the workers' log is shown.
+    """
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
+    speech = replace(out, bar=None)  # the bar stays here
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(speech,))
+    left = deque(tasks)
+    running: deque[tuple[Task, Future[Outcome]]] = deque()
+    try:
+        while left or running:
+            while left and len(running) < 2 * jobs:
+                with _interrupts_blocked():
+                    running.append((left[0], pool.submit(work, left[0])))
+                left.popleft()
+            outcome = running[0][1].result()
+            running.popleft()
+            yield outcome
+        pool.shutdown()
+    except BrokenProcessPool:
+        for task in (*(task for task, _ in running), *left):
+            yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def check_model(name: str | None) -> None:
+    """Find out before processes are started whether the model exists.
+
+    Raises
+    ------
+    ModelNotFoundError
+    """
+    if name is not None:
+        from ..models import find_model
+
+        find_model(name)
+
+
+@functools.lru_cache(maxsize=1)
+def open_codec(model: str | None, device: str, jobs: int) -> Codec:
+    """The codec of this process, with its part of the CPU if it is one of several.
+
+    Raises
+    ------
+    click.UsageError
+        If there is no such device.
+    ModelNotFoundError, ModelError
+        If the model is missing or damaged.
+    """
+    from ..api import Codec
+
+    if jobs > 1:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    try:
+        return Codec(model, device)
+    except ValueError as error:
+        if exit_code(error) == FAILED:  # there is no such device
+            raise click.UsageError(one_line(error)) from None
+        raise
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment. A process started meanwhile never sees it, not even while it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(out: output.Output) -> None:
+    """Leave Ctrl-C to the parent process, which stops the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    output.start_logging(out)

@@ -1,0 +1,119 @@
+"""`sgacodec decode`: .sga files to images."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import click
+
+from . import batch, files, options, output
+from .batch import Outcome
+from .files import STREAM, Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know to decode a file."""
+
+    model: str | None
+    device: str
+    max_pixels: int
+    format: str | None
+    jobs: int = 1
+
+
+@click.command(short_help="Turn .sga files back into images.")
+@click.argument("names", nargs=-1, metavar="IN... [OUT]")
+@click.option("--format", metavar="png|ppm|...", help="Type of the images.  [default: by OUT's name, else png]")
+@options.model_options
+@options.batch_options
+@options.speech_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    format: str | None,
+    model: str | None,
+    device: str,
+    max_pixels: int,
+    out_dir: str | None,
+    files_from: str | None,
+    jobs: int,
+    no_overwrite: bool,
+    json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Turn .sga files back into images.
+
+    IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.sga
+    becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in
+    DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model; --model gives
+    one that is not among those of `sgacodec models list`.
+
+    \b
+    sgacodec decode photo.sga photo.out.png
+    sgacodec decode small --out-dir large --format ppm
+    cat photo.sga | sgacodec decode - - > photo.out.png
+    """
+    extension = f".{format.lstrip('.').lower()}" if format else ".png"
+    tasks = files.plan(names, files_from, out_dir, files.decoding(extension))
+    out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
+    _check_format(extension if format or tasks[0].destination == STREAM else tasks[0].destination)
+    if no_overwrite:
+        tasks = batch.absent_outputs(tasks, out)
+    if not tasks:
+        ctx.exit()
+    job = Job(model, device, max_pixels, format, min(jobs, len(tasks)))
+    with batch.stoppable(), output.progress(out, "decode", len(tasks)):
+        ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
+
+
+def _check_format(name: str) -> None:
+    """Find out before the work whether images of this type can be written."""
+    from PIL import Image
+
+    suffix = os.path.splitext("x" + name)[1].lower() or ".png"
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise click.UsageError(f"cannot write images of type '{suffix[1:]}'")
+
+
+def _describe(outcome: Outcome) -> str:
+    report = outcome.report
+    return f"{report['width']}×{report['height']}, {report['seconds']:.2f} s"
+
+
+# ------------------------------------------------------------------------------------------------------- work
+
+
+def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
+    if job.jobs > 1:
+        batch.check_model(job.model)
+        yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
+        return
+    batch.open_codec(job.model, job.device, job.jobs)  # what is wrong with it is wrong for every file
+    for task in tasks:
+        yield decode_file(task, job)
+
+
+def decode_file(task: Task, job: Job) -> Outcome:
+    """Decode one file to the bytes of an image file, here or in a worker process."""
+    from ..image import write_image
+
+    try:
+        data = files.read_sga(task.source)
+        decoded = batch.open_codec(job.model, job.device, job.jobs).decode(data, max_pixels=job.max_pixels)
+        image = io.BytesIO()
+        write_image(decoded.picture, image, job.format or extension_of(task.destination))
+    except Exception as error:
+        return batch.failure(task, error)
+    return Outcome(task, image.getvalue(), decoded.report)
+
+
+def extension_of(destination: str) -> str | None:
+    """The image type that an output's name asks for, None if it does not say."""
+    return os.path.splitext(destination)[1].lstrip(".") or None

@@ -1,0 +1,284 @@
+"""`sgacodec encode`: images to .sga files."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import batch, files, options, output
+from .batch import Outcome
+from .exits import one_line
+from .files import STREAM, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..api import Codec, Settings
+    from ..image import Picture
+
+EFFORT_STEPS = (0, 50, 150, 500, 2000)
+SCHEDULES = ("exp", "sga", "cold")
+METHODS = ("none", "ste", "noise", "danneal", "atanh", "linear", "cosine", "ssl")
+TARGETS = ("target_bpp", "target_size", "target_psnr")
+CUDA_GROUP = 4  # images of one padded shape that are refined as one batch
+PENDING = 16  # pictures kept in memory while others of their shape are looked for
+HYPER_STRIDE = 64
+
+_above_0 = click.FloatRange(min=0, min_open=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know to encode a file."""
+
+    settings: Settings
+    model: str | None
+    device: str
+    strip: bool
+    max_pixels: int
+    roi: str | None
+    jobs: int = 1
+
+
+@click.command(short_help="Compress images to .sga files.")
+@click.argument("names", nargs=-1, metavar="IN... [OUT]")
+@click.option(
+    "--lambda",
+    "lmbda",
+    metavar="L",
+    type=click.FloatRange(1e-4, 1),
+    callback=options.finite,
+    help="Trade-off between rate and distortion: larger is better and bigger.  [default: 0.0075]",
+)
+@click.option("--target-bpp", metavar="B", type=_above_0, callback=options.finite, help="Aim at B bits a pixel.")
+@click.option("--target-size", metavar="BYTES", type=click.IntRange(1), help="Stay within a file size.")
+@click.option("--target-psnr", metavar="DB", type=_above_0, callback=options.finite, help="Aim at a PSNR.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="ssl",
+    show_default=True,
+    help="Refinement; ssl is the best.",
+)
+@click.option(
+    "--classes",
+    metavar="2|3",
+    type=click.IntRange(2, 3),
+    default=2,
+    show_default=True,
+    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
+)
+@click.option("--steps", metavar="N", type=click.IntRange(0), help="Steps of refinement.  [default: 500]")
+@click.option(
+    "--effort",
+    metavar="0..4",
+    type=click.IntRange(0, 4),
+    help="Steps by name: 0 none, 1 50, 2 150, 3 500, 4 2000.",
+)
+@click.option(
+    "--time-limit",
+    metavar="S",
+    type=_above_0,
+    callback=options.finite,
+    help="Refine for at most S seconds an image, in as many steps as fit.",
+)
+@click.option("--metric", type=click.Choice(["mse", "ms-ssim"]), default="mse", show_default=True, help="Distortion.")
+@click.option(
+    "--roi",
+    metavar="MASK",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Image of the input's size: the lighter, the more its pixels matter.",
+)
+@click.option(
+    "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
+)
+@click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature.")
+@click.option("--rate", metavar="C", type=click.FloatRange(0), callback=options.finite, help="Annealing rate.")
+@click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="Schedule of the temperature.")
+@click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope a of ssl.")
+@click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor r of three classes.")
+@click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power n of three classes.")
+@click.option(
+    "--level-lambda",
+    metavar="L",
+    type=_above_0,
+    callback=options.finite,
+    help="Use the model's level for this lambda, apart from that of the refinement.",
+)
+@options.model_options
+@options.batch_options
+@click.option("--strip", is_flag=True, help="Drop ICC profile, EXIF and XMP (and apply what they say).")
+@options.speech_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    model: str | None,
+    device: str,
+    max_pixels: int,
+    roi: str | None,
+    out_dir: str | None,
+    files_from: str | None,
+    jobs: int,
+    no_overwrite: bool,
+    strip: bool,
+    json: bool,
+    quiet: bool,
+    verbose: int,
+    **chosen: Any,
+) -> None:
+    """Compress images to .sga files.
+
+    IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.png
+    becomes DIR/photo.sga. A folder stands for all images in it and in its subfolders, which are kept in DIR.
+    Existing files are overwritten unless --no-overwrite is given.
+
+    \b
+    sgacodec encode photo.png photo.sga
+    sgacodec encode photo.png photo.sga --target-size 40000 --effort 4
+    sgacodec encode *.jpg --out-dir small --json
+    find . -name '*.png' -print0 | sgacodec encode --files-from - --out-dir small
+    """
+    _check_choices(chosen)
+    tasks = files.plan(names, files_from, out_dir, files.ENCODING)
+    out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
+    lmbda, (low, high) = chosen["lmbda"], options.LADDER
+    if lmbda is not None and chosen["level_lambda"] is None and not low <= lmbda <= high:
+        output.note(out, f"warning: lambda is outside the models' range of {low} to {high}; the nearest level is used")
+    if no_overwrite:
+        tasks = batch.absent_outputs(tasks, out)
+    if not tasks:
+        ctx.exit()
+    job = Job(_settings(chosen), model, device, strip, max_pixels, roi, min(jobs, len(tasks)))
+    with batch.stoppable(), output.progress(out, "encode", len(tasks)):
+        ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
+
+
+def _check_choices(chosen: dict[str, Any]) -> None:
+    """Find options that exclude each other."""
+    rates = [name for name in ("lmbda", *TARGETS) if chosen[name] is not None]
+    if len(rates) > 1:
+        flags = " and ".join("--" + name.replace("lmbda", "lambda").replace("_", "-") for name in rates[:2])
+        raise click.UsageError(f"{flags} exclude each other")
+    if chosen["steps"] is not None and chosen["effort"] is not None:
+        raise click.UsageError("--effort and --steps exclude each other")
+
+
+def _settings(chosen: dict[str, Any]) -> Settings:
+    """The encoder's settings from the command line's."""
+    from ..api import Settings
+
+    values = {name: value for name, value in chosen.items() if value is not None}
+    effort = values.pop("effort", None)
+    if effort is not None:
+        values["steps"] = EFFORT_STEPS[effort]
+    settings = Settings(**values)
+    try:
+        settings.validate()
+    except ValueError as error:
+        raise click.UsageError(one_line(error)) from None
+    return settings
+
+
+def _describe(outcome: Outcome) -> str:
+    report = outcome.report
+    quality = "lossless" if report["psnr"] is None else f"{report['psnr']:.2f} dB"
+    return (
+        f"{report['width']}×{report['height']}, {report['bytes']} bytes, {report['bpp']:.4f} bpp, "
+        f"{quality}, {report['seconds']:.1f} s"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- work
+
+
+def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
+    if job.jobs > 1:
+        batch.check_model(job.model)
+        yield from batch.in_processes(functools.partial(encode_file, job=job), tasks, job.jobs, out)
+        return
+    codec = batch.open_codec(job.model, job.device, job.jobs)
+    pending: dict[tuple[int, int], list[tuple[Task, Picture]]] = {}  # by padded shape
+    group = CUDA_GROUP if _on_cuda(job.device) else 1
+
+    def step(progress: Any) -> None:
+        output.step(out, progress.step, progress.steps, progress.bpp, progress.psnr)
+
+    for task in tasks:
+        try:
+            picture = read_picture(task.source, job)
+        except Exception as error:
+            yield batch.failure(task, error)
+            continue
+        height, width = (-(-side // HYPER_STRIDE) for side in picture.pixels.shape[:2])
+        pending.setdefault((height, width), []).append((task, picture))
+        if len(pending[height, width]) == group:
+            yield from _encode(codec, pending.pop((height, width)), job, step)
+        elif sum(map(len, pending.values())) == PENDING:
+            yield from _encode(codec, pending.pop(next(iter(pending))), job, step)
+    for pictures in pending.values():
+        yield from _encode(codec, pictures, job, step)
+
+
+def encode_file(task: Task, job: Job) -> Outcome:
+    """Encode one file in a worker process."""
+    try:
+        codec = batch.open_codec(job.model, job.device, job.jobs)
+        pictures = [(task, read_picture(task.source, job))]
+    except Exception as error:
+        return batch.failure(task, error)
+    return next(_encode(codec, pictures, job, None))
+
+
+def _encode(
+    codec: Codec, pictures: list[tuple[Task, Picture]], job: Job, step: Callable[[Any], None] | None
+) -> Generator[Outcome, None, None]:
+    """Encode pictures of one padded shape together; one by one if that fails."""
+    try:
+        rois = [read_roi(job.roi, picture) for _, picture in pictures] if job.roi else None
+        encoded = codec.encode([picture for _, picture in pictures], job.settings, rois=rois, progress=step)
+    except Exception as error:
+        if len(pictures) == 1:
+            yield batch.failure(pictures[0][0], error)
+            return
+        for one in pictures:
+            yield from _encode(codec, [one], job, step)
+        return
+    for (task, picture), result in zip(pictures, encoded, strict=True):
+        yield Outcome(task, result.data, result.report, picture.warnings)
+
+
+def _on_cuda(device: str) -> bool:
+    if device == "auto":
+        import torch
+
+        return torch.cuda.is_available()
+    return device.startswith("cuda")
+
+
+def read_picture(source: str, job: Job) -> Picture:
+    """Read an input image."""
+    from ..image import read_image
+
+    stream = sys.stdin.buffer if source == STREAM else source
+    return read_image(stream, strip=job.strip, max_pixels=job.max_pixels)
+
+
+def read_roi(name: str, picture: Picture) -> np.ndarray:
+    """Read the weights of a picture's pixels: (H, W) float32 in 0..1."""
+    import numpy as np
+
+    from ..image import ImageError, read_image
+
+    mask = read_image(name).pixels  # (H, W, 3)
+    if mask.shape != picture.pixels.shape:
+        sizes = [f"{shape[1]}×{shape[0]}" for shape in (mask.shape, picture.pixels.shape)]
+        raise ImageError(f"the mask {name} has {sizes[0]} pixels and the image {sizes[1]}")
+    weights: np.ndarray = mask.mean(axis=2, dtype=np.float32) / 255
+    return weights

@@ -1,0 +1,211 @@
+"""`sgacodec eval`: rate and distortion over images; tables, plots and a report."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from . import batch, options, output
+from .encode import METHODS
+from .exits import DONE, FAILED, one_line
+
+if TYPE_CHECKING:
+    from ..evaluate.summary import Summary
+    from ..metrics import Curve
+
+DEFAULT_LAMBDAS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
+PACKAGES = ("bjontegaard", "matplotlib", "pytorch_msssim")  # the extra sgacodec[eval]
+
+T = TypeVar("T")
+
+
+def _list_of(kind: Callable[[str], T], what: str) -> Callable[..., tuple[T, ...]]:
+    """Make a callback for an option that is given several times, or once with commas."""
+
+    def split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[T, ...]:
+        items = [item.strip() for value in values for item in value.split(",") if item.strip()]
+        if not items:
+            raise click.BadParameter("nothing is listed")
+        try:
+            return tuple(kind(item) for item in items)
+        except ValueError:
+            raise click.BadParameter(f"'{','.join(items)}' is not a list of {what}") from None
+
+    return split
+
+
+def _lambda(text: str) -> float:
+    value = float(text)
+    if not 1e-4 <= value <= 1:
+        raise click.BadParameter(f"{text} is not in the range 0.0001 to 1")
+    return value
+
+
+def _method(text: str) -> str:
+    if text not in METHODS:
+        raise click.BadParameter(f"'{text}' is none of {', '.join(METHODS)}")
+    return text
+
+
+def _steps(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise click.BadParameter(f"{text} is negative")
+    return value
+
+
+@click.command("eval", short_help="Measure rate and distortion over images.")
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--lambda",
+    "lmbdas",
+    metavar="L[,L...]",
+    multiple=True,
+    default=[",".join(map(str, DEFAULT_LAMBDAS))],
+    show_default=True,
+    callback=_list_of(_lambda, "numbers"),
+    help="Points of the curve (also several times).",
+)
+@click.option(
+    "--method",
+    "methods",
+    metavar="M[,M...]",
+    multiple=True,
+    default=["none,ssl"],
+    show_default=True,
+    callback=_list_of(_method, "methods"),
+    help="Refinements to measure: " + ", ".join(METHODS) + ".",
+)
+@click.option(
+    "--steps",
+    metavar="N[,N...]",
+    multiple=True,
+    default=["500"],
+    show_default=True,
+    callback=_list_of(_steps, "whole numbers"),
+    help="Steps of refinement.",
+)
+@click.option(
+    "--classes",
+    metavar="2|3",
+    type=click.IntRange(2, 3),
+    default=2,
+    show_default=True,
+    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
+)
+@click.option(
+    "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
+)
+@click.option("--crop", metavar="SIZE", type=click.IntRange(1), help="Measure a square from each image's centre.")
+@click.option("--model", metavar="NAME|PATH", help="Use this model.")
+@click.option(
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for results.tsv, results.json, plots, report.html and the .sga files.",
+)
+@click.option(
+    "--against",
+    metavar="CURVE",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Curve to compare with: CompressAI's JSON, CSV (bpp, PSNR), or results.tsv of another sweep.",
+)
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw the R-D plot.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    images: tuple[Path, ...],
+    lmbdas: tuple[float, ...],
+    methods: tuple[str, ...],
+    steps: tuple[int, ...],
+    classes: int,
+    seed: int,
+    crop: int | None,
+    model: str | None,
+    device: str,
+    out: Path,
+    against: tuple[Path, ...],
+    plot: bool,
+    quiet: bool,
+) -> None:
+    """Measure rate and distortion over IMAGES (files or folders), with real files.
+
+    Every image is encoded at every lambda, method and number of steps, written, and decoded from the file. A row
+    of results.tsv is written as soon as it is measured: the same command continues a sweep that was stopped.
+    Transparency and metadata are left out. --against prints BD-rate and BD-PSNR.
+
+    \b
+    sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json
+    sgacodec eval kodak/ --lambda 0.0016,0.0075 --method none,atanh,ssl --steps 100,500 --out study
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise click.ClickException(f"{', '.join(missing)} not installed: pip install 'sgacodec[eval]'")
+    from ..evaluate import sweep
+    from ..evaluate.curves import load_curves
+    from ..evaluate.summary import summarise
+
+    speech = options.output(json=False, quiet=quiet, verbose=0)
+    try:
+        found = sweep.find_images(images)
+        grid = sweep.settings_grid(lmbdas, methods, steps, classes=classes, seed=seed)
+        anchors = [curve for path in against for curve in load_curves(path)]
+    except (ValueError, OSError) as error:
+        raise click.UsageError(one_line(error)) from None
+    codec = batch.open_codec(model, device, 1)
+
+    if crop is not None and anchors:
+        output.note(speech, "warning: --against is fair only if its curves are over the same crops")
+    said = set()
+
+    def done(name: str, why: str | None) -> None:
+        if why is not None and name not in said:
+            said.add(name)
+            output.problem(speech, f"{name}: {why}")
+        output.file_done(speech)
+
+    with batch.stoppable(), output.progress(speech, "measure", len(found) * len(grid)), output.logged(speech):
+        measured = sweep.run(codec, found, grid, out, crop=crop, progress=done)
+    summary = summarise(measured, anchors, out)
+    _write_report(summary, measured.rows, anchors, out, plot)
+    if not quiet:
+        _print(summary, out)
+    ctx.exit(FAILED if summary.failed else DONE)
+
+
+def _write_report(
+    summary: Summary, rows: Sequence[dict[str, Any]], anchors: Sequence[Curve], out: Path, plot: bool
+) -> None:
+    from ..evaluate import report
+
+    figure = report.plot(summary.curves, anchors) if plot and any(c.bpp for c in summary.curves) else None
+    if figure is not None:
+        report.save_plots(figure, out)
+    page = report.html_report(summary, rows, figure, f"Rate and distortion: {out.resolve().name}")
+    (out / report.REPORT).write_text(page, encoding="utf-8")
+
+
+def _print(summary: Summary, out: Path) -> None:
+    from rich.console import Console
+
+    from ..evaluate import report
+
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a file is as wide as the table
+    if summary.points:
+        report.print_summary(summary, console)
+    console.print(f"{out / report.REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,48 @@
+"""Exit codes, and what an error says about itself in one line."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+DONE = 0
+FAILED = 1  # an input could not be read, encoded, decoded or written
+USAGE = 2  # click's own
+BAD_FILE = 3  # not a valid .sga file, or damaged
+NO_MODEL = 4  # model not found, or damaged
+INTERRUPTED = 130  # 128 + SIGINT
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks (SGACODEC_DEBUG=1)."""
+    return os.environ.get("SGACODEC_DEBUG", "0") not in ("", "0")
+
+
+def exit_code(error: Exception) -> int:
+    """Exit code of an error that ends the work on an input, or all of it."""
+    from ..bitstream import FormatError
+    from ..models import ModelError, ModelNotFoundError
+
+    if isinstance(error, FormatError):
+        return BAD_FILE
+    return NO_MODEL if isinstance(error, (ModelError, ModelNotFoundError)) else FAILED
+
+
+def combined(codes: list[int]) -> int:
+    """Exit code of several inputs: that of the failures if they are all of one kind, else 1."""
+    kinds = set(codes) - {DONE}
+    return DONE if not kinds else kinds.pop() if len(kinds) == 1 else FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong as one line for the user."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "not enough memory"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    meant = isinstance(error, (click.ClickException, ValueError, LookupError, OSError))
+    if text and meant and not isinstance(error, (KeyError, IndexError)):
+        return text
+    return f"internal error: {type(error).__name__}: {text} (SGACODEC_DEBUG=1 shows where)"

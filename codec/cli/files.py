@@ -1,0 +1,248 @@
+"""Names in, names out, and atomic writing.
+
+`plan` turns what stands on the command line into tasks, and finds every mistake that can be found before work
+starts. Nothing here looks into a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import click
+
+STREAM = "-"
+_IMAGE_TYPES = (
+    "avif bmp dib gif heic heif ico j2k jfif jp2 jpe jpeg jpg jxl pbm pcx pgm png pnm ppm qoi tga tif tiff webp"
+)
+IMAGE_SUFFIXES = frozenset("." + kind for kind in _IMAGE_TYPES.split(" "))
+SGA_SUFFIXES = frozenset({".sga"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input and where its output goes; `-` is standard input or output."""
+
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What a command reads and writes.
+
+    Attributes
+    ----------
+    inputs : frozenset of str
+        Suffixes of the files that a folder is searched for, in lower case; also those that are replaced in
+        the output's name.
+    extension : str
+        Suffix of an output named after its input.
+    output : str
+        What the output is, in words.
+    """
+
+    inputs: frozenset[str]
+    extension: str
+    output: str
+
+
+ENCODING = Direction(IMAGE_SUFFIXES, ".sga", "an .sga file")
+
+
+def decoding(extension: str) -> Direction:
+    """The direction from .sga files to images of a type."""
+    return Direction(SGA_SUFFIXES, extension, "an image")
+
+
+# ----------------------------------------------------------------------------------------------------- naming
+
+
+def plan(names: tuple[str, ...], files_from: str | None, out_dir: str | None, direction: Direction) -> list[Task]:
+    """Return what to read and where to write it.
+
+    Raises
+    ------
+    click.UsageError
+        If the names do not say what to do, if two inputs would have one output, or if an output cannot be
+        created where it is wanted.
+    """
+    if files_from == STREAM and STREAM in names:
+        raise click.UsageError("standard input cannot be both an input and the list of --files-from")
+    listed = _listed(files_from) if files_from is not None else []
+    if out_dir is None:
+        tasks = [_single(names, listed, direction)]
+    else:
+        tasks = _into_folder((*names, *listed), out_dir, direction)
+    _check_destinations(tasks)
+    return tasks
+
+
+def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> Task:
+    """The task of a command line without --out-dir: IN OUT, or `-` alone for both streams."""
+    if listed or len(names) > 2:
+        raise click.UsageError("to work on several files give --out-dir DIR (two names alone are IN and OUT)")
+    if not names:
+        raise click.UsageError("missing input: give IN and OUT, or IN... and --out-dir DIR")
+    source, destination = names if len(names) == 2 else (names[0], None)
+    if os.path.isdir(source):
+        raise click.UsageError(f"'{source}' is a folder: give --out-dir DIR to work on the files in it")
+    if destination is None:
+        if source != STREAM:
+            raise click.UsageError(f"where should '{source}' go? Give OUT, - for standard output, or --out-dir")
+        destination = STREAM
+    if destination == STREAM:
+        if sys.stdout.isatty():
+            raise click.UsageError("standard output is a terminal: redirect it, or give OUT")
+        return Task(source, destination)
+    if _suffix(destination) in direction.inputs:
+        raise click.UsageError(
+            f"'{destination}' stands where OUT is expected, but is not named like {direction.output}; "
+            "to work on several files give --out-dir DIR"
+        )
+    if os.path.isdir(destination):
+        raise click.UsageError(f"'{destination}' is a folder: give it as --out-dir {destination}")
+    return Task(source, destination)
+
+
+def _into_folder(names: tuple[str, ...], out_dir: str, direction: Direction) -> list[Task]:
+    """The tasks of a command line with --out-dir: every name is an input, a folder is all that is in it."""
+    if STREAM in names:
+        raise click.UsageError("standard input has no name to put into --out-dir: give OUT instead")
+    if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
+        raise click.UsageError(f"--out-dir '{out_dir}' is not a folder")
+    tasks = []
+    for name in names:
+        if not os.path.isdir(name):
+            tasks.append(Task(name, os.path.join(out_dir, _renamed(os.path.basename(name), direction))))
+            continue
+        for inner in _inside(name, direction.inputs):
+            target = os.path.join(out_dir, _renamed(inner, direction))
+            tasks.append(Task(os.path.join(name, inner), target))
+    if not tasks:
+        raise click.UsageError("no input files")
+    return tasks
+
+
+def _inside(folder: str, suffixes: frozenset[str]) -> list[str]:
+    """Files with one of the suffixes in a folder and its subfolders, relative to it, sorted, none hidden."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if _suffix(name) in suffixes and not name.startswith("."):
+                found.append(os.path.relpath(os.path.join(parent, name), folder))
+    if not found:
+        raise click.UsageError(f"no files to work on in the folder '{folder}'")
+    return sorted(found)
+
+
+def _listed(files_from: str) -> list[str]:
+    """The names in a list: one a line, or separated by NUL characters if there are any."""
+    try:
+        with click.open_file(files_from, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise click.UsageError(f"--files-from '{files_from}': {error.strerror}") from None
+    names = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [os.fsdecode(name) for name in names if name.strip()]
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _renamed(name: str, direction: Direction) -> str:
+    stem = os.path.splitext(name)[0] if _suffix(name) in direction.inputs else name
+    return stem + direction.extension
+
+
+def _check_destinations(tasks: list[Task]) -> None:
+    """Find outputs that would overwrite an input or each other, or cannot be created."""
+    taken: dict[str, str] = {}
+    for task in tasks:
+        if task.destination == STREAM:
+            continue
+        key = os.path.normcase(os.path.abspath(task.destination))
+        if key in taken:
+            raise click.UsageError(f"'{taken[key]}' and '{task.source}' would both be written to '{task.destination}'")
+        taken[key] = task.source
+        with contextlib.suppress(OSError):
+            if task.source != STREAM and os.path.samefile(task.source, task.destination):
+                raise click.UsageError(f"'{task.destination}' is the input itself")
+        parent = _existing_parent(task.destination)
+        if not os.access(parent, os.W_OK):
+            raise click.UsageError(f"cannot create files in '{parent}'")
+
+
+def _existing_parent(path: str) -> str:
+    parent = os.path.dirname(os.path.abspath(path))
+    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
+        parent = os.path.dirname(parent)
+    return parent
+
+
+# ------------------------------------------------------------------------------------------- reading, writing
+
+
+def read_sga(source: str) -> bytes:
+    """Read a .sga file; of a file that is none, only the beginning.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    from ..bitstream import MAGIC
+
+    if source == STREAM:
+        return _whole(sys.stdin.buffer, MAGIC)
+    with open(source, "rb") as file:
+        return _whole(file, MAGIC)
+
+
+def _whole(stream: BinaryIO, magic: bytes) -> bytes:
+    head = stream.read(len(magic))
+    return head + stream.read() if head == magic else head
+
+
+def write_bytes(destination: str, data: bytes) -> None:
+    """Write an output, whole or not at all.
+
+    A file appears under its name only when all of it was written; any failure or signal before that leaves
+    what was there. Missing folders are made. What is no regular file (a device, a pipe) is written directly,
+    and a symbolic link is followed.
+
+    Raises
+    ------
+    OSError
+        If writing fails; no temporary file is left.
+    """
+    if destination == STREAM:
+        stream = sys.stdout.buffer
+        stream.write(data)
+        stream.flush()
+        return
+    path = os.path.realpath(destination)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, "wb") as file:
+                file.write(data)
+            return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = os.path.join(os.path.dirname(path), f".sgacodec-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, destination) from None
+        raise

@@ -1,0 +1,110 @@
+"""`sgacodec info`: what .sga files hold. Neither torch nor weights are needed, nor is anything decoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options, output
+from .exits import DONE, combined, debugging, exit_code, one_line
+from .files import STREAM, read_sga
+
+if TYPE_CHECKING:
+    from ..models import ModelInfo
+
+
+@click.command(short_help="Show what .sga files hold, without decoding them.")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...")
+@options.speech_options
+@click.pass_context
+def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool, verbose: int) -> None:
+    """Show what .sga files hold, without decoding them.
+
+    The checksum is verified, the pixels are not decoded. FILE may be - for standard input. The model is shown
+    by name if it is installed; its weights are not needed.
+
+    \b
+    sgacodec info photo.sga
+    sgacodec info --json *.sga
+    """
+    from ..models import list_models
+
+    out = options.output(json, quiet, verbose)
+    models = {info.id: info for info in list_models()}
+    codes = []
+    for name in names:
+        try:
+            report = describe(read_sga(name), models)
+        except (ValueError, OSError, MemoryError) as error:
+            if debugging():
+                raise
+            shown = "standard input" if name == STREAM else name
+            text = one_line(error)
+            text = text if text.startswith(shown) else f"{shown}: {text}"
+            output.problem(out, text)
+            output.record(out, {"input": name, "error": text})
+            codes.append(exit_code(error))
+            continue
+        codes.append(DONE)
+        output.record(out, {"input": name, **report})
+        for line in _table(name, report):
+            output.result(out, line)
+    ctx.exit(combined(codes))
+
+
+def describe(data: bytes, models: dict[str, ModelInfo]) -> dict[str, Any]:
+    """What a .sga file says of itself.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    models : dict
+        Installed models by id (hex).
+
+    Raises
+    ------
+    FormatError
+        If the file is not valid.
+    """
+    from .. import bitstream
+
+    file = bitstream.read(data, max_pixels=2**64)  # nothing is allocated for the pixels
+    model = models.get(file.model_id.hex())
+    return {
+        "format_version": bitstream.VERSION,
+        "model": model.name if model else None,
+        "model_id": file.model_id.hex(),
+        "level": file.level,
+        "lambda": _lambda(file.level, model),
+        "width": file.width,
+        "height": file.height,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / (file.width * file.height),
+        "grey": file.grey,
+        "sections": bitstream.sections(file),
+    }
+
+
+def _lambda(level: int, model: ModelInfo | None) -> float:
+    """λ of a level: on the model's own ladder if it is installed, else on the usual one."""
+    (low, high), levels = options.LADDER, options.LEVELS
+    if model is not None:
+        anchors = model.metadata.get("anchors") or [low, high]
+        low, high, levels = anchors[0], anchors[-1], model.metadata.get("levels", levels)
+    return float(low) if levels <= 1 else float(low * (high / low) ** (level / (levels - 1)))
+
+
+def _table(name: str, report: dict[str, Any]) -> list[str]:
+    model = report["model"] or "not installed"
+    sections = ", ".join(f"{section} {size}" for section, size in report["sections"].items())
+    rows = {
+        "image": f"{report['width']}×{report['height']}, {'grey' if report['grey'] else 'colour'}",
+        "size": f"{report['bytes']} bytes, {report['bpp']:.4f} bpp",
+        "model": f"{model} (id {report['model_id']})",
+        "level": f"{report['level']} (lambda {report['lambda']:.4g})",
+        "sections": f"{sections} bytes",
+        "format": f"version {report['format_version']}",
+    }
+    return [name, *(f"  {key:<9} {value}" for key, value in rows.items())]

@@ -1,0 +1,119 @@
+"""docs/cli.md, made of what click knows: `python -m sgacodec.cli.manual > docs/cli.md`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import click
+
+from . import main
+
+_INTRODUCTION = """\
+# Command line
+
+<!-- Generated: python -m sgacodec.cli.manual > docs/cli.md -->
+
+{text}
+
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | all done |
+| 1 | some input could not be read, encoded, decoded or written |
+| 2 | wrong usage; nothing was done |
+| 3 | not a valid .sga file, or a damaged one |
+| 4 | a model was not found, or is damaged |
+| 130, 143 | interrupted by Ctrl-C, by SIGTERM; no half file is left |
+
+Several inputs are independent: one that fails does not stop the others. When all failures are of one kind,
+the exit code is theirs; when they are mixed, it is 1. An output that `--no-overwrite` keeps is not a failure.
+
+## Streams
+
+Results go to standard output, one line a file (`--json`: one object a file), warnings and errors to standard
+error. When image or file data goes to standard output, everything else goes to standard error. A progress bar
+is shown only when standard error is a terminal. An object of a failed input has the keys `input`, `output`
+(null) and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that
+is not finite is `null`. With CUDA the lines come in the order in which images are finished.
+
+Outputs are written to a temporary file in the same folder and renamed, so a file under its own name is
+whole. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed.
+
+## Environment
+
+| variable | meaning |
+|---|---|
+| `SGACODEC_MODELS` | folder of the user's models |
+| `SGACODEC_TRACE=1` | the same as `-vv`: a hash of each decoding stage |
+| `SGACODEC_DEBUG=1` | a traceback in place of one line, for bug reports |
+"""
+
+
+def manual() -> str:
+    """The whole page."""
+    parts = [_INTRODUCTION.format(text=_prose(main))]
+    context = click.Context(main, info_name="sgacodec")
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        if command is not None:
+            parts += _sections(command, f"sgacodec {name}", "##")
+    return "\n".join(parts)
+
+
+def _sections(command: click.Command, path: str, heading: str) -> list[str]:
+    parts = [f"{heading} {path}\n"]
+    if isinstance(command, click.Group):
+        parts.append(_prose(command) + "\n")
+        for name in command.commands:
+            parts += _sections(command.commands[name], f"{path} {name}", heading + "#")
+        return parts
+    arguments = " ".join(str(_metavar(p)) for p in command.params if isinstance(p, click.Argument))
+    parts.append(f"```\n{path} [OPTIONS] {arguments}".rstrip() + "\n```\n")
+    parts.append(_prose(command) + "\n")
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        parts.append("| option | meaning |\n|---|---|")
+        parts += [f"| {_spelling(option)} | {_meaning(option)} |" for option in options]
+        parts.append("")
+    return parts
+
+
+def _prose(command: click.Command) -> str:
+    """The help text as Markdown: what click must not wrap is an example."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return "\n\n".join(
+        f"```sh\n{text.removeprefix(chr(8)).strip()}\n```" if text.startswith("\b") else text for text in paragraphs
+    )
+
+
+def _metavar(parameter: click.Parameter) -> str:
+    if parameter.metavar is not None:
+        return parameter.metavar
+    if isinstance(parameter.type, click.Choice):
+        return "|".join(str(choice) for choice in parameter.type.choices)
+    name = str(parameter.name if isinstance(parameter, click.Argument) else parameter.type.name).upper()
+    return name + "..." if parameter.nargs == -1 else name
+
+
+def _spelling(option: click.Option) -> str:
+    takes_none = option.is_flag or option.count
+    text = f"`{', '.join([*option.opts, *option.secondary_opts])}{'' if takes_none else ' ' + _metavar(option)}`"
+    return text.replace("|", "\\|")
+
+
+def _meaning(option: click.Option) -> str:
+    text = " ".join((option.help or "").split()).replace("|", "\\|")
+    default: Any = option.default
+    if option.show_default and default is not None and (option.secondary_opts or not option.is_flag):
+        if isinstance(default, (list, tuple)):
+            default = ", ".join(str(value) for value in default)
+        text += f" [default: {('off', 'on')[default] if option.is_flag else default}]"
+    if option.required:
+        text += " [required]"
+    return text
+
+
+if __name__ == "__main__":
+    print(manual(), end="")

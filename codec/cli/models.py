@@ -1,0 +1,101 @@
+"""`sgacodec models`: list, show, import and verify models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .exits import NO_MODEL, one_line
+from .output import json_line
+
+
+@click.group(short_help="List, show, import and verify models.")
+def command() -> None:
+    """List, show, import and verify models.
+
+    A file names its model by an id. Models are looked for among the built-in ones and in the user's folder
+    (SGACODEC_MODELS overrides where that is); --model PATH of encode and decode takes any other.
+    """
+
+
+@command.command("list")
+@click.option("--json", is_flag=True, help="Print a JSON array.")
+def list_command(json: bool) -> None:
+    """List the installed models."""
+    from ..models import list_models, user_folder
+
+    models = list_models()
+    if json:
+        click.echo(json_line([_summary(info) for info in models], indent=2))
+        return
+    if not models:
+        raise click.ClickException(f"no models are installed (the user's folder is {user_folder()})")
+    rows = [[str(value) for value in _summary(info).values()] for info in models]
+    rows.insert(0, [key.replace("_", " ") for key in _summary(models[0])])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@command.command("show")
+@click.argument("name", metavar="NAME|PATH")
+def show_command(name: str) -> None:
+    """Show all that a model says of itself, as JSON: architecture, training record, licence."""
+    from ..models import find_model, read_info
+
+    info = read_info(find_model(name))
+    click.echo(json_line({"path": str(info.path), "bytes": info.path.stat().st_size, **info.metadata}, indent=2))
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
+@click.option("--name", required=True, help="What the model is to be called.")
+def import_command(file: Path, name: str) -> None:
+    """Import a checkpoint of CompressAI's mbt2018-mean (.pth.tar) into the user's folder.
+
+    The model has one level, that of its training. Nothing in the file is executed.
+    """
+    from ..models import SUFFIX, import_checkpoint
+
+    if not name or name != Path(name).name or name.startswith(".") or name.endswith(SUFFIX):
+        raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
+    click.echo(f"imported as {import_checkpoint(file, name)}")
+
+
+@command.command("verify")
+@click.argument("name", required=False, metavar="[NAME|PATH]")
+@click.pass_context
+def verify_command(ctx: click.Context, name: str | None) -> None:
+    """Check a model, or every installed one: its id, its tables, and the bounds that make decoding exact."""
+    from ..models import find_model, list_models, verify_model
+
+    paths = [find_model(name)] if name is not None else [info.path for info in list_models()]
+    damaged = False
+    for path in paths:
+        try:
+            problems = verify_model(path)
+        except (ValueError, OSError) as error:
+            problems = [one_line(error)]
+        damaged = damaged or bool(problems)
+        for problem in problems:
+            click.echo(f"sgacodec: {path}: {problem.removeprefix(f'{path}: ')}", err=True)
+        if not problems:
+            click.echo(f"{path}: ok")
+    if damaged or not paths:
+        if not paths:
+            click.echo("sgacodec: no models are installed", err=True)
+        ctx.exit(NO_MODEL)
+
+
+def _summary(info: Any) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "id": info.id,
+        "architecture": info.architecture.get("family"),
+        "levels": info.metadata.get("levels"),
+        "bytes": info.path.stat().st_size,
+        "path": str(info.path),
+    }

@@ -1,0 +1,99 @@
+"""Options that commands share, and what they mean."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ..bitstream import DEFAULT_MAX_PIXELS
+from .output import Output
+
+LADDER = (0.0016, 0.045)  # λ of a model's lowest and highest level, unless it says otherwise
+LEVELS = 64
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"'{value}' is none of auto, cpu, cuda, cuda:N")
+    return value
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Callback of numeric options: click lets "nan" and "inf" pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("it must be a finite number")
+    return value
+
+
+_BATCH = (
+    click.option("--out-dir", metavar="DIR", help="Write into this folder, named after the inputs."),
+    click.option(
+        "--files-from",
+        metavar="FILE",
+        help="Read names of inputs from FILE (- for standard input), one a line.",
+    ),
+    click.option(
+        "--jobs",
+        metavar="N",
+        type=click.IntRange(1, 1024),
+        default=1,
+        show_default=True,
+        help="Work on N files at a time, each in a process of its own.",
+    ),
+    click.option("--no-overwrite", is_flag=True, help="Skip inputs whose output exists (not a failure)."),
+)
+_MODEL = (
+    click.option("--model", metavar="NAME|PATH", help="Use this model."),
+    click.option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]",
+        default="auto",
+        show_default=True,
+        callback=_device,
+        help="Where to compute.",
+    ),
+    click.option(
+        "--max-pixels",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=DEFAULT_MAX_PIXELS,
+        show_default=True,
+        help="Refuse images with more pixels.",
+    ),
+)
+_SPEECH = (
+    click.option("--json", is_flag=True, help="Print one JSON object a file."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors (and JSON)."),
+    click.option(
+        "-v",
+        "--verbose",
+        count=True,
+        help="Say more; -vv (or SGACODEC_TRACE=1) traces the stages of the codec.",
+    ),
+)
+
+
+def _applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+    def apply(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+batch_options = _applied(_BATCH)
+model_options = _applied(_MODEL)
+speech_options = _applied(_SPEECH)
+
+
+def output(json: bool, quiet: bool, verbose: int, data_on_stdout: bool = False) -> Output:
+    """How to speak to the user."""
+    if os.environ.get("SGACODEC_TRACE", "0") not in ("", "0"):
+        verbose = max(verbose, 2)
+    return Output(json=json, quiet=quiet, verbose=verbose, data_on_stdout=data_on_stdout)

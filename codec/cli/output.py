@@ -1,0 +1,185 @@
+"""What the user sees: messages, JSON lines and the progress bar.
+
+Results go to standard output, one line a file; warnings and errors go to standard error. When the data itself
+goes to standard output, everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+
+@dataclass
+class Output:
+    """How to speak to the user.
+
+    Attributes
+    ----------
+    json : bool
+        One JSON object a file in place of a line for humans.
+    quiet : bool
+        Errors only (and JSON, if asked for).
+    verbose : int
+        1 adds details of every file, 2 a trace of the stages.
+    data_on_stdout : bool
+        Standard output is taken by image or file data.
+    bar : rich.progress.Progress, optional
+        The progress bar that is on the screen.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    data_on_stdout: bool = False
+    bar: Bar | None = None
+
+
+def result(out: Output, text: str) -> None:
+    """Say a line about a finished file."""
+    if not out.quiet and not out.json:
+        _line(out, text, err=out.data_on_stdout)
+
+
+def record(out: Output, values: dict[str, Any]) -> None:
+    """Print the JSON object of a file, if JSON was asked for."""
+    if out.json:
+        _line(out, json_line(values), err=out.data_on_stdout)
+
+
+def note(out: Output, text: str) -> None:
+    """Say a line on standard error unless the user wants quiet."""
+    if not out.quiet:
+        _line(out, f"sgacodec: {text}", err=True)
+
+
+def problem(out: Output, text: str) -> None:
+    """Say what went wrong, always."""
+    _line(out, f"sgacodec: {text}", err=True)
+
+
+def details(values: dict[str, Any]) -> str:
+    """What is known about a file, in one line."""
+    known = {key: value for key, value in _plain(values).items() if value is not None}
+    return ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in known.items())
+
+
+def start_logging(out: Output) -> None:
+    """Show what the codec logs: warnings, with -v more, with -vv a trace; of other libraries nothing."""
+    import logging
+    import warnings
+
+    class Handler(logging.Handler):
+        def emit(self, entry: logging.LogRecord) -> None:
+            _line(out, f"sgacodec: {entry.getMessage()}", err=True)
+
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logger = logging.getLogger("sgacodec")
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.ERROR if out.quiet else levels[min(out.verbose, 2)])
+    logger.propagate = False
+    if not out.verbose:
+        warnings.simplefilter("ignore")
+
+
+@contextlib.contextmanager
+def logged(out: Output) -> Iterator[None]:
+    """Show what the codec logs while the block runs."""
+    import logging
+    import warnings
+
+    logger = logging.getLogger("sgacodec")
+    before = logger.handlers, logger.level, logger.propagate
+    with warnings.catch_warnings():
+        start_logging(out)
+        try:
+            yield
+        finally:
+            logger.handlers, logger.propagate = before[0], before[2]
+            logger.setLevel(before[1])
+
+
+def json_line(values: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: ASCII only, numbers as Python's own, what is not finite as null."""
+    return json.dumps(_plain(values), allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):  # numbers of numpy and torch
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _line(out: Output, text: str, err: bool) -> None:
+    """Print one line: above the progress bar, if it is on the same screen."""
+    stream = sys.stderr if err else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = "".join(c if c.isprintable() else "?" for c in text)  # names of files may hold anything
+    text = text.encode(encoding, "replace").decode(encoding)
+    if out.bar is not None and stream.isatty():
+        out.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        click.echo(text, err=err)
+
+
+# --------------------------------------------------------------------------------------------------- progress
+
+
+@contextlib.contextmanager
+def progress(out: Output, verb: str, files: int) -> Iterator[None]:
+    """Show a progress bar on a terminal's standard error while the block runs."""
+    if out.quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with bar:
+        out.bar = bar
+        bar.add_task(verb, total=files, state="files", visible=files > 1)
+        bar.add_task("refine", total=None, state="", visible=False)
+        try:
+            yield
+        finally:
+            out.bar = None
+
+
+def file_done(out: Output) -> None:
+    """Count one more file as done."""
+    if out.bar is not None:
+        out.bar.advance(out.bar.task_ids[0])
+        out.bar.reset(out.bar.task_ids[1], visible=False)
+
+
+def step(out: Output, number: int, steps: int, bpp: float, psnr: float) -> None:
+    """Show how far the refinement of the current image is, and what it has reached."""
+    if out.bar is not None:
+        state = f"{bpp:.3f} bpp {psnr:.2f} dB"
+        out.bar.update(out.bar.task_ids[1], completed=number, total=steps, state=state, visible=True)

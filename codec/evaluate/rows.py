@@ -1,0 +1,173 @@
+"""The table of a sweep: one row an image and setting, in a TSV file that survives being cut off.
+
+    append_row ─► results.tsv ─ repair, read_rows ─► rows ─ means ─► one row a setting
+
+Rows are written one by one and flushed, so a killed sweep loses at most the row that was being written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]  # a cell is str, int, float or None (unknown, undefined or infinite)
+
+_TEXT = ("name", "device", "model", "model_id", "method", "image_id", "version")
+_WHOLE = ("pixels", "bytes", "level", "classes", "steps", "seed", "crop")
+COLUMNS = (
+    "name",  # of the image file
+    "pixels",
+    "bytes",  # of the .sga file
+    "bpp",  # 8·bytes/pixels
+    "psnr",  # dB, of the 8-bit image that the file decodes to; empty when identical
+    "ms_ssim",  # empty when the smaller side is at most 160 pixels
+    "rd_loss",  # λ·255²·MSE + bpp, of the same file and image
+    "rd_loss_unrefined",  # rd_loss and what the encoder says it gained; equal to rd_loss for method none
+    "seconds_encode",
+    "seconds_decode",
+    "device",
+    "model",
+    "model_id",
+    "lambda",
+    "level",
+    "method",
+    "classes",
+    "steps",
+    "seed",
+    "crop",  # side of the square cut from the image's centre; empty when the image is whole
+    "image_id",  # the first 12 hex digits of the image file's SHA-256
+    "version",  # of sgacodec
+)
+SETTING = ("lambda", "method", "classes", "steps", "seed", "crop", "model_id")  # what a mean is taken for
+MEASURED = ("bpp", "psnr", "ms_ssim", "rd_loss", "rd_loss_unrefined", "seconds_encode", "seconds_decode")
+
+
+def key(row: Row) -> tuple[str, ...]:
+    """What makes a row the same measurement as another: image and setting, as they are written."""
+    return tuple(_cell(row[column]) for column in ("name", "image_id", *SETTING))
+
+
+def rounded(row: Row) -> Row:
+    """Return the row as :func:`read_rows` will read it back, so that a resumed sweep ends in equal means."""
+    return _parse([_cell(row[column]) for column in COLUMNS])
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row to the table and hand it to the operating system; a new table gets its header."""
+    line = "\t".join(_cell(row[column]) for column in COLUMNS) + "\n"
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        if file.tell() == 0:
+            line = "\t".join(COLUMNS) + "\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair(path: Path) -> None:
+    """Cut off a last line that was not written to its end. A missing file is fine."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a table; of an image that was edited and measured again, the later row.
+
+    Raises
+    ------
+    ValueError
+        If the file is not such a table; the message names the line.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a table of sgacodec eval (not text)") from error
+    if lines == [""]:
+        return []
+    if tuple(lines[0].split("\t")) != COLUMNS:
+        raise ValueError(f"{path}: not a table of this version of sgacodec eval (other columns)")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        try:
+            rows.append(_parse(line.split("\t")))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: damaged row") from error
+    return list({(row["name"], *_setting(row)): row for row in rows}.values())
+
+
+def common_images(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
+    """Return the rows of the images that every setting has, and the names of the others.
+
+    A mean over 23 images beside one over 24 is not a curve, so whatever failed once is left out everywhere.
+    """
+    rows = list(rows)
+    names: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        names.setdefault(_setting(row), set()).add(row["name"])
+    everywhere = set.intersection(*names.values()) if names else set()
+    return [r for r in rows if r["name"] in everywhere], sorted({r["name"] for r in rows} - everywhere)
+
+
+def means(rows: Iterable[Row]) -> list[Row]:
+    """Average over the images of each setting, by method, steps and rising λ.
+
+    PSNR is the mean of the images' dB, bpp the mean of their bpp, as in CompressAI's published curves. A mean
+    over a None is None.
+
+    Returns
+    -------
+    list of Row
+        The columns of `SETTING` and `MEASURED`, and images (their number), bytes (their sum), model, level,
+        device.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_setting(row), []).append(row)
+    summary = []
+    for group in groups.values():
+        first = group[0]
+        mean: Row = {column: first[column] for column in ("model", "level", *SETTING)}
+        mean["images"] = len(group)
+        mean["bytes"] = sum(row["bytes"] for row in group)
+        mean["device"] = ", ".join(sorted({row["device"] for row in group}))
+        for column in MEASURED:
+            mean[column] = _mean([row[column] for row in group])
+        summary.append(mean)
+    return sorted(summary, key=lambda r: (r["method"] != "none", r["method"], r["classes"], r["steps"], r["lambda"]))
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return tuple(row[column] for column in SETTING)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def _parse(cells: Sequence[str]) -> Row:
+    row: Row = {}
+    for column, cell in zip(COLUMNS, cells, strict=True):
+        if column in _TEXT:
+            row[column] = cell
+        elif cell == "":
+            row[column] = None
+        else:
+            row[column] = int(cell) if column in _WHOLE else float(cell)
+    return row

@@ -1,0 +1,145 @@
+"""A codec that keeps the contract of sgacodec.api without torch and weights: pixels are deflated.
+
+The command line is tested with it, since what is asked there is names, streams, signals and exit codes. Run
+as a script, this file is the command line with it: `python tests/fake_codec.py encode in.png out.sga`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgacodec import bitstream
+from sgacodec.bitstream import FormatError, SgaFile
+from sgacodec.image import ImageError, Picture
+from sgacodec.models import ModelNotFoundError
+
+MODEL_ID = b"\x01\x02\x03\x04"
+DEADLY_RED = 13  # value of the first pixel that kills the process, as running out of memory does
+BAD_RED = 14  # value of the first pixel that cannot be encoded
+
+
+@dataclass(frozen=True)
+class Settings:
+    lmbda: float = 0.0075
+    level_lambda: float | None = None
+    target_bpp: float | None = None
+    target_size: int | None = None
+    target_psnr: float | None = None
+    method: str = "ssl"
+    classes: int = 2
+    steps: int = 500
+    time_limit: float | None = None
+    seed: int = 0
+    tau_max: float | None = None
+    rate: float | None = None
+    lr: float | None = None
+    schedule: str | None = None
+    ssl_a: float | None = None
+    r: float | None = None
+    n: float | None = None
+    metric: str = "mse"
+
+    def validate(self) -> None:
+        if self.classes == 3 and self.method not in ("linear", "cosine", "ssl"):
+            raise ValueError(f"--classes 3 does not go with --method {self.method}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    data: bytes
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    picture: Picture
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int
+    steps: int
+    bpp: float
+    psnr: float
+
+
+CALLS: list[tuple[Settings, int, Any]] = []  # settings, pictures, rois of every call of encode
+OPENED: list[tuple[str | None, str]] = []
+
+
+class Codec:
+    def __init__(self, model: str | None = None, device: str = "auto") -> None:
+        OPENED.append((model, device))
+        if model == "missing":
+            raise ModelNotFoundError("no model named 'missing' (looked in /nowhere)")
+
+    def encode(self, pictures: Any, settings: Settings, *, rois: Any = None, progress: Any = None) -> list[Encoded]:
+        CALLS.append((settings, len(pictures), rois))
+        if "FAKE_READY" in os.environ:
+            open(os.environ["FAKE_READY"], "w").close()
+        for step in range(int(os.environ.get("FAKE_STEPS", "0"))):
+            if progress is not None:
+                progress(Progress(step, 100, 0.5, 30.0))
+            time.sleep(0.1)
+        return [_encode(picture, settings) for picture in pictures]
+
+    def decode(self, data: bytes, *, max_pixels: int) -> Decoded:
+        file = bitstream.read(data, max_pixels)
+        if file.model_id != MODEL_ID:
+            raise ModelNotFoundError(f"no model with id {file.model_id.hex()} (looked in /nowhere)")
+        try:
+            pixels = np.frombuffer(zlib.decompress(file.y), np.uint8).reshape(file.height, file.width, 3)
+        except (ValueError, zlib.error):
+            raise FormatError("the payload of y is damaged") from None
+        report = {
+            "width": file.width,
+            "height": file.height,
+            "model": "fake",
+            "model_id": "01020304",
+            "level": 0,
+        }
+        return Decoded(Picture(pixels), {**report, "seconds": 0.0, "device": "cpu"})
+
+
+def _encode(picture: Picture, settings: Settings) -> Encoded:
+    if picture.pixels[0, 0, 0] == DEADLY_RED:
+        os._exit(9)
+    if picture.pixels[0, 0, 0] == BAD_RED:
+        raise ImageError("this picture cannot be encoded")
+    height, width = picture.pixels.shape[:2]
+    data = bitstream.write(SgaFile(MODEL_ID, 0, width, height, b"z", zlib.compress(picture.pixels.tobytes())))
+    report: dict[str, Any] = {"width": width, "height": height, "bytes": len(data)}
+    report |= {"bpp": 8 * len(data) / (width * height), "psnr": float("inf"), "lambda": settings.lmbda}
+    report |= {"level": 0, "model": "fake", "model_id": "01020304", "method": settings.method}
+    report |= {"classes": settings.classes, "steps": settings.steps, "seconds": 0.0, "device": "cpu"}
+    return Encoded(data, {**report, "rd_loss": np.float32(1.5), "rd_loss_unrefined": 2.0})
+
+
+def install() -> types.ModuleType:
+    """Return a module to stand in for sgacodec.api."""
+    module = types.ModuleType("sgacodec.api")
+    for value in (Settings, Encoded, Decoded, Progress, Codec):
+        setattr(module, value.__name__, value)
+    return module
+
+
+if __name__ in ("__main__", "__mp_main__"):  # also in the processes of --jobs
+    for _value in (Settings, Encoded, Decoded, Progress, Codec):
+        _value.__module__ = "sgacodec.api"  # so that they can be pickled
+    sys.modules["sgacodec.api"] = install()
+    sys.modules["torch"] = _torch = types.ModuleType("torch")  # importing the real one takes seconds
+    _torch.get_num_threads, _torch.set_num_threads = lambda: 2, lambda count: None  # type: ignore[attr-defined]
+
+if __name__ == "__main__":
+    from sgacodec.cli import main
+
+    main(prog_name="sgacodec")

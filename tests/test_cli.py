@@ -1,0 +1,524 @@
+"""The command line, one file at a time: flags, streams, exit codes, JSON. The codec is that of fake_codec."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import fake_codec
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from sgacodec import bitstream
+from sgacodec.bitstream import SgaFile
+from sgacodec.cli import main
+from sgacodec.cli.manual import manual
+
+ROOT = Path(__file__).parent.parent
+ENCODE_KEYS = [
+    "input",
+    "output",
+    "width",
+    "height",
+    "bytes",
+    "bpp",
+    "psnr",
+    "lambda",
+    "level",
+    "model",
+    "method",
+]
+ENCODE_KEYS += ["classes", "steps", "seconds", "device", "rd_loss", "rd_loss_unrefined"]
+INFO_KEYS = ["format_version", "model", "model_id", "level", "lambda", "width", "height", "bytes", "sections"]
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run the command line in an empty folder, with the fake codec and no installed models."""
+    from sgacodec.cli import batch
+
+    monkeypatch.setitem(sys.modules, "sgacodec.api", fake_codec.install())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path / "models"))
+    fake_codec.CALLS.clear()
+    fake_codec.OPENED.clear()
+    batch.open_codec.cache_clear()
+
+    def invoke(*args: str, data: bytes | None = None) -> Result:
+        result = CliRunner().invoke(main, list(args), input=data)
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    return picture(tmp_path / "photo.png")
+
+
+def picture(path: Path, first: int = 100, size: tuple[int, int] = (20, 12)) -> Path:
+    pixels = np.full((size[1], size[0], 3), first, np.uint8)
+    pixels[1:, 1:] = np.random.default_rng(0).integers(0, 255, (size[1] - 1, size[0] - 1, 3))
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def settings_of(run: Run, *flags: str) -> Any:
+    result = run("encode", "photo.png", "out.sga", "--device", "cpu", *flags)
+    assert result.exit_code == 0, result.output
+    return fake_codec.CALLS[-1][0]
+
+
+# --------------------------------------------------------------------------------------------- the main job
+
+
+def test_a_photograph_there_and_back(run: Run, photo: Path) -> None:
+    """Else: nothing works."""
+    assert run("encode", "photo.png", "out.sga").exit_code == 0
+    assert run("decode", "out.sga", "out.png").exit_code == 0
+    assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open(photo)))
+
+
+def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None:
+    """Else: the figures in the README are not what a user gets."""
+    assert settings_of(run) == fake_codec.Settings(lmbda=0.0075, method="ssl", classes=2, steps=500)
+    assert fake_codec.OPENED == [(None, "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        ("--lambda 0.01", "lmbda", 0.01),
+        ("--level-lambda 0.02", "level_lambda", 0.02),
+        ("--target-bpp 0.5", "target_bpp", 0.5),
+        ("--target-size 40000", "target_size", 40000),
+        ("--target-psnr 33.5", "target_psnr", 33.5),
+        ("--method cosine", "method", "cosine"),
+        ("--classes 3", "classes", 3),
+        ("--steps 7", "steps", 7),
+        ("--effort 0", "steps", 0),
+        ("--effort 1", "steps", 50),
+        ("--effort 2", "steps", 150),
+        ("--effort 3", "steps", 500),
+        ("--effort 4", "steps", 2000),
+        ("--time-limit 2.5", "time_limit", 2.5),
+        ("--seed 3", "seed", 3),
+        ("--tau-max 0.5", "tau_max", 0.5),
+        ("--rate 0.002", "rate", 0.002),
+        ("--lr 0.01", "lr", 0.01),
+        ("--schedule sga", "schedule", "sga"),
+        ("--ssl-a 1.4", "ssl_a", 1.4),
+        ("--r 0.9", "r", 0.9),
+        ("--n 2", "n", 2.0),
+        ("--metric ms-ssim", "metric", "ms-ssim"),
+    ],
+)
+def test_a_flag_reaches_the_encoder(run: Run, photo: Path, flags: str, field: str, value: object) -> None:
+    """Else: an experiment runs with other settings than its command line says."""
+    assert getattr(settings_of(run, *flags.split(" ")), field) == value
+
+
+def test_model_and_device_reach_the_codec(run: Run, photo: Path) -> None:
+    """Else: the wrong model codes the file."""
+    run("encode", "photo.png", "out.sga", "--model", "other", "--device", "cuda:1")
+    run("decode", "out.sga", "out.png", "--model", "third", "--device", "cpu")
+    assert fake_codec.OPENED == [("other", "cuda:1"), ("third", "cpu")]
+
+
+def test_strip_drops_metadata_before_encoding(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: a user publishes the position at which a photograph was taken."""
+    from sgacodec import image
+
+    seen = []
+    real = image.read_image
+    monkeypatch.setattr(image, "read_image", lambda source, **kw: seen.append(kw["strip"]) or real(source, **kw))
+    settings_of(run)
+    settings_of(run, "--strip")
+    assert seen == [False, True]
+
+
+def test_roi_gives_the_weights_of_the_pixels(run: Run, photo: Path) -> None:
+    """Else: the bits go where the user did not want them."""
+    mask = np.zeros((12, 20), np.uint8)
+    mask[:6] = 255
+    Image.fromarray(mask).save("mask.png")
+    settings_of(run, "--roi", "mask.png")
+    weights = fake_codec.CALLS[-1][2][0]
+    assert weights.shape == (12, 20)
+    assert weights[0, 0] == 1
+    assert weights[11, 0] == 0
+    Image.fromarray(mask[:5]).save("small.png")
+    result = run("encode", "photo.png", "out.sga", "--device", "cpu", "--roi", "small.png")
+    assert result.exit_code == 1
+    assert "20×5" in result.stderr
+
+
+def test_format_chooses_the_type_of_the_image(run: Run, photo: Path) -> None:
+    """Else: a program that reads PPM only cannot use the codec."""
+    run("encode", "photo.png", "a.sga")
+    assert run("decode", "a.sga", "a.ppm").exit_code == 0
+    assert run("decode", "a.sga", "b.bin", "--format", "ppm").exit_code == 0
+    assert run("decode", "a.sga", "-", "--format", "ppm").stdout_bytes.startswith(b"P6")
+    assert Path("a.ppm").read_bytes() == Path("b.bin").read_bytes()
+    assert run("decode", "a.sga", "--out-dir", "d", "--format", "ppm").exit_code == 0
+    assert Path("d/a.ppm").exists()
+
+
+def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: the command line is sound, but not with the codec that users have."""
+    monkeypatch.chdir(tmp_path)
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
+    smooth.resize((90, 60), Image.Resampling.BICUBIC).save("photo.png")
+    flags = ["--device", "cpu", "--json"]
+    reports = []
+    for more in (["--method", "none"], ["--steps", "4"], ["--effort", "0"]):
+        result = CliRunner().invoke(main, ["encode", "photo.png", "out.sga", *flags, *more])
+        assert result.exit_code == 0, result.output
+        reports.append(json.loads(result.stdout))
+        assert [key for key in ENCODE_KEYS if key not in reports[-1]] == []
+    assert reports[1]["rd_loss"] <= reports[1]["rd_loss_unrefined"]
+    assert reports[2]["rd_loss"] == reports[2]["rd_loss_unrefined"] == reports[0]["rd_loss"]
+    info = json.loads(CliRunner().invoke(main, ["info", "--json", "out.sga"]).stdout)
+    assert (info["model"], info["level"]) == (reports[2]["model"], reports[2]["level"])
+    assert CliRunner().invoke(main, ["decode", "out.sga", "out.png", *flags]).exit_code == 0
+    pixels = [np.asarray(Image.open(name), dtype=float) for name in ("photo.png", "out.png")]
+    psnr = 10 * np.log10(255**2 / np.mean((pixels[0] - pixels[1]) ** 2))
+    assert psnr == pytest.approx(reports[2]["psnr"], abs=1e-3)
+    for line in ("--classes 3 --method atanh", "--method none --ssl-a 2", "--rate 0.1 --schedule cold"):
+        assert CliRunner().invoke(main, ["encode", "photo.png", "out.sga", *line.split(" ")]).exit_code == 2
+
+
+# ----------------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("encode", "missing input"),
+        ("encode photo.png", "where should"),
+        ("encode a.png b.png c.png", "--out-dir"),
+        ("encode photo.png b.png", "--out-dir"),
+        ("decode a.sga b.sga", "--out-dir"),
+        ("encode . out.sga", "folder"),
+        ("encode photo.png .", "--out-dir"),
+        ("encode - --out-dir d", "standard input"),
+        ("encode photo.png out.sga --steps 5 --effort 1", "exclude"),
+        ("encode photo.png out.sga --lambda 0.01 --target-bpp 1", "exclude"),
+        ("encode photo.png out.sga --target-psnr 30 --target-size 100", "exclude"),
+        ("encode photo.png out.sga --lambda 2", "lambda"),
+        ("encode photo.png out.sga --lambda nan", "finite"),
+        ("encode photo.png out.sga --target-bpp inf", "finite"),
+        ("encode photo.png out.sga --lr -1", "lr"),
+        ("encode photo.png out.sga --classes 4", "classes"),
+        ("encode photo.png out.sga --classes 3 --method atanh", "atanh"),
+        ("encode photo.png out.sga --method best", "ssl"),
+        ("encode photo.png out.sga --device gpu", "cuda"),
+        ("encode photo.png out.sga --jobs 0", "jobs"),
+        ("encode photo.png out.sga --max-pixels 0", "max-pixels"),
+        ("encode photo.png --files-from nix --out-dir d", "nix"),
+        ("encode photo.png photo.png --out-dir d", "photo"),
+        ("encode photo.png --out-dir photo.png", "not a folder"),
+        ("encode photo.png out.sga --roi absent.png", "absent.png"),
+        ("encode photo.png out.sga --wrong", "--wrong"),
+        ("decode photo.png out.txt", "txt"),
+        ("decode photo.png out.png --format docx", "docx"),
+        ("info", "FILE"),
+        ("wrong", "wrong"),
+    ],
+)
+def test_wrong_usage_is_told_before_any_work(run: Run, photo: Path, line: str, said: str) -> None:
+    """Else: a typing error costs an hour of refinement, or a file."""
+    before = photo.read_bytes()
+    result = run(*line.split(" "))
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not fake_codec.CALLS
+    assert photo.read_bytes() == before
+    assert not Path("out.sga").exists()
+
+
+def test_the_input_is_never_the_output(run: Run, photo: Path) -> None:
+    """Else: a slip destroys the original."""
+    Path("link").symlink_to(photo)
+    result = run("encode", "photo.png", "link")
+    assert result.exit_code == 2
+    assert "input itself" in result.stderr
+
+
+def test_binary_is_not_sent_to_a_terminal(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: the user's terminal shows garbage and may be unusable after it."""
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+    result = run("encode", "photo.png", "-")
+    assert result.exit_code == 2
+    assert "terminal" in result.stderr
+
+
+def test_lambda_outside_the_ladder_works_with_a_warning(run: Run, photo: Path) -> None:
+    """Else: the user wonders why the level does not follow."""
+    result = run("encode", "photo.png", "out.sga", "--lambda", "0.1")
+    assert result.exit_code == 0
+    assert "nearest level" in result.stderr
+    assert fake_codec.CALLS[-1][0].lmbda == 0.1
+    assert not run("encode", "photo.png", "out.sga", "--lambda", "0.045").stderr
+
+
+# ------------------------------------------------------------------------------------------------ exit codes
+
+
+def test_unreadable_images_exit_1(run: Run) -> None:
+    """Else: a script takes a failure for success."""
+    Path("text.png").write_text("no image")
+    for name in ("text.png", "absent.png"):
+        result = run("encode", name, "out.sga")
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"sgacodec: {name}: ")
+        assert result.stderr.count("\n") == 1
+    assert not Path("out.sga").exists()
+
+
+def test_bad_files_exit_3(run: Run, photo: Path) -> None:
+    """Else: a script cannot tell a damaged archive from a full disk."""
+    run("encode", "photo.png", "good.sga")
+    good = Path("good.sga").read_bytes()
+    flipped = bytes([*good[:20], good[20] ^ 1, *good[21:]])
+    newer = good[:3] + b"\x09" + good[4:]
+    for content in (b"", b"SG", b"GIF89a", good[:-1], good + b"x", flipped, newer, b"SGA\x01" + b"\xff" * 40):
+        Path("bad.sga").write_bytes(content)
+        for line in (["decode", "bad.sga", "out.png"], ["info", "bad.sga"]):
+            result = run(*line)
+            assert result.exit_code == 3
+            assert result.stderr.startswith("sgacodec: bad.sga: ")
+            assert result.stderr.count("\n") == 1
+    assert not Path("out.png").exists()
+
+
+def test_a_missing_model_exits_4_and_says_where_it_looked(run: Run, photo: Path) -> None:
+    """Else: the user does not know what to install, and where."""
+    result = run("encode", "photo.png", "out.sga", "--model", "missing")
+    assert result.exit_code == 4
+    assert "/nowhere" in result.stderr
+    Path("foreign.sga").write_bytes(bitstream.write(SgaFile(b"none", 0, 4, 4, b"z", b"y")))
+    result = run("decode", "foreign.sga", "out.png")
+    assert result.exit_code == 4
+    assert "6e6f6e65" in result.stderr
+    assert run("models", "show", "missing").exit_code == 4
+    assert run("info", "foreign.sga").exit_code == 0
+
+
+def test_too_many_pixels_are_refused(run: Run, photo: Path) -> None:
+    """Else: a small file takes all of a server's memory."""
+    assert run("encode", "photo.png", "out.sga", "--max-pixels", "239").exit_code == 1
+    assert run("encode", "photo.png", "out.sga", "--max-pixels", "240").exit_code == 0
+    assert run("decode", "out.sga", "out.png", "--max-pixels", "239").exit_code == 3
+    assert run("decode", "out.sga", "out.png", "--max-pixels", "240").exit_code == 0
+
+
+def test_a_defect_is_one_line_and_a_traceback_on_demand(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: users see tracebacks, or nobody ever does."""
+
+    def broken(self: object, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("one\ntwo")
+
+    monkeypatch.setattr(fake_codec.Codec, "encode", broken)
+    result = run("encode", "photo.png", "out.sga", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "RuntimeError: one two" in result.stderr
+    monkeypatch.setenv("SGACODEC_DEBUG", "1")
+    result = run("encode", "photo.png", "out.sga", "--device", "cpu")
+    assert isinstance(result.exception, RuntimeError)
+
+
+# ---------------------------------------------------------------------------------------------------- output
+
+
+def test_json_of_encode_and_decode(run: Run, photo: Path) -> None:
+    """Else: scripts that read the figures break."""
+    result = run("encode", "photo.png", "out.sga", "--json")
+    report = json.loads(result.stdout)
+    assert [key for key in ENCODE_KEYS if key not in report] == []
+    assert (report["input"], report["output"]) == ("photo.png", "out.sga")
+    assert report["bytes"] == Path("out.sga").stat().st_size
+    assert report["psnr"] is None  # infinite, which JSON cannot say
+    report = json.loads(run("decode", "out.sga", "out.png", "--json").stdout)
+    assert (report["input"], report["output"], report["width"]) == ("out.sga", "out.png", 20)
+    report = json.loads(run("encode", "absent.png", "out.sga", "--json").stdout)
+    assert report["output"] is None
+    assert "absent.png" in report["error"]
+
+
+def test_data_on_standard_output_is_alone_there(run: Run, photo: Path) -> None:
+    """Else: a pipe delivers a file with a line of text in it."""
+    result = run("encode", "-", "-", "--json", data=photo.read_bytes())
+    assert bitstream.read(result.stdout_bytes).width == 20
+    assert json.loads(result.stderr)["output"] == "-"
+    result = run("decode", "-", data=result.stdout_bytes)
+    assert result.stdout_bytes.startswith(b"\x89PNG")
+    assert "20×12" in result.stderr
+
+
+def test_quiet_and_verbose(run: Run, photo: Path) -> None:
+    """Else: cron sends a mail a file, or nobody can find out what happened."""
+    assert run("encode", "photo.png", "out.sga", "-q").output == ""
+    assert "photo.png → out.sga" in run("encode", "photo.png", "out.sga").stdout
+    assert "rd_loss 1.5" in run("encode", "photo.png", "out.sga", "-v").stderr
+    assert run("encode", "absent.png", "out.sga", "-q").stderr != ""
+
+
+@pytest.mark.parametrize("traced", [["-vv"], []])
+def test_trace_by_flag_and_by_variable(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, traced: list[str]
+) -> None:
+    """Else: two machines that disagree cannot be compared."""
+    import logging
+
+    if not traced:
+        monkeypatch.setenv("SGACODEC_TRACE", "1")
+    real = fake_codec.Codec.decode
+
+    def decode(self: fake_codec.Codec, data: bytes, *, max_pixels: int) -> fake_codec.Decoded:
+        logging.getLogger("sgacodec.api").debug("pixels 0123abcd")
+        return real(self, data, max_pixels=max_pixels)
+
+    monkeypatch.setattr(fake_codec.Codec, "decode", decode)
+    run("encode", "photo.png", "out.sga", "--device", "cpu")
+    assert "pixels 0123abcd" in run("decode", "out.sga", "out.png", *traced).stderr
+
+
+def test_the_choices_are_those_of_the_codec() -> None:
+    """Else: the command line, which lists them without importing torch, hides a method."""
+    from sgacodec import hyperprior, networks
+    from sgacodec.cli import encode, options
+    from sgacodec.refine import annealing, relaxations, settings
+
+    assert ("none", *relaxations.METHODS) == encode.METHODS
+    assert encode.SCHEDULES == annealing.SCHEDULES
+    assert encode.EFFORT_STEPS == settings.EFFORTS
+    assert encode.HYPER_STRIDE == networks.HYPER_STRIDE
+    assert (hyperprior.ANCHORS[0], hyperprior.ANCHORS[-1]) == options.LADDER
+    assert options.LEVELS == hyperprior.LEVELS
+    assert {field.name for field in fields(fake_codec.Settings)} == {field.name for field in fields(settings.Settings)}
+
+
+# ---------------------------------------------------------------------------------------------- info, models
+
+
+def test_info_says_what_the_header_says(run: Run, photo: Path) -> None:
+    """Else: a user cannot tell which model a file needs."""
+    data = bitstream.write(SgaFile(b"\xab\xcd\xef\x01", 63, 300, 200, b"zz", b"yyy", grey=True, xmp=b"<x/>"))
+    Path("a.sga").write_bytes(data)
+    report = json.loads(run("info", "--json", "a.sga").stdout)
+    assert [key for key in INFO_KEYS if key not in report] == []
+    assert (report["model"], report["model_id"], report["level"]) == (None, "abcdef01", 63)
+    assert report["lambda"] == pytest.approx(0.045)
+    assert (report["format_version"], report["width"], report["height"]) == (1, 300, 200)
+    assert (report["bytes"], report["sections"]) == (len(data), {"z": 2, "xmp": 4, "y": 3})
+    text = run("info", "-", data=data).stdout
+    assert "300×200, grey" in text
+    assert "not installed (id abcdef01)" in text
+
+
+def test_info_of_several_files_goes_on_after_a_bad_one(run: Run) -> None:
+    """Else: one bad file hides the others."""
+    Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b"")))
+    Path("b.sga").write_bytes(b"foreign")
+    result = run("info", "--json", "b.sga", "a.sga")
+    assert result.exit_code == 3
+    assert [json.loads(line)["input"] for line in result.stdout.splitlines()] == ["b.sga", "a.sga"]
+    assert run("info", "b.sga", "a.sga", "absent.sga").exit_code == 1
+
+
+def model_file(path: Path, **changes: object) -> None:
+    """A model file that has a header only."""
+    record = {
+        "format": "sgacodec-model-1",
+        "name": "tiny",
+        "id": "31323334",
+        "architecture": {"family": "lite"},
+    }
+    record |= {"anchors": [0.01, 0.02], "levels": 2, "licence": "MIT", **changes}
+    header = json.dumps({"__metadata__": {"sgacodec": json.dumps(record)}}).encode()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_info_names_an_installed_model_and_uses_its_ladder(run: Run, tmp_path: Path) -> None:
+    """Else: an imported model's files are shown with a wrong lambda."""
+    model_file(tmp_path / "models" / "tiny.safetensors")
+    Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 1, 1, 1, b"", b"")))
+    report = json.loads(run("info", "--json", "a.sga").stdout)
+    assert report["model"] == "tiny"
+    assert report["lambda"] == pytest.approx(0.02)
+
+
+def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
+    """Else: a user does not see what is installed, and under which licence."""
+    model_file(tmp_path / "models" / "tiny.safetensors")
+    assert "tiny" in run("models", "list").stdout
+    assert "tiny" in [entry["name"] for entry in json.loads(run("models", "list", "--json").stdout)]
+    assert json.loads(run("models", "show", "tiny").stdout)["licence"] == "MIT"
+
+
+def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: a damaged model is found only when files do not decode."""
+    from sgacodec import models
+
+    model_file(tmp_path / "models" / "tiny.safetensors")
+    problems = ["the id is not that of the tensors"]
+    monkeypatch.setattr(models, "verify_model", lambda path: problems)
+    monkeypatch.setattr(models, "import_checkpoint", lambda path, name: Path(f"{name}.safetensors"))
+    result = run("models", "verify", "tiny")
+    assert result.exit_code == 4
+    assert problems[0] in result.stderr
+    problems.clear()
+    assert run("models", "verify", "tiny").exit_code == 0
+    assert "ok" in run("models", "verify").stdout
+    Path("c.pth.tar").write_bytes(b"")
+    assert "mine.safetensors" in run("models", "import", "c.pth.tar", "--name", "mine").stdout
+    assert run("models", "import", "c.pth.tar", "--name", "../mine").exit_code == 2
+    assert run("models", "import", "absent", "--name", "mine").exit_code == 2
+    assert run("models", "verify", "other").exit_code == 4
+
+
+# ---------------------------------------------------------------------------------------------------- manual
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    """Else: nobody finds them."""
+    text = run("--help").stdout
+    assert all(name in text for name in ("encode", "decode", "info", "models", "Exit codes"))
+    assert run("-h").exit_code == 0
+    assert run("--version").stdout.startswith("sgacodec ")
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        assert run(name, "--help").exit_code == 0
+
+
+def test_the_manual_is_current() -> None:
+    """Else: docs/cli.md describes another program. Remedy: python -m sgacodec.cli.manual > docs/cli.md"""
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual()
+
+
+@pytest.mark.parametrize("line", [["--help"], ["--version"], ["encode", "--help"], ["info", "a.sga"]])
+def test_light_commands_import_nothing_heavy(tmp_path: Path, line: list[str]) -> None:
+    """Else: every `info` in a file manager takes seconds."""
+    (tmp_path / "a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b"")))
+    code = (
+        "import sys; from sgacodec.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print(*{'torch', 'numpy', 'PIL', 'rich'} & set(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *line]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout
+    assert done.stderr.strip() == ""

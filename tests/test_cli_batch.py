@@ -1,0 +1,318 @@
+"""The command line with many files, pipes, signals and full disks. The codec is that of fake_codec."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_codec
+import pytest
+import test_cli
+from test_cli import Run, picture
+
+from sgacodec import bitstream
+from sgacodec.cli import files
+
+run = test_cli.run
+FAKE = [sys.executable, str(Path(fake_codec.__file__))]
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
+
+
+@pytest.fixture
+def photos(run: Run, tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/c.png"):
+        picture(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def names(folder: str | Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+# ----------------------------------------------------------------------------------------------------- names
+
+
+def test_out_dir_keeps_names(run: Run, photos: Path) -> None:
+    """Else: the user does not find his files again."""
+    (photos / "a.png").rename(photos / "x.y.PNG")
+    (photos / "b.png").rename(photos / "plain")
+    result = run("encode", "photos/x.y.PNG", "photos/plain", "--out-dir", "new/out", "--device", "cpu")
+    assert result.exit_code == 0
+    assert names("new/out") == ["plain.sga", "x.y.sga"]
+    Path("new/out/plain.sga").rename("new/out/plain")
+    assert run("decode", "new/out/x.y.sga", "new/out/plain", "--out-dir", "back").exit_code == 0
+    assert names("back") == ["plain.png", "x.y.png"]
+
+
+def test_a_folder_stands_for_the_images_in_it(run: Run, photos: Path) -> None:
+    """Else: half of a tree of photographs is not compressed, and nobody notices."""
+    (photos / ".hidden.png").write_bytes(b"")
+    assert run("encode", "photos", "--out-dir", "out", "--device", "cpu").exit_code == 0
+    assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
+    assert run("decode", "out", "--out-dir", "back").exit_code == 0
+    assert names("back") == ["a.png", "b.png", "sub/c.png"]
+    Path("empty").mkdir()
+    assert run("encode", "empty", "--out-dir", "out").exit_code == 2
+
+
+def test_two_inputs_never_share_an_output(run: Run, photos: Path) -> None:
+    """Else: one of two pictures is lost without a word."""
+    picture(photos / "a.bmp")
+    result = run("encode", "photos/a.png", "photos/a.bmp", "--out-dir", "out")
+    assert result.exit_code == 2
+    assert "a.png" in result.stderr
+    assert "a.bmp" in result.stderr
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_files_from_a_list(run: Run, photos: Path, separator: bytes) -> None:
+    """Else: `find … | sgacodec` misses files with odd names."""
+    (photos / "b.png").rename(photos / "b c.png")
+    data = separator.join([b"photos/a.png", b"photos/b c.png", b""])
+    Path("list").write_bytes(data)
+    assert run("encode", "--files-from", "list", "--out-dir", "one").exit_code == 0
+    assert run("encode", "photos/sub/c.png", "--files-from", "-", "--out-dir", "two", data=data).exit_code == 0
+    assert names("one") == ["a.sga", "b c.sga"]
+    assert names("two") == ["a.sga", "b c.sga", "c.sga"]
+    assert run("encode", "--files-from", "list").exit_code == 2
+    assert run("encode", "-", "--files-from", "-", data=data).exit_code == 2
+
+
+def test_names_that_are_no_text(photos: Path) -> None:
+    """Else: one name in Latin-1 breaks the run over a folder."""
+    os.rename(photos / "a.png", os.fsencode(photos) + b"/\xe9\n.png")
+    line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(line, capture_output=True, cwd=photos.parent, env=environment, check=False)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert len(done.stdout.splitlines()) == 3
+    assert b"\xe9\n.sga" in os.listdir(os.fsencode(photos.parent / "out"))
+
+
+# ----------------------------------------------------------------------------------------------------- batch
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_bad_file_does_not_stop_the_rest(photos: Path, jobs: int) -> None:
+    """Else: a run over a thousand files stops at the first that is no image."""
+    picture(photos / "b.png", first=fake_codec.BAD_RED)
+    line = [*FAKE, "encode", "photos/b.png", "photos/notes.txt", "photos/a.png", "photos/sub/c.png"]
+    line += ["--out-dir", "out", "--json", "--device", "cpu", "--jobs", str(jobs)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=photos.parent, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2
+    reports = [json.loads(text) for text in done.stdout.splitlines()]
+    assert ["error" in report for report in reports] == [True, True, False, False]
+    assert names(photos.parent / "out") == ["a.sga", "c.sga"]
+
+
+def test_exit_code_of_a_batch(run: Run, photos: Path) -> None:
+    """Else: a script cannot tell damaged files from missing ones."""
+    run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    Path("out/a.sga").write_bytes(b"damaged")
+    assert run("decode", "out", "--out-dir", "back").exit_code == 3
+    assert names("back") == ["b.png", "sub/c.png"]
+    assert run("decode", "out", "absent.sga", "--out-dir", "back").exit_code == 1
+
+
+def test_images_of_one_shape_share_a_batch_on_cuda(run: Run, photos: Path) -> None:
+    """Else: a GPU refines one small image at a time, several times slower."""
+    for i in range(6):
+        picture(photos / f"d{i}.png", size=(20 + i, 12))
+    picture(photos / "large.png", size=(65, 12))
+    run("encode", "photos", "--out-dir", "out", "--device", "cuda")
+    assert sorted(count for _, count, _ in fake_codec.CALLS) == [1, 1, 4, 4]
+    assert len(names("out")) == 10
+    fake_codec.CALLS.clear()
+    run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    assert {count for _, count, _ in fake_codec.CALLS} == {1}
+
+
+def test_a_bad_image_does_not_take_its_batch_along(run: Run, photos: Path) -> None:
+    """Else: three good images fail for one that does not fit into the GPU's memory."""
+    picture(photos / "b.png", first=fake_codec.BAD_RED)
+    assert run("encode", "photos", "--out-dir", "out", "--device", "cuda").exit_code == 1
+    assert names("out") == ["a.sga", "sub/c.sga"]
+
+
+def test_a_killed_worker_does_not_hang_the_run(photos: Path) -> None:
+    """Else: a machine that runs out of memory at night stands still until morning."""
+    picture(photos / "b.png", first=fake_codec.DEADLY_RED)
+    line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", "2"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=photos.parent, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "a worker process died" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_overwrite_keeps_what_is_there(run: Run, photos: Path) -> None:
+    """Else: a run that is started again does all its work again, or destroys files."""
+    Path("out").mkdir()
+    Path("out/a.sga").write_bytes(b"mine")
+    result = run("encode", "photos", "--out-dir", "out", "--no-overwrite", "--device", "cpu")
+    assert result.exit_code == 0
+    assert "skipped" in result.stderr
+    assert Path("out/a.sga").read_bytes() == b"mine"
+    assert len(fake_codec.CALLS) == 2
+    result = run("decode", "out/b.sga", "photos/a.png", "--no-overwrite", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["skipped"] is True
+    assert run("encode", "photos", "--out-dir", "out", "--device", "cpu").exit_code == 0
+    assert Path("out/a.sga").read_bytes() != b"mine"
+
+
+# ----------------------------------------------------------------------------------------------- whole files
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: a full disk costs the file that was there."""
+    target = tmp_path / "out.sga"
+    target.write_bytes(b"old")
+
+    def full(source: object, destination: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            files.write_bytes(str(target), b"new")
+    assert names(tmp_path) == ["out.sga"]
+    assert target.read_bytes() == b"old"
+    files.write_bytes(str(target), b"new")
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["out.sga"]
+
+
+@posix
+def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    """Else: `sgacodec encode in.png /dev/null`, run by root, replaces /dev/null by a file."""
+    files.write_bytes("/dev/null", b"new")
+    assert not Path("/dev/null").is_file()
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    files.write_bytes(str(tmp_path / "link"), b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+    os.umask(mask := os.umask(0o027))
+    files.write_bytes(str(tmp_path / "fresh"), b"")
+    assert (tmp_path / "fresh").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@posix
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(photos: Path, jobs: int, number: int, code: int) -> None:
+    """Else: half files lie about after Ctrl-C, or workers go on in the background."""
+    line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", str(jobs)]
+    process = subprocess.Popen(
+        line,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=photos.parent,
+        env={**os.environ, "FAKE_STEPS": "300", "FAKE_READY": str(photos.parent / "ready")},
+        start_new_session=True,
+    )
+    _wait_until((photos.parent / "ready").exists)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends Ctrl-C to every process
+    else:
+        os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+    assert not Path("out").exists()
+    _wait_until(lambda: not _session_lives(process.pid))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _session_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------- pipes
+
+
+def test_through_a_pipe_and_back(photos: Path) -> None:
+    """Else: the codec cannot be used in a pipeline."""
+    data = (photos / "a.png").read_bytes()
+    line = [*FAKE, "encode", "-", "-", "--device", "cpu"]
+    encoded = subprocess.run(line, input=data, capture_output=True, check=True)
+    assert bitstream.read(encoded.stdout).width == 20
+    decoded = subprocess.run([*FAKE, "decode", "-"], input=encoded.stdout, capture_output=True, check=True)
+    assert decoded.stdout.startswith(b"\x89PNG")
+
+
+@posix
+def test_nobody_listens(photos: Path) -> None:
+    """Else: `sgacodec info *.sga | head -1` ends in a traceback."""
+    subprocess.run([*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"], cwd=photos, check=True)
+    for line in (["info", *["a.sga"] * 2000], ["decode", "a.sga", "-", "-q"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([*FAKE, *line], cwd=photos, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(write)
+        assert done.returncode == 1
+        assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("line", [["encode", "a.png", "-"], ["encode", "a.png", "/dev/full"], ["info", "a.sga"]])
+def test_a_full_disk_is_one_clear_line(photos: Path, line: list[str]) -> None:
+    """Else: the user looks for the fault in the image."""
+    subprocess.run([*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"], cwd=photos, check=True)
+    device = [] if line[0] == "info" else ["--device", "cpu"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*FAKE, *line, *device], cwd=photos, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+
+
+@posix
+def test_progress_is_for_terminals_only(photos: Path) -> None:
+    """Else: logs are full of escape sequences, or a user waits for minutes without a sign."""
+    import pty
+
+    environment = {**os.environ, "FAKE_STEPS": "5", "TERM": "xterm", "COLUMNS": "100"}
+    line = [*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"]
+    shown = []
+    for more in ([], ["-q"]):
+        parent, child = pty.openpty()
+        subprocess.run([*line, *more], cwd=photos, env=environment, stderr=child, stdout=child, check=True)
+        os.close(child)
+        text = b""
+        try:
+            while chunk := os.read(parent, 4096):
+                text += chunk
+        except OSError:
+            pass  # Linux says so when the other end is closed
+        os.close(parent)
+        shown.append(text.decode())
+    assert "0.500 bpp 30.00 dB" in shown[0]
+    assert "a.png → a.sga" in shown[0]
+    assert shown[1] == ""
+    done = subprocess.run(line, cwd=photos, env=environment, capture_output=True, check=True)
+    assert done.stderr == b""

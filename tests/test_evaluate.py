@@ -1,0 +1,493 @@
+"""Sweeps, curves, reports and `sgacodec eval`: numbers that a user will quote, and hours not to be lost."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from sgacodec import bitstream, metrics
+from sgacodec.api import Settings
+from sgacodec.bitstream import SgaFile
+from sgacodec.cli import main
+from sgacodec.evaluate import curves, report, rows, summary, sweep
+from sgacodec.image import Picture
+from sgacodec.metrics import Curve
+
+LAMBDAS = (0.0016, 0.0075, 0.03)
+ALL = sweep.settings_grid(LAMBDAS, ["none", "ssl"], [50])
+UNREADABLE_RED = 14  # value of the first pixel that the fake cannot encode
+
+
+class FakeCodec:
+    """Keeps the contract of sgacodec.api.Codec: pixels are quantised by a step that λ gives, and deflated.
+
+    "Refinement" takes one byte of padding off.
+    """
+
+    def __init__(self, model: str | None = None, device: str = "auto", model_id: str = "01020304") -> None:
+        self.model_id = model_id
+        self.encoded: list[tuple[int, Settings]] = []  # sum of the pixels, settings
+        self.stop_after = math.inf
+
+    def encode(self, pictures: Sequence[Picture], settings: Settings, **_: Any) -> list[Any]:
+        return [self._encode(picture, settings) for picture in pictures]
+
+    def _encode(self, picture: Picture, settings: Settings) -> Any:
+        pixels = picture.pixels
+        if len(self.encoded) >= self.stop_after:
+            raise KeyboardInterrupt
+        if pixels.shape[:2] != (64, 64):  # not the question which model there is
+            self.encoded.append((int(pixels.sum()), settings))
+        if pixels[0, 0, 0] == UNREADABLE_RED:
+            raise RuntimeError("not enough\nmemory")
+        step = round(0.3 / math.sqrt(settings.lmbda))
+        level = int(1000 * settings.lmbda)
+        packed = zlib.compress(bytes([step]) + (pixels // step).tobytes())
+        packed += b"\0" * (1 if settings.method == "none" else 0)
+        height, width = pixels.shape[:2]
+        file = SgaFile(bytes.fromhex(self.model_id), level, width, height, b"z", packed, icc=picture.icc)
+        decoded = np.clip((pixels // step).astype(int) * step + step // 2, 0, 255).astype(np.uint8)
+        bare = 8 * (1 + len(packed)) / (height * width)
+        loss = metrics.rd_loss(bare, metrics.mse(pixels, decoded), settings.lmbda)
+        wasted = 0 if settings.method == "none" else 8 / (height * width)
+        figures = {"rd_loss": loss, "rd_loss_unrefined": loss + wasted, "device": "cpu", "level": level}
+        return SimpleNamespace(
+            data=bitstream.write(file), report=figures | {"model": "fake", "model_id": self.model_id}
+        )
+
+    def decode(self, data: bytes, *, max_pixels: int) -> Any:
+        file = bitstream.read(data, max_pixels)
+        stored = zlib.decompressobj().decompress(file.y)
+        step = stored[0]
+        coarse = np.frombuffer(stored[1:], np.uint8).reshape(file.height, file.width, 3).astype(int)
+        return SimpleNamespace(picture=Picture(np.clip(coarse * step + step // 2, 0, 255).astype(np.uint8)), report={})
+
+
+def write_image(path: Path, seed: int, height: int = 48, width: int = 40, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(20, 236, (height // 4, width // 4, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, Path]:
+    for i in range(3):
+        write_image(tmp_path / "images" / f"photo{i}.png", i)
+    return sweep.find_images([tmp_path / "images"])
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "results.tsv"
+
+
+def lines(table: Path) -> list[str]:
+    return table.read_text(encoding="utf-8").splitlines()
+
+
+# ------------------------------------------------------------------------------------------------------- sweep
+
+
+def test_rows_are_of_the_real_files(images: dict[str, Path], tmp_path: Path) -> None:
+    """Lost: the table would say what the encoder hopes, not what a user who decodes the file gets."""
+    codec = FakeCodec()
+    measured = sweep.run(codec, images, ALL, tmp_path / "out")
+    files = {file: file.stat().st_size for file in (tmp_path / "out" / "files").rglob("*.sga")}
+    assert len(measured.rows) == len(files) == 3 * len(ALL)
+    for row in measured.rows:
+        (folder,) = {
+            file.parent
+            for file in files
+            if f"lambda{row['lambda']:g}-{row['method']}" in file.parent.name and file.stem == row["name"]
+        }
+        file = folder / f"{row['name']}.sga"
+        original = np.array(Image.open(images[row["name"]]))
+        decoded = codec.decode(file.read_bytes(), max_pixels=10**6).picture.pixels
+        assert row["bytes"] == files[file]
+        assert row["pixels"] == 48 * 40
+        assert row["bpp"] == pytest.approx(8 * files[file] / (48 * 40))
+        assert row["psnr"] == pytest.approx(metrics.psnr(original, decoded))
+        assert row["ms_ssim"] is None  # too small
+        loss = row["lambda"] * 255**2 * metrics.mse(original, decoded) + row["bpp"]
+        assert row["rd_loss"] == pytest.approx(loss)
+        gained = 0 if row["method"] == "none" else 8 / (48 * 40)
+        assert row["rd_loss_unrefined"] - row["rd_loss"] == pytest.approx(gained, abs=1e-6)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, 700, -1])
+def test_killed_sweep_continues_where_it_stopped(images: dict[str, Path], table: Path, keep: int) -> None:
+    """Lost: hours of refinement, or a table with half a row that nothing can read."""
+    whole = sweep.run(FakeCodec(), images, ALL, table.parent)
+    content = table.read_bytes()
+    table.write_bytes(content[:keep])
+    complete = max(0, content[:keep].count(b"\n") - 1)
+
+    codec = FakeCodec()
+    again = sweep.run(codec, images, ALL, table.parent)
+    assert len(codec.encoded) == 3 * len(ALL) - complete
+    assert len(lines(table)) == 1 + 3 * len(ALL)
+    timeless = [{k: v for k, v in row.items() if "seconds" not in k} for row in again.rows]
+    assert timeless == [{k: v for k, v in row.items() if "seconds" not in k} for row in whole.rows]
+
+
+def test_interrupted_sweep_has_written_every_row_that_it_measured(images: dict[str, Path], table: Path) -> None:
+    """Lost: Ctrl-C after an hour would throw the hour away."""
+    codec = FakeCodec()
+    codec.stop_after = 4
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(codec, images, ALL, table.parent)
+    assert len(lines(table)) == 1 + 4
+    codec = FakeCodec()
+    sweep.run(codec, images, ALL, table.parent)
+    assert len(codec.encoded) == 3 * len(ALL) - 4
+
+
+def test_finished_sweep_measures_nothing_again(images: dict[str, Path], table: Path) -> None:
+    """Lost: adding one λ to a study would cost the whole study."""
+    sweep.run(FakeCodec(), images, ALL, table.parent)
+    codec = FakeCodec()
+    sweep.run(codec, images, [*ALL, replace(ALL[-1], steps=51)], table.parent)
+    assert {settings.steps for _, settings in codec.encoded} == {51}
+    assert len(codec.encoded) == 3
+
+
+def test_another_model_crop_or_image_is_measured_again(images: dict[str, Path], table: Path) -> None:
+    """Lost: a better model, or an edited image, would be reported with the numbers of the old one."""
+    sweep.run(FakeCodec(), images, ALL[:1], table.parent)
+    codec = FakeCodec(model_id="0a0b0c0d")
+    measured = sweep.run(codec, images, ALL[:1], table.parent)
+    assert len(codec.encoded) == 3
+    assert {row["model_id"] for row in measured.rows} == {"0a0b0c0d"}
+
+    codec = FakeCodec()
+    measured = sweep.run(codec, images, ALL[:1], table.parent, crop=20)
+    assert len(codec.encoded) == 3
+    assert {(row["crop"], row["pixels"]) for row in measured.rows} == {(20, 400)}
+
+    codec = FakeCodec()
+    write_image(images["photo1.png"], 77)
+    measured = sweep.run(codec, images, ALL[:1], table.parent)
+    assert len(codec.encoded) == 1
+    assert sum(row in measured.rows for row in rows.read_rows(table)) == 3
+
+
+def test_one_bad_image_does_not_stop_the_rest(tmp_path: Path, images: dict[str, Path]) -> None:
+    """Lost: image 17 of 24 would end a night's work; or curves would compare means over different images."""
+    broken = tmp_path / "images" / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
+    greedy = tmp_path / "images" / "greedy.png"
+    Image.new("RGB", (30, 30), (UNREADABLE_RED, 0, 0)).save(greedy)
+    said: list[str] = []
+    measured = sweep.run(
+        FakeCodec(),
+        images | {"broken.png": broken, "greedy.png": greedy},
+        ALL,
+        tmp_path / "out",
+        progress=lambda name, why: said.append(f"{name} {why}"),
+    )
+    assert len(measured.rows) == 3 * len(ALL)
+    assert set(measured.failed) == {"broken.png", "greedy.png"}
+    assert measured.failed["greedy.png"] == "not enough memory"  # one line
+    assert len(said) == 5 * len(ALL)
+
+
+def test_full_disk_ends_the_sweep(images: dict[str, Path], table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost: a night of encoding of which nothing is kept."""
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    codec = FakeCodec()
+    with pytest.raises(OSError, match="No space"):
+        sweep.run(codec, images, ALL, table.parent)
+    assert len(codec.encoded) == 1
+
+
+def test_metadata_and_transparency_cost_no_rate(tmp_path: Path) -> None:
+    """Lost: our bpp would hold a camera's ICC profile, which the published curves do not count."""
+    pixels = np.full((20, 20, 4), 200, np.uint8)
+    pixels[:5, :, 3] = 0
+    for name, extra in (("bare", {}), ("rich", {"icc_profile": bytes(900)})):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", **extra)
+    found = sweep.find_images([tmp_path])
+    measured = sweep.run(FakeCodec(), found, ALL[:1], tmp_path / "out")
+    assert len({row["bytes"] for row in measured.rows}) == 1
+
+
+def test_names_tell_images_apart(tmp_path: Path) -> None:
+    """Lost: two photos called 1.png would share a row, and one would never be measured."""
+    for folder in ("a/x", "a/y", "b"):
+        write_image(tmp_path / folder / "1.png", 1)
+    (tmp_path / "b" / "notes.txt").write_text("not an image")
+    write_image(tmp_path / "b" / "2.JPG", 1, format="JPEG")
+    found = sweep.find_images([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "2.JPG"])
+    assert sorted(found) == ["2.JPG", "b/1.png", "x/1.png", "y/1.png"]
+    (tmp_path / "empty").mkdir()
+    for path, why in ((tmp_path / "empty", "no images"), (tmp_path / "gone.png", "no such")):
+        with pytest.raises(ValueError, match=why):
+            sweep.find_images([path])
+
+
+def test_crop_is_from_the_centre() -> None:
+    """Lost: a study on crops could not be repeated with another program."""
+    pixels = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
+    assert np.array_equal(sweep.centre(pixels, 3), pixels[2:5, 3:6])
+    assert np.array_equal(sweep.centre(pixels, 8), pixels[:, :8])
+
+
+def test_grid_measures_no_setting_twice() -> None:
+    """Lost: time, for "none" does not depend on the steps; and an impossible wish must be an error at once."""
+    grid = sweep.settings_grid([0.01, 0.01], ["none", "ssl", "ssl"], [10, 20], classes=3, seed=5)
+    assert [(s.method, s.steps, s.classes, s.seed) for s in grid[1:]] == [("ssl", 10, 3, 5), ("ssl", 20, 3, 5)]
+    assert grid[0].method == "none"
+    with pytest.raises(ValueError, match="two classes"):
+        sweep.settings_grid([0.01], ["atanh"], [10], classes=3)
+
+
+@pytest.mark.parametrize("damage", ["other\tcolumns\n", "row"])
+def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str, Path], damage: str) -> None:
+    """Lost: somebody else's results.tsv, or a silent gap in ours."""
+    if damage == "row":
+        sweep.run(FakeCodec(), images, ALL[:1], table.parent)
+        damage = table.read_text().replace("photo1.png\t", "photo1.png\tx", 1)
+    else:
+        table.parent.mkdir()
+    table.write_text(damage)
+    with pytest.raises(ValueError, match=r"other columns|line 3: damaged"):
+        sweep.run(FakeCodec(), images, ALL, table.parent)
+    assert table.read_text() == damage
+
+
+# ---------------------------------------------------------------------------------------------- means and curves
+
+
+def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path) -> None:
+    """Lost: the curve that we publish would not follow from the table that we publish."""
+    measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
+    result = summary.summarise(measured, [], tmp_path / "out")
+    assert len(result.points) == len(ALL)
+    for point in result.points:
+        same = [r for r in measured.rows if (r["method"], r["lambda"]) == (point["method"], point["lambda"])]
+        assert point["images"] == len(same) == 3
+        assert point["bytes"] == sum(r["bytes"] for r in same)
+        for column in ("bpp", "psnr", "rd_loss", "rd_loss_unrefined", "seconds_encode"):
+            assert point[column] == pytest.approx(np.mean([r[column] for r in same]))
+        assert point["ms_ssim"] is None
+    assert [c.name for c in result.curves] == ["none", "ssl, 50 steps"]
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["means"] == result.points
+    assert written["images"] == 3
+    assert curves.load_curves(tmp_path / "out" / "results.tsv") == result.curves
+    assert curves.load_curves(tmp_path / "out" / "results.json") == result.curves
+
+
+def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path], tmp_path: Path) -> None:
+    """Lost: a curve whose points are means over different images: its BD-rate would be nonsense."""
+    measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
+    measured.rows.remove(next(r for r in measured.rows if r["name"] == "photo2.png"))
+    result = summary.summarise(measured, [], tmp_path / "out")
+    assert result.left_out == ["photo2.png"]
+    assert {point["images"] for point in result.points} == {2}
+
+
+def test_unfinished_table_is_no_curve(images: dict[str, Path], table: Path) -> None:
+    """Lost: an anchor over 3 of 24 images would pass for the real one."""
+    sweep.run(FakeCodec(), images, ALL, table.parent)
+    table.write_text("\n".join(lines(table)[:-1]) + "\n")
+    with pytest.raises(ValueError, match=r"unfinished sweep.*photo2\.png"):
+        curves.load_curves(table)
+
+
+def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
+    """Lost: "Infinity" is not JSON, and a mean with infinity in it hides every other image."""
+    path = tmp_path / "flat.png"
+    Image.new("RGB", (30, 30), (6, 6, 6)).save(path)  # the middle of a quantisation cell
+    other = write_image(tmp_path / "other.png", 3)
+    grid = sweep.settings_grid([0.0006], ["none"])  # step 12
+    measured = sweep.run(FakeCodec(), {"flat": path, "other": other}, grid, tmp_path / "out")
+    assert [row["psnr"] is None for row in measured.rows] == [True, False]
+    result = summary.summarise(measured, [], tmp_path / "out")
+    assert result.points[0]["psnr"] is None
+    assert result.curves[0].bpp == ()
+    assert "Infinity" not in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_curves_of_two_models_are_kept_apart(images: dict[str, Path], table: Path) -> None:
+    """Lost: a zigzag between the old model's points and the new one's."""
+    for model_id in ("01020304", "0a0b0c0d"):
+        sweep.run(FakeCodec(model_id=model_id), images, ALL[:3], table.parent)
+    loaded = curves.load_curves(table)
+    assert [len(curve.bpp) for curve in loaded] == [3, 3]
+    assert {curve.name for curve in loaded} == {"none, 01020304", "none, 0a0b0c0d"}
+    with pytest.raises(ValueError, match="2 curves"):
+        curves.load_curve(table)
+
+
+@pytest.mark.parametrize("key", ["psnr", "psnr-rgb"])
+def test_curve_from_json(tmp_path: Path, key: str) -> None:
+    """Lost: half of the published result files."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"name": "X", "results": {"bpp": [2, 1], key: [35, 30], "ms-ssim-rgb": [1, 1]}}))
+    assert curves.load_curve(path) == Curve("X", (1.0, 2.0), (30.0, 35.0))
+
+
+@pytest.mark.parametrize("text", ["0.2, 30\n0.1, 27\n", "bpp,psnr\n0.1,27\n0.2,30", "# bpp psnr\n0.1,27\n\n0.2,30\n"])
+def test_curve_from_csv(tmp_path: Path, text: str) -> None:
+    """Lost: curves read off a paper's figure or a spreadsheet."""
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    assert curves.load_curve(path) == Curve("x", (0.1, 0.2), (27.0, 30.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "{"),
+        ("b.json", "[1]"),
+        ("c.json", '{"results": {"bpp": [1]}}'),
+        ("d.json", '{"results": {"bpp": [1, 2], "psnr": [30]}}'),
+        ("e.csv", "0.1,27\n0.2,30,7\n"),
+        ("f.csv", ""),
+        ("g.tsv", "bpp\tpsnr\n"),
+        ("h.txt", "0.1,27\n"),
+    ],
+)
+def test_file_that_holds_no_curve_is_an_error_that_names_it(tmp_path: Path, name: str, text: str) -> None:
+    """Lost: a traceback, or a comparison with half a curve."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(name)) as error:
+        curves.load_curves(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_comparison_without_overlap_is_a_note() -> None:
+    """Lost: one unsuitable anchor would keep the user from all other numbers."""
+    low, high = Curve("low", (0.1, 0.2), (25.0, 28.0)), Curve("high", (0.15, 0.9), (35.0, 40.0))
+    (found,) = curves.compare([low], [high])
+    assert found.bd_rate is None
+    assert "share no PSNR" in found.note
+
+
+# ------------------------------------------------------------------------------------------------------- report
+
+
+def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path], tmp_path: Path) -> None:
+    """Lost: a report that cannot be mailed, or that says something else than the table."""
+    out = tmp_path / "out"
+    measured = sweep.run(FakeCodec(), images, ALL, out)
+    anchor = Curve("<b>JPEG</b>", (0.5, 20.0), (10.0, 60.0))
+    result = summary.summarise(measured, [anchor], out)
+    figure = report.plot(result.curves, [anchor])
+    report.save_plots(figure, out)
+    page = report.html_report(result, measured.rows, figure, "A & B")
+    for point in result.points:
+        assert f"<td>{point['bpp']:.4f}</td><td>{point['psnr']:.2f}</td>" in page
+    for row in measured.rows:
+        assert f">{row['name']}</td>" in page
+        assert f"<td>{row['bytes']}</td>" in page
+    deltas = {(c.curve, c.anchor): c for c in result.comparisons}
+    assert set(deltas) == {
+        ("ssl, 50 steps", "none"),
+        ("none", anchor.name),
+        ("ssl, 50 steps", anchor.name),
+    }
+    for comparison in result.comparisons:
+        assert f"{comparison.bd_rate:+.2f} %" in page
+    assert deltas["ssl, 50 steps", "none"].bd_rate < 0
+    assert "&lt;b&gt;JPEG" in page
+    assert "A &amp; B" in page
+    assert "<svg" in page
+    assert not re.search(r"(src|href)=\"(?!#)(?!data:)", page)
+    assert Image.open(out / "rd.png").size[0] > 600
+    assert (out / "rd.svg").read_text() == (report.save_plots(figure, out), (out / "rd.svg").read_text())[1]
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgacodec.api.Codec", FakeCodec)
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(main, ["eval", *map(str, arguments)])
+
+
+@pytest.mark.usefixtures("fake", "images")
+def test_command_writes_everything_and_prints_the_deltas(tmp_path: Path) -> None:
+    """Lost: the one command that shows whether the codec is worth anything."""
+    out = tmp_path / "out"
+    (tmp_path / "anchor.csv").write_text("0.5,10\n20,60\n")
+    arguments = (tmp_path / "images", "--lambda", "0.0016,0.0075", "--lambda", 0.03, "--method", "none")
+    arguments += ("--method", "ssl", "--steps", "50", "--out", out, "--against", tmp_path / "anchor.csv")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    wanted = {"results.tsv", "results.json", "rd.png", "rd.svg", "report.html", "files"}
+    assert {path.name for path in out.iterdir()} == wanted
+    written = json.loads((out / "results.json").read_text())
+    assert len(written["means"]) == 6
+    for comparison in written["comparisons"]:
+        assert f"{comparison['bd_rate']:+.2f} %" in result.output
+    for point in written["means"]:
+        assert f"{point['bpp']:.4f}" in result.output
+    again = run(*arguments, "-q")
+    assert (again.exit_code, again.output) == (0, "")
+    assert len(lines(out / "results.tsv")) == 1 + 18
+    assert "same crops" in run(*arguments, "--crop", 20).stderr  # than those of the anchor
+
+
+@pytest.mark.usefixtures("fake", "images")
+def test_command_tells_that_an_image_failed(tmp_path: Path) -> None:
+    """Lost: a script would take the numbers of 3 images for those of 4."""
+    (tmp_path / "images" / "broken.png").write_bytes(b"nonsense")
+    result = run(tmp_path / "images", "--lambda", 0.01, "--method", "none", "--no-plot", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.count("broken.png") == 2  # its row and its path, said once
+    assert not (tmp_path / "out" / "rd.png").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.usefixtures("fake", "images")
+def test_command_with_nothing_that_can_be_read(tmp_path: Path) -> None:
+    """Lost: a traceback in place of what is wrong."""
+    (tmp_path / "broken.png").write_bytes(b"nonsense")
+    result = run(tmp_path / "broken.png", "--lambda", 0.01, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "not an image" in result.stderr
+
+
+@pytest.mark.usefixtures("fake", "images")
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--lambda", "0.01,x"], "not a list of numbers"),
+        (["--lambda", "nan"], "not in the range"),
+        (["--method", "magic"], "none of none, ste"),
+        (["--steps", "ten"], "not a list of whole numbers"),
+        (["--steps", "-1"], "negative"),
+        (["--method", "atanh", "--classes", "3"], "two classes"),
+        (["--against", "photo.txt"], "does not exist"),
+        (["--lambda", ","], "nothing"),
+    ],
+)
+def test_wrong_usage_is_found_before_anything_is_measured(tmp_path: Path, arguments: list[str], why: str) -> None:
+    """Lost: an hour, at whose end a misspelt anchor is found."""
+    result = run(tmp_path / "images", "--out", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,132 @@
+"""Metrics and Bjøntegaard deltas: the numbers a paper or a README would quote."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sgacodec import metrics
+from sgacodec.evaluate.curves import load_curve
+from sgacodec.metrics import Curve
+
+ANCHORS = Path(__file__).parents[2] / "shared" / "anchors"
+published = pytest.mark.skipif(not ANCHORS.is_dir(), reason="the published curves are not here")
+
+RATES = (0.12, 0.2, 0.31, 0.46, 0.66, 0.91, 1.23)
+BASE = Curve("base", RATES, tuple(40 + 10.5 * math.log10(r) for r in RATES))
+
+
+def constant(value: int, height: int = 8, width: int = 8) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def scaled(factor: float, gain: float = 0.0) -> Curve:
+    return Curve("scaled", tuple(factor * r for r in BASE.bpp), tuple(q + gain for q in BASE.psnr))
+
+
+def test_psnr_of_known_errors() -> None:
+    """Lost: every dB we quote."""
+    assert metrics.psnr(constant(0), constant(255)) == pytest.approx(0, abs=1e-12)
+    assert metrics.psnr(constant(100), constant(101)) == pytest.approx(20 * math.log10(255))
+    a, b = constant(10), constant(10)
+    b[0, 0, 0] = 0  # one sample of 192, off by 10
+    assert metrics.psnr(a, b) == pytest.approx(10 * math.log10(255**2 * 192 / 100))
+    assert metrics.psnr(a, a) == math.inf
+
+
+def test_psnr_does_not_wrap_around() -> None:
+    """Lost: a black pixel decoded as white would count as an error of 1 in 8-bit arithmetic."""
+    assert metrics.psnr(constant(0), constant(255)) == metrics.psnr(constant(255), constant(0))
+
+
+@pytest.mark.parametrize("other", [constant(0, 8, 9), constant(0).astype(np.float32), np.zeros((8, 8), np.uint8)])
+def test_psnr_refuses_what_it_cannot_compare(other: np.ndarray) -> None:
+    """Lost: a broadcast or a 0..1 image would give a number that means nothing."""
+    with pytest.raises(ValueError, match=r"shape|uint8"):
+        metrics.psnr(constant(0), other)
+
+
+def test_ms_ssim_is_one_for_equal_images_falls_with_noise_and_is_none_when_undefined() -> None:
+    """Lost: a sweep over thumbnails would crash, or a table would show a number where none exists."""
+    rng = np.random.default_rng(1)
+    small = rng.integers(0, 256, (161, 170, 3), dtype=np.uint8)
+    noisy = np.clip(small.astype(int) + rng.normal(0, 20, small.shape), 0, 255).astype(np.uint8)
+    same, worse = metrics.ms_ssim(small, small), metrics.ms_ssim(small, noisy)
+    assert same == pytest.approx(1, abs=1e-6)
+    assert worse is not None
+    assert 0.5 < worse < 0.9999
+    assert metrics.ms_ssim(small[:160], noisy[:160]) is None
+    with pytest.raises(ValueError, match="shape"):
+        metrics.ms_ssim(small, small[:160])
+
+
+def test_rd_loss_is_the_encoders_objective() -> None:
+    """Lost: the losses in a table would not be those that the encoder promises never to worsen."""
+    error = metrics.mse(constant(100), constant(102))  # 4 in units of 0..255
+    assert metrics.rd_loss(0.5, error, 0.01) == pytest.approx(0.54)
+
+
+@published
+@pytest.mark.parametrize(("name", "percent"), [("kodak-vtm.json", -17.5), ("kodak-jpeg.json", 138.0)])
+def test_bd_rate_of_published_curves_is_as_published(name: str, percent: float) -> None:
+    """Lost: our BD-rates could not be put beside anybody else's."""
+    anchor = load_curve(ANCHORS / "kodak-compressai-mbt2018-mean_mse_cuda.json")
+    assert metrics.bd_rate(load_curve(ANCHORS / name), anchor) == pytest.approx(percent, abs=0.5)
+
+
+@published
+def test_bd_rate_of_the_authors_result_files() -> None:
+    """Lost: the same for curves from CSV files (SGA against its own base model on Kodak: −15.2 %)."""
+    curve, anchor = (load_curve(ANCHORS / f"kodak-yang2020-{name}.csv") for name in ("sga", "mbt2018"))
+    assert metrics.bd_rate(curve, anchor) == pytest.approx(-15.2, abs=0.5)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.25])
+def test_bd_rate_of_a_shifted_curve(factor: float) -> None:
+    """Lost: the sign or the size of what we claim to save."""
+    assert metrics.bd_rate(scaled(factor), BASE) == pytest.approx(100 * (factor - 1), abs=1e-9)
+
+
+def test_bd_psnr_of_a_raised_curve() -> None:
+    """Lost: the sign or the size of what we claim to gain."""
+    assert metrics.bd_psnr(scaled(1, 0.5), BASE) == pytest.approx(0.5)
+    assert metrics.bd_psnr(BASE, scaled(1, 0.5)) == pytest.approx(-0.5)
+
+
+def test_order_and_repetition_of_points_do_not_matter() -> None:
+    """Lost: CompressAI lists some codecs from good to bad; their BD-rate would be wrong or an error."""
+    curve = scaled(0.9)
+    turned = Curve("turned", curve.bpp[::-1] + curve.bpp[:1], curve.psnr[::-1] + curve.psnr[:1])
+    assert metrics.bd_rate(turned, BASE) == pytest.approx(metrics.bd_rate(curve, BASE))
+
+
+def test_range_that_bd_rate_is_taken_over() -> None:
+    """Lost: the reader could not know that a BD-rate speaks of low rates only."""
+    part = Curve("part", BASE.bpp[:4], BASE.psnr[:4])
+    assert metrics.shared_psnr(part, BASE) == (BASE.psnr[0], BASE.psnr[3])
+
+
+@pytest.mark.parametrize(
+    ("curve", "why"),
+    [
+        (scaled(1, 40), "share no PSNR"),
+        (Curve("point", (0.5,), (30.0,)), "two different points"),
+        (Curve("falling", (0.2, 0.3, 0.4), (30.0, 29.0, 31.0)), "does not rise"),
+        (Curve("ragged", (0.2, 0.3), (30.0,)), "2 rates"),
+        (Curve("lossless", (0.2, 3.0), (30.0, math.inf)), "finite"),
+        (Curve("free", (0.0, 0.3), (30.0, 31.0)), "positive"),
+    ],
+)
+def test_curves_that_cannot_be_compared_are_an_error(curve: Curve, why: str) -> None:
+    """Lost: a NaN, or an extrapolated number that looks like a result."""
+    with pytest.raises(ValueError, match=why):
+        metrics.bd_rate(curve, BASE)
+
+
+def test_bd_psnr_needs_a_shared_rate() -> None:
+    """Lost: the same for BD-PSNR."""
+    with pytest.raises(ValueError, match="share no rate"):
+        metrics.bd_psnr(scaled(100), BASE)
