@@ -24,13 +24,18 @@ from .image import Picture
 from .latents import Latents
 from .model_file import LevelModel, Model, read_model
 from .networks import HYPER_STRIDE
+from .rate_control import has_target, search
 from .refine.loop import Progress, refine
 from .refine.objective import Problem
 from .refine.settings import Settings
+from .refine.tiles import needs_tiles, refine_tiles
 
 __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "decode", "encode"]
 
 log = logging.getLogger(__name__)
+
+_PADDED_MINIMUM = 2**20  # padded pixels that are decoded whatever the limit: a limit of 1 allows an image of 1 x 1
+_LEVELS_HELD = 4  # folded levels kept: tens of megabytes each
 
 _PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
 
@@ -99,17 +104,23 @@ class Codec:
         Returns
         -------
         list of Encoded
-            Reports hold width, height, bytes, bpp (of the whole file), psnr (dB, of the decoded 8-bit picture where alpha is
-            not 0; None when lossless), lambda, level, model, model_id, method, classes, steps, seconds (of the whole batch, divided
-            by its images), device, rd_loss and rd_loss_unrefined (λ·255²·MSE + payload bits a pixel).
+            Reports hold width, height, bytes, bpp (of the whole file), psnr (dB, of the decoded 8-bit picture where
+            alpha is not 0; None when lossless), lambda, level, model, model_id, method, classes, steps, seconds (of
+            the whole batch, divided by its images), device, rd_loss and rd_loss_unrefined (λ·255²·MSE + payload bits
+            a pixel).
 
         Raises
         ------
         ValueError
             When the settings contradict each other.
+        TargetError
+            When a target cannot be reached.
         """
         settings = settings or Settings()
         settings.validate()
+        if has_target(settings):
+            maps = rois or [None] * len(pictures)
+            return [self._search(p, settings, roi, progress) for p, roi in zip(pictures, maps, strict=True)]
         model = self._encoding_model(settings)
         level = self._at(model, model.level_for(settings.level_lambda or settings.lmbda))
         results: dict[int, Encoded] = {}
@@ -117,16 +128,33 @@ class Codec:
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = self._encode_group(level, chosen, weights, settings, progress)
+            coded = self._encode_group(model, level, chosen, weights, settings, progress)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, figures) in zip(group, coded, strict=True):
-                results[i] = Encoded(
-                    data, self._report(model, level, pictures[i], data, settings, seconds, figures)
-                )
+                results[i] = Encoded(data, self._report(model, level, pictures[i], data, settings, seconds, figures))
         return [results[i] for i in range(len(pictures))]
+
+    def _search(
+        self,
+        picture: Picture,
+        settings: Settings,
+        roi: np.ndarray | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> Encoded:
+        def encode_at(chosen: Settings) -> Encoded:
+            return self.encode([picture], chosen, rois=[roi], progress=progress)[0]
+
+        def figures(result: Encoded) -> tuple[int, float, float]:
+            psnr = result.report["psnr"]
+            return len(result.data), result.report["bpp"], math.inf if psnr is None else psnr
+
+        start = time.perf_counter()
+        found = search(settings, encode_at, figures)
+        return Encoded(found.data, {**found.report, "seconds": round(time.perf_counter() - start, 3)})
 
     def _encode_group(
         self,
+        model: Model,
         level: LevelModel,
         pictures: list[Picture],
         rois: list[np.ndarray | None],
@@ -134,20 +162,24 @@ class Codec:
         progress: Callable[[Progress], None] | None,
     ) -> list[tuple[bytes, dict[str, Any]]]:
         problems = [
-            Problem.of(level, p, roi, settings.lmbda, settings.metric)
-            for p, roi in zip(pictures, rois, strict=True)
+            Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
         ]
         unrefined = [problem.start() for problem in problems]
         refined = unrefined
         steps = 0
         if settings.method != "none":
-            refined, steps = refine(level, problems, unrefined, settings, progress)
+            if needs_tiles(problems[0]):
+                both = zip(problems, unrefined, strict=True)
+                parts = [refine_tiles(level, p, start, settings, progress) for p, start in both]
+                refined, steps = [candidate for candidate, _ in parts], parts[0][1]
+            else:
+                refined, steps = refine(level, problems, unrefined, settings, progress)
         coded = []
         for picture, before, after in zip(pictures, unrefined, refined, strict=True):
             payload = latents.pack(level, after.latents)
             self._check(level, after.latents, payload, picture)
             file = SgaFile(
-                model_id=bytes.fromhex(self._id_of(level)),
+                model_id=bytes.fromhex(model.id),
                 level=level.level,
                 width=picture.pixels.shape[1],
                 height=picture.pixels.shape[0],
@@ -168,9 +200,7 @@ class Codec:
             coded.append((bitstream.write(file), figures))
         return coded
 
-    def _check(
-        self, level: LevelModel, sent: Latents, payload: tuple[bytes, bytes], picture: Picture
-    ) -> None:
+    def _check(self, level: LevelModel, sent: Latents, payload: tuple[bytes, bytes], picture: Picture) -> None:
         """Decode our own bytes to the same integers, or fail before anything is written."""
         height, width = picture.pixels.shape[:2]
         received = latents.unpack(level, *payload, height, width)
@@ -221,11 +251,10 @@ class Codec:
         """
         start = time.perf_counter()
         file = bitstream.read(data, max_pixels)
+        _check_padded_size(file.width, file.height, max_pixels)
         model = self._decoding_model(file.model_id)
         if file.level >= len(model.gains):
-            raise bitstream.FormatError(
-                f"damaged: level {file.level} of a model with {len(model.gains)} levels"
-            )
+            raise bitstream.FormatError(f"damaged: level {file.level} of a model with {len(model.gains)} levels")
         level = self._at(model, file.level)
         received = latents.unpack(level, file.z, file.y, file.height, file.width)
         pixels = latents.render(level, received, file.height, file.width)
@@ -261,7 +290,9 @@ class Codec:
     def _encoding_model(self, settings: Settings) -> Model:
         if self._named is not None:
             return self._named
-        known = {info.name: info for info in models.list_models()}
+        known: dict[str, models.ModelInfo] = {}
+        for info in models.list_models():
+            known.setdefault(info.name, info)  # of two with one name the built-in one, as in find_model
         for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
             if name in known and settings.lmbda >= 0.9 * min(known[name].metadata["anchors"]):
                 return self._cached(known[name].path)
@@ -284,7 +315,10 @@ class Codec:
         if key not in self._levels:
             if model.id not in self._exact:
                 self._exact[model.id] = self._exact_device(model)
+            while len(self._levels) >= _LEVELS_HELD:
+                self._levels.pop(next(iter(self._levels)))
             self._levels[key] = model.at(level, self.device, self._exact[model.id])
+        self._levels[key] = self._levels.pop(key)  # the one used last is the one thrown away last
         return self._levels[key]
 
     def _exact_device(self, model: Model) -> torch.device:
@@ -298,9 +332,6 @@ class Codec:
             )
         log.warning("%s does not compute exactly; the hyper-decoder runs on the CPU", self.device)
         return cpu
-
-    def _id_of(self, level: LevelModel) -> str:
-        return next(model_id for (model_id, _), held in self._levels.items() if held is level)
 
 
 def encode(
@@ -329,6 +360,16 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)")
     return device
+
+
+def _check_padded_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse slivers: 1 x 2²⁸ pixels are within the limit, but take the memory of 64 x 2²⁸."""
+    padded = -(-width // HYPER_STRIDE) * -(-height // HYPER_STRIDE) * HYPER_STRIDE**2
+    if padded > max(2 * max_pixels, _PADDED_MINIMUM):
+        raise bitstream.FormatError(
+            f"{width} x {height} pixels, padded to multiples of {HYPER_STRIDE}, are more than twice the limit of "
+            f"{max_pixels} (--max-pixels raises it)"
+        )
 
 
 def _groups_of_one_shape(pictures: Sequence[Picture]) -> list[list[int]]:

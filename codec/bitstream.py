@@ -128,9 +128,7 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
     if width < 1 or height < 1:
         raise FormatError(f"the image has no pixels ({width} x {height})")
     if width * height > max_pixels:
-        raise FormatError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels} (--max-pixels raises it)"
-        )
+        raise FormatError(f"{width} x {height} pixels are more than the limit of {max_pixels} (--max-pixels raises it)")
     z, at = _read_block(body, at, "z")
     found: dict[str, bytes] = {}
     if flags & _EXTRA:

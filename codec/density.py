@@ -67,7 +67,7 @@ class FactorizedDensity(nn.Module):
     @torch.no_grad()
     def quantile(self, logit: float) -> Tensor:
         """Where the logit of the cumulative distribution reaches `logit`, (C,), by bisection in float64."""
-        density = self if self.biases[0].dtype == torch.float64 else _double(self)
+        density = self if self.biases[0].dtype == torch.float64 else double(self)
         low = torch.full_like(density.biases[0][:, :1, :1], -1e5)
         high = -low
         for _ in range(60):
@@ -89,7 +89,8 @@ class FactorizedDensity(nn.Module):
         self.median.mul_(gain)
 
 
-def _double(density: FactorizedDensity) -> FactorizedDensity:
+def double(density: FactorizedDensity) -> FactorizedDensity:
+    """A float64 copy."""
     copy = FactorizedDensity(density.biases[0].shape[0])
     copy.load_state_dict(density.state_dict())
     return copy.to(density.biases[0].device).double()

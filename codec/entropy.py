@@ -19,6 +19,9 @@ from .bitstream import FormatError
 PRECISION = 24  # the frequencies of a table sum up to 2²⁴, constriction's precision
 _CHUNK = 16  # bits of an escaped distance coded at once
 _MAX_BITS = 33  # the largest distance of an int32 from a table has 33 bits
+_BLOCK = 1 << 22  # symbols looked at together
+_MAX_ENTRIES = 1 << 16  # of a table: beyond it, constriction's 24 bits would not resolve the frequencies
+_NONE = np.zeros(0, dtype=np.int64)
 
 _uniform = constriction.stream.model.Uniform
 
@@ -48,10 +51,17 @@ class Tables:
     def check(self) -> None:
         """Raise ValueError unless the tables are well formed."""
         starts, lengths = self.starts, np.diff(self.starts)
-        if starts[0] != 0 or starts[-1] != len(self.frequencies) or len(starts) != len(self.minimum) + 1:
+        if (
+            len(self.minimum) < 1
+            or starts[0] != 0
+            or starts[-1] != len(self.frequencies)
+            or len(starts) != len(self.minimum) + 1
+        ):
             raise ValueError("probability tables do not fit together")
-        if lengths.min() < 2 or self.frequencies.min() < 1 or np.abs(self.minimum).max() > 1 << 20:
-            raise ValueError("a probability table is empty or has a zero")
+        if self.frequencies.dtype != np.int32 or self.frequencies.min() < 1:
+            raise ValueError("a probability table has a frequency that is not a positive integer")
+        if lengths.min() < 2 or lengths.max() > _MAX_ENTRIES or np.abs(self.minimum).max() > 1 << 20:
+            raise ValueError("a probability table is empty or too large")
         if (np.add.reduceat(self.frequencies.astype(np.int64), starts[:-1]) != 1 << PRECISION).any():
             raise ValueError("a probability table does not sum up to one")
 
@@ -67,43 +77,50 @@ class Tables:
         """
         if table not in self._models:
             counts = self.frequencies[self.starts[table] : self.starts[table + 1]]
-            self._models[table] = constriction.stream.model.Categorical(
-                (counts - 1).astype(np.float64), perfect=False
-            )
+            self._models[table] = constriction.stream.model.Categorical((counts - 1).astype(np.float64), perfect=False)
         return self._models[table]
 
 
 def _groups(indexes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(table, positions of its symbols) in ascending order of the tables and of the positions."""
-    order = np.argsort(indexes, kind="stable")
-    counts = np.bincount(indexes)
-    ends = np.cumsum(counts)
-    for table in np.flatnonzero(counts):
-        yield int(table), order[ends[table] - counts[table] : ends[table]]
+    """(table, positions of its symbols), tables and positions ascending; long inputs in parts, to bound the memory."""
+    if not len(indexes):
+        return
+    tables = int(indexes.max()) + 1
+    blocks = []
+    for start in range(0, len(indexes), _BLOCK):
+        block = indexes[start : start + _BLOCK]
+        ends = np.cumsum(np.bincount(block, minlength=tables))
+        blocks.append((start, np.argsort(block, kind="stable").astype(np.uint32), ends))
+    for table in range(tables):
+        for start, order, ends in blocks:
+            positions = order[ends[table - 1] if table else 0 : ends[table]]
+            if positions.size:
+                yield table, positions.astype(np.int64) + start
 
 
-def _entries(
-    symbols: np.ndarray, indexes: np.ndarray, tables: Tables
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entry of each symbol in its table (int64), which ones escape (bool), and the escaped distances (int64)."""
-    entries = symbols.astype(np.int64) - tables.minimum[indexes]
-    escape = tables.escape()[indexes]
+def _split(values: np.ndarray, tables: Tables, table: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entry of each symbol in its table, which ones escape (bool), and the distances of those; int64."""
+    escape = tables.escape()[table]
+    entries = values.astype(np.int64) - tables.minimum[table]
     escaped = (entries < 0) | (entries >= escape)
-    below = entries[escaped]
-    beyond = below - escape[escaped]
-    distances = np.where(below < 0, 2 * (-1 - below) + 1, 2 * beyond)  # even above the table, odd below it
-    return np.where(escaped, escape, entries), escaped, distances
+    outside = entries[escaped]
+    distances = np.where(outside < 0, -2 * outside - 1, 2 * (outside - escape))  # odd below, even above
+    entries[escaped] = escape
+    return entries, escaped, distances
 
 
 def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
     """Code int32 symbols (n,), symbol i under table indexes[i], to bytes."""
-    entries, _, distances = _entries(symbols, indexes, tables)
     encoder = constriction.stream.queue.RangeEncoder()
-    narrow = entries.astype(np.int32)
+    where, distances = [_NONE], [_NONE]
     for table, positions in _groups(indexes):
-        encoder.encode(narrow[positions], tables.model(table))
-    if distances.size:
-        _encode_distances(encoder, distances)
+        entries, escaped, beyond = _split(symbols[positions], tables, table)
+        encoder.encode(entries.astype(np.int32), tables.model(table))
+        where.append(positions[escaped])
+        distances.append(beyond)
+    order = np.argsort(np.concatenate(where))
+    if order.size:
+        _encode_distances(encoder, np.concatenate(distances)[order])
     return encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
 
 
@@ -115,33 +132,48 @@ def decode(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
     FormatError
         When the bytes cannot have come from `encode`.
     """
+    if data.endswith(b"\0"):
+        raise FormatError("damaged: entropy-coded symbols end with a zero byte")
+    if 8 * len(data) + 64 < shortest(np.bincount(indexes, minlength=len(tables)), tables):
+        raise FormatError("damaged: too few bytes for the size of the picture")
     words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=">u4").astype(np.uint32)
     decoder = constriction.stream.queue.RangeDecoder(words)
-    entries = np.empty(len(indexes), dtype=np.int64)
+    symbols = np.empty(len(indexes), dtype=np.int32)
+    where = [_NONE]
     try:
         for table, positions in _groups(indexes):
-            entries[positions] = decoder.decode(tables.model(table), len(positions))
-        escape = tables.escape()[indexes]
-        escaped = entries == escape
-        distances = _decode_distances(decoder, int(escaped.sum()))
+            entries = decoder.decode(tables.model(table), len(positions))
+            where.append(positions[entries == tables.escape()[table]])
+            symbols[positions] = entries + np.int32(tables.minimum[table])
+        escaped = np.sort(np.concatenate(where))
+        distances = _decode_distances(decoder, len(escaped))
     except (AssertionError, ValueError) as error:
         raise FormatError(f"damaged: the entropy-coded symbols do not decode ({error})") from None
     if not decoder.maybe_exhausted():
         raise FormatError("damaged: bytes are left after the entropy-coded symbols")
-    below = distances % 2 == 1
-    entries[escaped] = np.where(below, -1 - distances // 2, escape[escaped] + distances // 2)
-    symbols = entries + tables.minimum[indexes]
-    if symbols.size and (symbols.max() > 2**31 - 1 or symbols.min() < -(2**31)):
-        raise FormatError("damaged: a symbol does not fit into 32 bits")
-    return symbols.astype(np.int32)
+    if escaped.size:
+        tables_of = indexes[escaped]
+        above = tables.escape()[tables_of] + distances // 2
+        outside = np.where(distances % 2 == 1, -1 - distances // 2, above) + tables.minimum[tables_of]
+        if outside.max() > 2**31 - 1 or outside.min() < -(2**31):
+            raise FormatError("damaged: a symbol does not fit into 32 bits")
+        symbols[escaped] = outside
+    return symbols
+
+
+def shortest(counts: np.ndarray, tables: Tables) -> float:
+    """Bits that counts[t] symbols of each table take at the very least: every symbol the most probable one."""
+    largest = np.maximum.reduceat(tables.frequencies, tables.starts[:-1])
+    return float((counts * (PRECISION - np.log2(largest))).sum())
 
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
     """Bits that an ideal coder spends on the symbols under these tables, escapes included."""
-    entries, _, distances = _entries(symbols, indexes, tables)
-    counts = tables.frequencies[tables.starts[indexes] + entries]
-    total = PRECISION * float(len(symbols)) - float(np.log2(counts, dtype=np.float64).sum())
-    if distances.size:
+    total = PRECISION * float(len(symbols))
+    for table, positions in _groups(indexes):
+        entries, _, distances = _split(symbols[positions], tables, table)
+        frequencies = tables.frequencies[tables.starts[table] : tables.starts[table + 1]]
+        total -= float(np.bincount(entries, minlength=len(frequencies)) @ np.log2(frequencies))
         total += float((np.log2(_MAX_BITS + 1) + _bit_length(distances + 1)).sum())
     return total
 

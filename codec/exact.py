@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tables import scale_thresholds
+from .tables import SCALES, scale_thresholds
 
 ACTIVATION_MAX = 2**15 - 1
 WEIGHT_MAX = 2**15 - 1
@@ -31,7 +31,9 @@ MEAN_BITS = 16  # fractional bits of the mean output
 GAIN_BITS = 20  # fractional bits of the gains of the outputs
 MU_BITS = 10  # fractional bits of μ
 _SYMBOL_MAX = 2**20  # z symbols beyond it saturate; so does everything after them
-_STRIP = 2**17  # positions of y evaluated at once: bounds the memory
+_STRIP = 2**14  # positions of y evaluated at once, 4 megapixels: their im2col takes 0.2 GB (lite) to 0.6 GB
+_HALO = 2  # rows of z beyond its own that an output row can depend on: ±1.5 (lite), ±1.75 (mshyper)
+_OUTPUT_MAX = 2**31  # what the last layer's outputs and all gains are bounded by
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ def convolve(layer: IntegerLayer, a: Tensor) -> Tensor:
     if layer.transposed:
         c_in, c_out, k, _ = layer.weight.shape
         columns = layer.weight.double().reshape(c_in, -1).T @ x.reshape(B, c_in, H * W)  # (B, out·k·k, HW)
-        size = [(s - 1) * layer.stride - 2 * layer.padding + k + layer.output_padding for s in (H, W)]
-        sums = F.fold(columns, size, k, padding=layer.padding, stride=layer.stride)
+        height, width = ((s - 1) * layer.stride - 2 * layer.padding + k + layer.output_padding for s in (H, W))
+        sums = F.fold(columns, (height, width), k, padding=layer.padding, stride=layer.stride)
     else:
         c_out, _, k, _ = layer.weight.shape
         columns = x.reshape(B, -1, H * W) if k == 1 else F.unfold(x, k, padding=layer.padding)
@@ -149,14 +151,11 @@ def _decode_strip(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> t
     a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
     for i, layer in enumerate(h_s.layers):
         a = run_layer(layer, a, last=i == len(h_s.layers) - 1)
-    scale, mean = a.chunk(2, 1)
-    limit = 2**31
-    if h_s.kind == "exp":
-        scale = scale.clamp(-limit, limit) + _column(gains.scale)
-    else:
-        scale = _shift(scale.clamp(-limit, limit) * _column(gains.scale), GAIN_BITS)
+    scale, mean = (v.clamp(-_OUTPUT_MAX, _OUTPUT_MAX) for v in a.chunk(2, 1))
+    gain = _column(gains.scale)
+    scale = scale + gain if h_s.kind == "exp" else _shift(scale * gain, GAIN_BITS)
     index = torch.bucketize(scale.contiguous(), h_s.thresholds).to(torch.uint8)
-    mu = _shift(mean.clamp(-limit, limit) * _column(gains.mean), GAIN_BITS + MEAN_BITS - MU_BITS)
+    mu = _shift(mean * _column(gains.mean), GAIN_BITS + MEAN_BITS - MU_BITS)
     return index, mu.clamp_(-(2**23), 2**23).to(torch.int32)
 
 
@@ -180,10 +179,9 @@ def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tu
     if rows >= h:
         return _decode_strip(h_s, gains, k)
     parts = []
-    halo = 3  # rows of z that an output row can depend on, beyond its own
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
-        first, last = max(0, top - halo), min(h, bottom + halo)
+        first, last = max(0, top - _HALO), min(h, bottom + _HALO)
         index, mu = _decode_strip(h_s, gains, k[:, :, first:last])
         inner = slice(4 * (top - first), 4 * (bottom - first))
         parts.append((index[:, :, inner], mu[:, :, inner]))
@@ -203,28 +201,55 @@ def check(h_s: IntegerHyperDecoder) -> None:
     """
     previous = None
     for layer in h_s.layers:
+        if layer.weight.dtype != torch.int16 or layer.bias.dtype != torch.int64:
+            raise ValueError("the integer hyper-decoder does not consist of integers")
         weight = layer.weight.to(torch.int64).abs()
         dims = (0, 2, 3) if layer.transposed else (1, 2, 3)
         c_in, c_out = (0, 1) if layer.transposed else (1, 0)
-        if previous is not None and weight.shape[c_in] != previous:
-            raise ValueError("the layers of the integer hyper-decoder do not fit together")
+        fits = previous in (None, weight.shape[c_in])
         previous = weight.shape[c_out]
+        if not fits or layer.bias.shape != (previous,) or layer.shift.shape != (previous,):
+            raise ValueError("the layers of the integer hyper-decoder do not fit together")
         bound = int(weight.sum(dims).max()) * ACTIVATION_MAX
         if bound >= 2**53:
             raise ValueError("a sum of the integer hyper-decoder could reach 2^53")
-        if (bound + int(layer.bias.abs().max())) * max(1, layer.slope) >= 2**63:
+        largest = bound + max(int(layer.bias.max()), -int(layer.bias.min()))
+        if largest * max(2, layer.slope) >= 2**63:
             raise ValueError("a product of the integer hyper-decoder could reach 2^63")
-        if len(layer.bias) != previous or len(layer.shift) != previous:
-            raise ValueError("the layers of the integer hyper-decoder do not fit together")
         if int(layer.shift.min()) < 1 or int(layer.shift.max()) > 62 or not 0 <= layer.slope < 2**SLOPE_BITS:
             raise ValueError("a shift of the integer hyper-decoder is out of range")
+    if h_s.thresholds.dtype != torch.int64 or h_s.thresholds.shape != (SCALES - 1,):
+        raise ValueError("the thresholds of the scales are not 63 integers")
+    if not bool((h_s.thresholds.diff() > 0).all()):
+        raise ValueError("the thresholds of the scales do not ascend")
+
+
+def check_gains(gains: IntegerGains, N: int, M: int) -> None:
+    """Prove that no product with the gains of a level can reach 2⁶³.
+
+    Raises
+    ------
+    ValueError
+        When a gain is not an integer or too large, or their number is wrong.
+    """
+    bounds = {"z_scale": (N, 0, 2**31), "z_offset": (N, -(2**52), 2**52)}
+    bounds |= {"scale": (M, -_OUTPUT_MAX, _OUTPUT_MAX), "mean": (M, 0, _OUTPUT_MAX)}
+    for name, (channels, low, high) in bounds.items():
+        value = getattr(gains, name)
+        if value.dtype != torch.int64 or value.shape != (channels,):
+            raise ValueError(f"the gains {name} are not {channels} integers")
+        if int(value.min()) < low or int(value.max()) > high:
+            raise ValueError(f"a gain {name} is out of range")
 
 
 def fingerprint(h_s: IntegerHyperDecoder, gains: IntegerGains) -> str:
-    """SHA-256 of indexes and means for a fixed input: the self-check of a device that is used for the first time."""
+    """SHA-256 of indexes and means for a fixed input: the self-check of a device that is used for the first time.
+
+    Some of the input is large enough to saturate activations: sums that need most of float64's 53 bits are tried too.
+    """
     channels = len(gains.z_scale)
     count = np.arange(channels * 3 * 5, dtype=np.int64).reshape(1, channels, 3, 5)
-    k = torch.from_numpy(((count * 7919 + 104729) % 31) - 15)
+    k = torch.from_numpy(((count * 7919 + 104729) % 31 - 15) * np.where(count % 17 == 0, 100, 1))
     index, mu = hyper_decode(h_s, gains, k.to(gains.z_scale.device))
     digest = hashlib.sha256(index.cpu().numpy().tobytes())
     digest.update(mu.cpu().numpy().astype("<i4").tobytes())
@@ -246,6 +271,11 @@ def quantise(h_s: nn.Sequential, peaks: list[float], kind: str) -> IntegerHyperD
         The largest absolute activation that is to be represented before each convolution; beyond it they saturate.
     kind : {"exp", "linear"}
         What the scale half of the output is.
+
+    Raises
+    ------
+    ValueError
+        When weights are too large for 16 bits beside these activations.
     """
     convolutions = [m for m in h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     following = {id(m): n for m, n in zip(h_s, [*list(h_s)[1:], None], strict=True)}
@@ -257,23 +287,17 @@ def quantise(h_s: nn.Sequential, peaks: list[float], kind: str) -> IntegerHyperD
         channels = weight.shape[1 if transposed else 0]
         dims = (0, 2, 3) if transposed else (1, 2, 3)
         bias = torch.zeros(channels, dtype=torch.float64) if conv.bias is None else conv.bias.double()
-        target = (
-            torch.full((channels,), float(bits[i + 1]))
-            if i + 1 < len(convolutions)
-            else _output_bits(channels)
-        )
+        target = torch.full((channels,), float(bits[i + 1])) if i + 1 < len(convolutions) else _output_bits(channels)
         largest = weight.abs().amax(dims).clamp(min=1e-12)
-        exponent = torch.floor(
-            torch.log2(WEIGHT_MAX / largest)
-        )  # fractional bits of each output channel's weights
+        exponent = torch.floor(torch.log2(WEIGHT_MAX / largest))  # fractional bits of a channel's weights
         exponent = torch.minimum(exponent, target - bits[i] + 40)
         exponent = torch.maximum(exponent, target - bits[i] + 1)  # so that the shift is at least 1
         shape = (1, -1, 1, 1) if transposed else (-1, 1, 1, 1)
-        integers = torch.round(weight * torch.exp2(exponent).view(shape)).clamp(-WEIGHT_MAX, WEIGHT_MAX)
+        integers = torch.round(weight * torch.exp2(exponent).view(shape))
+        if float(integers.abs().max()) > WEIGHT_MAX:
+            raise ValueError("the weights of the hyper-decoder are too large for its integers")
         activation = following[id(conv)]
-        slope = (
-            round(activation.negative_slope * 2**SLOPE_BITS) if isinstance(activation, nn.LeakyReLU) else 0
-        )
+        slope = round(activation.negative_slope * 2**SLOPE_BITS) if isinstance(activation, nn.LeakyReLU) else 0
         layers.append(
             IntegerLayer(
                 transposed,
@@ -286,11 +310,15 @@ def quantise(h_s: nn.Sequential, peaks: list[float], kind: str) -> IntegerHyperD
                 slope,
             )
         )
-    thresholds = scale_thresholds() if kind == "exp" else np.exp(scale_thresholds())
-    integer = torch.from_numpy(np.round(thresholds * 2**SCALE_BITS).astype(np.int64))
-    result = IntegerHyperDecoder(tuple(layers), integer, kind)
+    result = IntegerHyperDecoder(tuple(layers), integer_thresholds(kind), kind)
     check(result)
     return result
+
+
+def integer_thresholds(kind: str) -> Tensor:
+    """Where log σ ("exp") or σ ("linear") passes from one table to the next, (63,) int64 with SCALE_BITS."""
+    thresholds = scale_thresholds() if kind == "exp" else np.exp(scale_thresholds())
+    return torch.from_numpy(np.round(thresholds * 2**SCALE_BITS).astype(np.int64))
 
 
 def activation_bits(peak: float) -> int:
@@ -317,12 +345,19 @@ def quantise_gains(
         Gain of z and the ungained median.
     scale_gain, mean_gain : Tensor (M,)
         Gains of the outputs of h_s.
+
+    Raises
+    ------
+    ValueError
+        When a gain is too large (2048 and more for the outputs).
     """
-    z_scale = torch.round(2.0 ** (bits + INPUT_BITS) / gain_z.double()).clamp(0, 2**31 - 1)
+    z_scale = torch.round(2.0 ** (bits + INPUT_BITS) / gain_z.double())
     z_offset = torch.round(median.double() * 2.0 ** (bits + INPUT_BITS)) + 2 ** (INPUT_BITS - 1)
     if kind == "exp":
         scale = torch.round(torch.log(scale_gain.double()) * 2**SCALE_BITS)
     else:
-        scale = torch.round(scale_gain.double() * 2**GAIN_BITS).clamp(0, 2**31 - 1)
-    mean = torch.round(mean_gain.double() * 2**GAIN_BITS).clamp(0, 2**31 - 1)
-    return IntegerGains(*(v.to(torch.int64) for v in (z_scale, z_offset, scale, mean)))
+        scale = torch.round(scale_gain.double() * 2**GAIN_BITS)
+    mean = torch.round(mean_gain.double() * 2**GAIN_BITS)
+    gains = IntegerGains(*(v.to(torch.int64) for v in (z_scale, z_offset, scale, mean)))
+    check_gains(gains, len(gain_z), len(mean_gain))
+    return gains

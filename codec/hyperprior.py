@@ -4,8 +4,8 @@
                │                     ▲ σ, μ (·g_y)
                └►h_a─► z₀ ─(·g_z)─► z ─► ẑ ─(/g_z)─► h_s
 
-Training learns log g_y, log g_z and log d_y (the decoder's inverse gain of y) at a few anchor λ; between anchors they are
-interpolated linearly in log λ. `fold` multiplies the gains of one level into the neighbouring convolutions, and
+Training learns log g_y, log g_z and log d_y (the decoder's inverse gain of y) at a few anchor λ; between anchors they
+are interpolated linearly in log λ. `fold` multiplies the gains of one level into the neighbouring convolutions, and
 what is left is a plain mean-scale hyperprior.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .density import FactorizedDensity
-from .networks import Architecture, Networks, build, scale_input, scale_output, shift_output
+from .networks import Architecture, Networks, build, freeze, scale_input, scale_output, shift_output
 
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
 LEVELS = 64
@@ -46,6 +46,8 @@ class GainedHyperprior(nn.Module):
 
     def __init__(self, architecture: Architecture, anchors: tuple[float, ...] = ANCHORS) -> None:
         super().__init__()
+        if not all(0 < a < b < math.inf for a, b in zip((1e-9, *anchors), anchors, strict=False)):
+            raise ValueError(f"the anchors are not ascending positive numbers: {anchors}")
         self.architecture = architecture
         self.anchors = anchors
         networks = build(architecture)
@@ -70,8 +72,7 @@ class GainedHyperprior(nn.Module):
         j = min(i + 1, len(logs) - 1)
         t = 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
         g_y, g_z, d_y = (
-            torch.exp((1 - t) * log[i] + t * log[j])
-            for log in (self.log_gain_y, self.log_gain_z, self.log_gain_d)
+            torch.exp((1 - t) * log[i] + t * log[j]) for log in (self.log_gain_y, self.log_gain_z, self.log_gain_d)
         )
         return g_y, g_z, d_y
 
@@ -92,7 +93,7 @@ class Hyperprior:
 def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
     """Fold the gains at λ into a copy of the networks: folded and gained outputs agree to rounding."""
     g_y, g_z, d_y = model.gains(lmbda)
-    networks = Networks(*(copy.deepcopy(network) for _, network in model.networks.items()))
+    networks = copy.deepcopy(model.networks)
     scale_output(networks.g_a, g_y)
     scale_input(networks.h_a, 1 / (g_y * model.y_unit))
     scale_output(networks.h_a, g_z)
@@ -105,7 +106,7 @@ def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
         scale_output(networks.h_s, torch.cat([mean_gain, mean_gain]))
     scale_input(networks.g_s, d_y)
     for _, network in networks.items():
-        network.requires_grad_(False)
+        freeze(network)
     return Hyperprior(model.architecture, networks, fold_density(model, lmbda))
 
 

@@ -257,8 +257,7 @@ def _tiles(im: Image.Image) -> list[Any]:
 def _set_layout(im: Image.Image, layout: str) -> None:
     """Make Pillow unpack the file's samples as `layout` says."""
     im.tile = [  # type: ignore[attr-defined]
-        tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:]))
-        for tile in _tiles(im)
+        tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:])) for tile in _tiles(im)
     ]
     im._mode = layout.partition(";")[0]
 
@@ -335,9 +334,7 @@ def _upright(im: Image.Image, exif: bytes | None, xmp: bytes | None) -> Image.Im
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def write_image(
-    picture: Picture, destination: str | os.PathLike[str] | BinaryIO, format: str | None = None
-) -> None:
+def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO, format: str | None = None) -> None:
     """Write a picture to an image file.
 
     Grey stays grey where the format can hold it. ICC, EXIF and XMP go into PNG, JPEG, WebP, TIFF and AVIF; in

@@ -62,9 +62,7 @@ def _tiles(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
             yield top, left, min(top + _TILE, height), min(left + _TILE, width)
 
 
-def _with_halo(
-    top: int, left: int, bottom: int, right: int, height: int, width: int
-) -> tuple[int, int, int, int]:
+def _with_halo(top: int, left: int, bottom: int, right: int, height: int, width: int) -> tuple[int, int, int, int]:
     return max(0, top - _HALO), max(0, left - _HALO), min(height, bottom + _HALO), min(width, right + _HALO)
 
 

@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import exact
 from .entropy import Tables
 from .exact import IntegerGains, IntegerHyperDecoder, IntegerLayer
-from .hyperprior import GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
+from .hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
 from .models import FORMAT, ModelError, read_info
-from .networks import architecture_from_dict
-from .tables import factorized_tables, gaussian_tables
+from .networks import BlockTranspose, architecture_from_dict
+from .tables import SCALES, factorized_tables, gaussian_tables
 
 _PEAK_MARGIN = 4.0  # room above the largest activation seen when h_s is quantised
-_DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # the tensors that decoding needs: the id
+_DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # the tensors that decoding needs …
+_DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")  # … and the metadata: the id hashes both
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Model:
         plain = fold(self.gained, lmbda)
         for _, network in plain.networks.items():
             network.to(device).to(memory_format=torch.channels_last).eval()
+            for module in network.modules():
+                if isinstance(module, BlockTranspose):  # its weight is a matrix, not a kernel
+                    module.weight.data = module.weight.data.contiguous()
         plain.density.to(device)
         gains = IntegerGains(*(v.to(exact_device) for v in asdict_shallow(self.gains[level])))
         return LevelModel(
@@ -117,7 +121,12 @@ def asdict_shallow(gains: IntegerGains) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def export(
-    gained: GainedHyperprior, name: str, record: dict[str, Any], z_samples: list[Tensor], levels: int
+    gained: GainedHyperprior,
+    name: str,
+    record: dict[str, Any],
+    z_samples: list[Tensor],
+    levels: int,
+    keep_median: bool = False,
 ) -> Model:
     """Make a model of a trained GainedHyperprior (on the CPU): round, quantise, tabulate, fingerprint.
 
@@ -129,11 +138,14 @@ def export(
         Ungained ẑ of photographs, on which the range of h_s's activations is measured.
     levels : int
         64 for a ladder, 1 for a model of a single λ.
+    keep_median : bool
+        Round z around the stored medians, not around those of the density.
     """
     for module in (gained.g_a, gained.h_a, gained.g_s):
         for p in module.parameters():
             p.data = p.data.half().float()
-    gained.density.update_median()
+    if not keep_median:
+        gained.density.update_median()
     peaks = [0.0] * sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in gained.h_s)
     for z in z_samples:
         i, a = 0, z
@@ -154,7 +166,6 @@ def export(
     metadata = {
         "format": FORMAT,
         "name": name,
-        "id": _model_id(_tensors(draft)),
         "architecture": asdict(gained.architecture),
         "anchors": list(gained.anchors),
         "levels": levels,
@@ -163,7 +174,8 @@ def export(
         "fingerprint": draft.fingerprint,
         **record,
     }
-    return replace(draft, id=str(metadata["id"]), metadata=metadata)
+    model_id = _model_id(_tensors(draft), metadata)
+    return replace(draft, id=model_id, metadata={**metadata, "id": model_id})
 
 
 def _level_gains(gained: GainedHyperprior, kind: str, bits: int, lmbda: float) -> IntegerGains:
@@ -229,9 +241,10 @@ def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
     return tables
 
 
-def _model_id(tensors: dict[str, Tensor]) -> str:
-    """First four bytes of SHA-256 over name, type, shape and content of all tensors that decoding needs, as hex."""
-    digest = hashlib.sha256()
+def _model_id(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """First four bytes, as hex, of SHA-256 over all that decoding needs: see docs/format.md."""
+    needed = {key: metadata[key] for key in _DECODING_METADATA}
+    digest = hashlib.sha256(json.dumps(needed, sort_keys=True, separators=(",", ":")).encode())
     for key in sorted(tensors):
         if key.startswith(_DECODING):
             value = tensors[key]
@@ -265,15 +278,17 @@ def read_model(path: Path) -> Model:
     """
     metadata = read_info(path).metadata
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         return _assemble(tensors, metadata)
-    except (ValueError, KeyError, RuntimeError, TypeError, IndexError, safetensors.SafetensorError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"{path}: damaged model file ({reason})") from None
 
 
 def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
+    if _model_id(tensors, metadata) != metadata["id"]:
+        raise ValueError("the id is not that of the tensors")
     architecture = architecture_from_dict(metadata["architecture"])
     with torch.random.fork_rng(devices=[]):  # building the empty networks draws initial weights
         gained = GainedHyperprior(architecture, tuple(float(a) for a in metadata["anchors"]))
@@ -299,13 +314,21 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     h_s = IntegerHyperDecoder(layers, tensors["exact.thresholds"], architecture.scale)
     exact.check(h_s)
     bits = tuple(int(b) for b in metadata["bits"])
+    if len(bits) != len(layers) or any(
+        layer.weight.shape != conv.weight.shape for layer, conv in zip(layers, convolutions, strict=True)
+    ):
+        raise ValueError("the integer hyper-decoder is not that of the architecture")
     _dequantise(gained.h_s, h_s, bits)
     rows = zip(*(tensors[f"exact.gains.{k}"] for k in ("z_scale", "z_offset", "scale", "mean")), strict=True)
     gains = tuple(IntegerGains(*row) for row in rows)
     (y_tables,) = _read_tables(tensors, "tables.y")
     z_tables = tuple(_read_tables(tensors, "tables.z"))
-    if len(gains) != metadata["levels"] or len(z_tables) != len(gains):
+    if not 1 <= len(gains) <= LEVELS or len(gains) != metadata["levels"] or len(z_tables) != len(gains):
         raise ValueError("the number of levels is not the same everywhere")
+    for level_gains in gains:
+        exact.check_gains(level_gains, architecture.N, architecture.M)
+    if len(y_tables) != SCALES or any(len(tables) != architecture.N for tables in z_tables):
+        raise ValueError("the number of probability tables is wrong")
     gained.requires_grad_(False)
     return Model(
         str(metadata["name"]),
@@ -322,7 +345,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
 
 
 def verify(path: Path) -> list[str]:
-    """Check the id, the fingerprint and every table and integer gain against a fresh derivation.
+    """Check the id, the fingerprint, every table, threshold and integer gain against a fresh derivation.
 
     A frequency may differ by a few counts in 2²⁴ (another machine's exp), an integer gain by one.
     """
@@ -331,22 +354,24 @@ def verify(path: Path) -> list[str]:
     except ModelError as error:
         return [str(error)]
     problems = []
-    if _model_id(_tensors(model)) != model.id:
-        problems.append("the id is not that of the tensors")
     if not model.exact_on(torch.device("cpu")):
         problems.append("the exact path does not give the stored fingerprint")
+    if int((model.h_s.thresholds - exact.integer_thresholds(model.h_s.kind)).abs().max()) > 1:
+        problems.append("the thresholds of the scales are not those of the tables")
     pairs = [("y", model.y_tables, gaussian_tables())]
     for level, lmbda in enumerate(model.lambdas):
         fresh = factorized_tables(fold_density(model.gained, lmbda))
         pairs.append((f"z, level {level}", model.z_tables[level], fresh))
         gains = _level_gains(model.gained, model.h_s.kind, model.bits[0], lmbda)
         for stored, derived in zip(asdict_shallow(model.gains[level]), asdict_shallow(gains), strict=True):
-            if stored.shape != derived.shape or int((stored - derived).abs().max()) > 1 + int(
-                derived.abs().max()
-            ) // (1 << 20):
+            if stored.shape != derived.shape or int((stored - derived).abs().max()) > 1 + int(derived.abs().max()) // (
+                1 << 20
+            ):
                 problems.append(f"the integer gains of level {level} are not those of the model")
     for label, stored_tables, derived_tables in pairs:
-        same = len(stored_tables.frequencies) == len(derived_tables.frequencies)
+        same = all(
+            np.array_equal(getattr(stored_tables, key), getattr(derived_tables, key)) for key in ("starts", "minimum")
+        )
         if not same or np.abs(stored_tables.frequencies - derived_tables.frequencies).max() > 64:
             problems.append(f"the probability tables of {label} are not those of the model")
     return problems

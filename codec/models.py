@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from dataclasses import dataclass
@@ -37,8 +38,7 @@ class ModelInfo:
 
 def builtin_folder() -> Path:
     """The folder of the models that are installed with the package."""
-    from . import weights
-
+    weights = importlib.import_module(f"{__package__}.weights")
     return Path(next(iter(weights.__path__)))
 
 
@@ -68,6 +68,7 @@ def read_info(path: Path) -> ModelInfo:
         metadata = json.loads(header["__metadata__"]["sgacodec"])
         if metadata["format"] != FORMAT:
             raise ModelError(f"{path}: a model of another format ({metadata['format']})")
+        float(min(metadata["anchors"]))  # TypeError or ValueError unless they are numbers
         return ModelInfo(str(metadata["name"]), path, str(metadata["id"]), metadata["architecture"], metadata)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None

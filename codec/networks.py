@@ -12,13 +12,14 @@
 
 `lite` starts as a 16×16 block DCT and only has to be improved by training, which two CPU cores can do.
 `mshyper` is CompressAI's `MeanScaleHyperprior` (Minnen et al. 2018, arXiv 1809.02736).
+`bmshj` is its `ScaleHyperprior` (Ballé et al. 2018, arXiv 1802.01436), for imported weights only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,13 +36,15 @@ class Architecture:
 
     Attributes
     ----------
-    family : {"lite", "mshyper"}
+    family : {"lite", "mshyper", "bmshj"}
     N, M : int
         Channels of the hyper-latents z and of the latents y.
     scale : {"exp", "linear"}
         What the first M output channels of h_s are: log σ or σ.
     width, hidden : int
         `lite` only: channels of the half-resolution synthesis and of its residual filter.
+    inner : int
+        `lite` only: channels inside g_a, h_a and h_s.
     """
 
     family: str
@@ -50,6 +53,7 @@ class Architecture:
     scale: str
     width: int = 0
     hidden: int = 0
+    inner: int = 128
 
 
 LITE = Architecture("lite", N=96, M=320, scale="exp", width=24, hidden=48)
@@ -86,6 +90,8 @@ def build(architecture: Architecture) -> Networks:
         return _build_lite(architecture)
     if architecture.family == "mshyper":
         return _build_mshyper(architecture)
+    if architecture.family == "bmshj":
+        return _build_bmshj(architecture)
     raise ValueError(f"unknown architecture family {architecture.family!r}")
 
 
@@ -94,7 +100,7 @@ def build(architecture: Architecture) -> Networks:
 
 def scale_input(network: nn.Module, gain: Tensor) -> None:
     """Multiply, in place, the input channels of a network by `gain` (C,) by scaling its first layer."""
-    layer = network.first_layer() if hasattr(network, "first_layer") else network[0]
+    layer: Any = next(child for child in network.children() if hasattr(child, "weight"))
     if isinstance(layer, (nn.ConvTranspose2d, BlockTranspose)):
         layer.weight.data *= gain.view(-1, 1, 1, 1)  # (in, …)
     else:
@@ -103,7 +109,9 @@ def scale_input(network: nn.Module, gain: Tensor) -> None:
 
 def scale_output(network: nn.Module, gain: Tensor) -> None:
     """Multiply, in place, the output channels of a network by `gain` (C,) by scaling its last layers."""
-    layers = network.last_layers() if hasattr(network, "last_layers") else [network[-1]]
+    layers: list[Any] = list(network.children())[-1:]
+    if isinstance(network, LiteAnalysis):
+        layers = [network.linear, network.residual[-1]]
     for layer in layers:
         layer.weight.data *= gain.view(-1, 1, 1, 1)  # (out, in, k, k)
         if layer.bias is not None:
@@ -112,7 +120,8 @@ def scale_output(network: nn.Module, gain: Tensor) -> None:
 
 def shift_output(network: nn.Sequential, offset: Tensor) -> None:
     """Add, in place, `offset` (C,) to the output channels of a network through its last bias."""
-    network[-1].bias.data += offset
+    layer: Any = network[-1]
+    layer.bias.data += offset
 
 
 # ------------------------------------------------------------------------------------------------------ lite
@@ -165,7 +174,7 @@ class BlockTranspose(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+        weight: Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
@@ -176,7 +185,7 @@ class BlockTranspose(nn.Module):
 class LiteAnalysis(nn.Module):
     """A learned lapped transform (24×24, stride 16) plus a convolutional residual at stride 8."""
 
-    def __init__(self, M: int, hidden: int = 128) -> None:
+    def __init__(self, M: int, hidden: int) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3, M, 24, stride=16, padding=4)
         self.residual = nn.Sequential(
@@ -195,9 +204,6 @@ class LiteAnalysis(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # the means of blocks need more than bf16's 8 bits
             linear = self.linear(x)
         return linear + self.residual(x)
-
-    def last_layers(self) -> list[nn.Module]:
-        return [self.linear, self.residual[-1]]
 
 
 class LiteSynthesis(nn.Module):
@@ -221,9 +227,6 @@ class LiteSynthesis(nn.Module):
         t = t + self.filter(t)
         return F.pixel_shuffle(self.pixels(t), 2)
 
-    def first_layer(self) -> nn.Module:
-        return self.blocks
-
 
 def _build_lite(a: Architecture) -> Networks:
     def down(i: int, o: int) -> nn.Conv2d:
@@ -232,13 +235,14 @@ def _build_lite(a: Architecture) -> Networks:
     def up(i: int, o: int) -> nn.ConvTranspose2d:
         return nn.ConvTranspose2d(i, o, 5, stride=2, padding=2, output_padding=1)
 
+    wide = 3 * a.inner // 2
     h_a = nn.Sequential(
-        nn.Conv2d(a.M, 128, 3, padding=1), nn.LeakyReLU(), down(128, a.N), nn.LeakyReLU(), down(a.N, a.N)
+        nn.Conv2d(a.M, a.inner, 3, padding=1), nn.LeakyReLU(), down(a.inner, a.N), nn.LeakyReLU(), down(a.N, a.N)
     )
     h_s = nn.Sequential(
-        up(a.N, 128), nn.LeakyReLU(), up(128, 192), nn.LeakyReLU(), nn.Conv2d(192, 2 * a.M, 1)
+        up(a.N, a.inner), nn.LeakyReLU(), up(a.inner, wide), nn.LeakyReLU(), nn.Conv2d(wide, 2 * a.M, 1)
     )
-    return Networks(LiteAnalysis(a.M), h_a, h_s, LiteSynthesis(a.M, a.width, a.hidden))
+    return Networks(LiteAnalysis(a.M, a.inner), h_a, h_s, LiteSynthesis(a.M, a.width, a.hidden))
 
 
 def dct_basis() -> Tensor:
@@ -281,9 +285,10 @@ def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
     energy = F.conv2d(crops - 0.5, filters, stride=16).square().mean(dim=(0, 2, 3))
     keep = torch.argsort(energy, descending=True)[:M]
 
-    g_a.linear.weight.data = F.pad(filters[keep], (4, 4, 4, 4))
-    g_a.linear.bias.data.zero_()
-    last = g_a.residual[-1]
+    linear: Any = g_a.linear
+    linear.weight.data = F.pad(filters[keep], (4, 4, 4, 4))
+    linear.bias.data.zero_()
+    last: Any = g_a.residual[-1]
     last.weight.data.zero_()
     last.bias.data.zero_()
 
@@ -292,12 +297,14 @@ def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
     g_s.blocks.weight.data.mul_(0.1)
     g_s.blocks.weight.data[..., :12] = 0
     g_s.blocks.weight.data[:, 2:10, 2:10, :12] = phases
-    g_s.filter[-1].weight.data.zero_()
-    g_s.filter[-1].bias.data.zero_()
-    g_s.pixels.weight.data.mul_(0.1)
-    g_s.pixels.weight.data[:, :12] = 0
-    g_s.pixels.weight.data[range(12), range(12), 1, 1] = 1
-    g_s.pixels.bias.data.fill_(0.5)
+    last = g_s.filter[-1]
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    pixels: Any = g_s.pixels
+    pixels.weight.data.mul_(0.1)
+    pixels.weight.data[:, :12] = 0
+    pixels.weight.data[range(12), range(12), 1, 1] = 1
+    pixels.bias.data.fill_(0.5)
     return F.conv2d(crops - 0.5, filters[keep], stride=16).abs().mean(dim=(0, 2, 3))
 
 
@@ -311,6 +318,55 @@ def _build_mshyper(a: Architecture) -> Networks:
     return Networks(model.g_a, model.h_a, model.h_s, model.g_s)
 
 
+class FrozenGDN(nn.Module):
+    """Generalised divisive normalisation (Ballé et al. 2016, arXiv 1511.06281) with its parameters computed once."""
+
+    def __init__(self, gamma: Tensor, beta: Tensor, inverse: bool) -> None:
+        super().__init__()
+        self.register_buffer("gamma", gamma)  # (C, C, 1, 1)
+        self.register_buffer("beta", beta)  # (C,)
+        self.inverse = inverse
+        self.gamma: Tensor
+        self.beta: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = F.conv2d(x * x, self.gamma, self.beta)
+        return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
+
+
+@torch.no_grad()
+def freeze(network: nn.Module) -> None:
+    """Stop gradients to the weights of a network, in place, and compute what its layers re-parametrise."""
+    network.requires_grad_(False)
+    for name, layer in list(network.named_children()):
+        if hasattr(layer, "gamma_reparam"):  # CompressAI's GDN
+            gamma = layer.gamma_reparam(layer.gamma)[:, :, None, None].detach()
+            setattr(network, name, FrozenGDN(gamma, layer.beta_reparam(layer.beta).detach(), layer.inverse))
+        else:
+            freeze(layer)
+
+
+class Absolute(nn.Module):
+    """|x|: the scale hyperprior's h_a sees magnitudes only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def _build_bmshj(a: Architecture) -> Networks:
+    """A scale hyperprior in the shape of a mean-scale one: its h_s has M more outputs, the means, which stay zero.
+
+    ReLUs of h_s are LeakyReLUs of slope 2⁻¹⁶, the smallest that its integer version has; the last one is left out,
+    as scales are bounded below anyway.
+    """
+    from compressai.models import ScaleHyperprior
+
+    model = ScaleHyperprior(a.N, a.M)
+    up, up_again, conv = model.h_s[0], model.h_s[2], nn.Conv2d(a.N, 2 * a.M, 3, padding=1)
+    h_s = nn.Sequential(up, nn.LeakyReLU(2**-16), up_again, nn.LeakyReLU(2**-16), conv)
+    return Networks(model.g_a, nn.Sequential(Absolute(), *model.h_a), h_s, model.g_s)
+
+
 def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     """The inverse of `dataclasses.asdict`; unknown keys are an error.
 
@@ -320,10 +376,11 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
         When keys are missing or unknown, or sizes are absurd.
     """
     try:
-        a = replace(Architecture(**record))
+        a = Architecture(**record)
     except TypeError as error:
         raise ValueError(f"not an architecture: {error}") from None
-    sizes = (a.N, a.M, a.width, a.hidden)
-    if not all(isinstance(s, int) and 0 <= s <= 1024 for s in sizes) or a.scale not in ("exp", "linear"):
+    sizes = [a.N, a.M] + [a.width, a.hidden, a.inner] * (a.family == "lite")
+    known = a.family in ("lite", "mshyper", "bmshj") and a.scale in ("exp", "linear")
+    if not known or not all(type(s) is int and 1 <= s <= 1024 for s in sizes):
         raise ValueError(f"not an architecture: {record}")
     return a

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from .density import FactorizedDensity
+from .density import FactorizedDensity, double
 from .entropy import PRECISION, Tables
 
 SCALES = 64
@@ -52,7 +52,7 @@ def gaussian_tables() -> Tables:
 
 def factorized_tables(density: FactorizedDensity) -> Tables:
     """One table a channel for round(z − median) under a folded density."""
-    density = _double(density)
+    density = double(density)
     tail = math.log(_TAIL / (1 - _TAIL))
     median = density.median.numpy()
     low = np.floor(density.quantile(tail).numpy() - median).clip(-_MAX_HALF_WIDTH, -1).astype(np.int64)
@@ -67,12 +67,6 @@ def factorized_tables(density: FactorizedDensity) -> Tables:
         inside = mass[channel, widest + first : widest + last + 1]
         frequencies.append(to_frequencies(inside, max(0.0, 1 - inside.sum())))
     return _join(frequencies, list(low))
-
-
-def _double(density: FactorizedDensity) -> FactorizedDensity:
-    copy = FactorizedDensity(len(density.median))
-    copy.load_state_dict(density.state_dict())
-    return copy.double()
 
 
 def _join(frequencies: list[np.ndarray], minimum: list[int]) -> Tables:

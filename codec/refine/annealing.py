@@ -19,14 +19,15 @@ SGA_START = 700  # t₀ of SGA at PAPER_STEPS
 LR_FLOOR = 0.02  # the cosine ends at this part of the learning rate
 
 
-# What Annealing.default is made of. Fewer steps want larger ones: lr = DEFAULT_LR_TIMES_STEPS / steps,
-# within limits.
-DEFAULT_TAU_MAX = 0.7
+# What Annealing.default is made of (docs/refinement.md has the study). Fewer steps want larger ones: the learning rate
+# falls with the square root of the number of steps, from DEFAULT_LR at DEFAULT_LR_STEPS, within limits.
+DEFAULT_TAU_MAX = 1.5
 DEFAULT_TAU_MAX_ATANH = 0.5
-DEFAULT_TAU_END = 0.1
-DEFAULT_LR_TIMES_STEPS = 3.0
+DEFAULT_TAU_END = 0.3
+DEFAULT_LR = 0.04
+DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
-DEFAULT_LR_MAX = 4e-2
+DEFAULT_LR_MAX = 6e-2
 DEFAULT_LR_UNANNEALED = 5e-3  # ste diverges with larger steps
 
 
@@ -90,7 +91,8 @@ class Annealing:
         """The codec's own settings for a rounding method and a number of steps: cold at the end."""
         _check_name("method", method, METHODS)
         _check_steps(steps)
-        lr = min(DEFAULT_LR_MAX, max(DEFAULT_LR_MIN, DEFAULT_LR_TIMES_STEPS / max(steps, 1)))
+        lr = DEFAULT_LR * math.sqrt(DEFAULT_LR_STEPS / max(steps, 1))
+        lr = min(DEFAULT_LR_MAX, max(DEFAULT_LR_MIN, lr))
         if method in ("ste", "noise"):
             return cls(schedule="cold", tau_max=1.0, lr=min(lr, DEFAULT_LR_UNANNEALED), lr_schedule="cosine")
         tau_max = DEFAULT_TAU_MAX_ATANH if method in ("atanh", "danneal") else DEFAULT_TAU_MAX

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from .. import image
 from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
-from ..image import Picture
+from ..image import ImageError, Picture
 from ..latents import Latents, analyse, code_length, commit, render
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE
 from .relaxations import Rounding, relax
 
+MS_SSIM_SMALLEST_SIDE = 160
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ
 
 
@@ -77,9 +78,13 @@ class Problem:
         ------
         ValueError
             When the weights have another shape, are negative or all zero.
+        ImageError
+            When MS-SSIM is asked for and the picture is too small for it.
         """
         pixels = picture.pixels
         height, width = pixels.shape[:2]
+        if metric == "ms-ssim" and min(height, width) <= MS_SSIM_SMALLEST_SIDE:
+            raise ImageError(f"metric ms-ssim needs more than {MS_SSIM_SMALLEST_SIDE} pixels a side")
         visible = np.ones((height, width), bool) if picture.alpha is None else picture.alpha > 0
         if picture.alpha is not None:
             pixels = image.fill_transparent(pixels, picture.alpha)
@@ -127,16 +132,10 @@ class Problem:
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """MS-SSIM of images (B, 3, H, W) in 0..1, (B,); fewer scales where a side is at most 160 pixels."""
+    """MS-SSIM (Wang et al. 2003) of images (B, 3, H, W) in 0..1, both sides above 160; (B,)."""
     from pytorch_msssim import ms_ssim as library
 
-    weights = torch.tensor([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
-    side = min(a.shape[2:])
-    scales = max(s for s in range(1, 6) if s == 1 or side > (11 - 1) * 2 ** (s - 1))
-    if side < 11:
-        raise ValueError("MS-SSIM needs an image of at least 11 pixels a side")
-    chosen = (weights[:scales] / weights[:scales].sum()).tolist()
-    return library(a, b, data_range=1.0, size_average=False, weights=chosen)
+    return library(a, b, data_range=1.0, size_average=False)
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,16 @@ class Batch:
     scale: Tensor
     active_y: Tensor | None = None
     active_z: Tensor | None = None
+
+    @staticmethod
+    def of(level: LevelModel, problems: list[Problem]) -> Batch:
+        """The batch of problems of one padded shape; all latents may change."""
+        x = torch.cat([p.x for p in problems])
+        return Batch(
+            x=x.to(level.device).contiguous(memory_format=torch.channels_last),
+            weight=torch.cat([p.weight for p in problems]).to(level.device),
+            scale=torch.tensor([1 / p.pixels for p in problems], device=level.device),
+        )
 
 
 def relaxed_loss(

@@ -1,0 +1,179 @@
+"""CompressAI's published checkpoints as models of one level: mbt2018-mean and bmshj2018-hyperprior.
+
+    .pth, .pth.tar ─► state_dict ─► names of today ─► GainedHyperprior (unit gains, one λ) ─► model_file.export
+
+Nothing in the file is executed: torch reads it with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .density import FactorizedDensity
+from .hyperprior import GainedHyperprior
+from .model_file import export, write_model
+from .models import SUFFIX, ModelError, user_folder
+from .networks import Architecture
+
+LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of CompressAI's qualities 1 to 8
+DEFAULT_LAMBDA = 0.0067
+
+_PARTS = ("g_a", "h_a", "h_s", "g_s")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
+_PREFIXES = ("module.", "network.", "net.", "model.")
+_OLD_DENSITY = re.compile(r"_?(matrix|matrices|bias|biases|factor|factors)\.?(\d)$")
+_DENSITY = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
+_RECOMPUTED = re.compile(r"(_reparam\.|_quantized_cdf$|_offset$|_cdf_length$|target$|likelihood_lower_bound)")
+_SAMPLES = 64
+
+
+def import_compressai(path: Path, name: str, lmbda: float | None = None) -> Path:
+    """Turn a CompressAI checkpoint into a model in the user's folder.
+
+    Parameters
+    ----------
+    name : str
+        What the model is to be called; also the stem of its file, which is replaced if it exists.
+    lmbda : float, optional
+        The λ that the weights were trained for (loss λ·255²·MSE + bpp), which the file does not say. By default
+        it is that of the quality in the file's name, as in mbt2018-mean-3-….pth.tar, else 0.0067.
+
+    Returns
+    -------
+    Path
+        The model file.
+
+    Raises
+    ------
+    ModelError
+        When it is not a checkpoint of mbt2018-mean or bmshj2018-hyperprior.
+    """
+    weights = _read(path)
+    try:
+        gained = _gained(weights, lmbda or lambda_of_name(path.name) or DEFAULT_LAMBDA)
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not a checkpoint of mbt2018-mean or bmshj2018-hyperprior ({reason})") from None
+    record = {
+        "licence": "that of the imported checkpoint",
+        "training": {"imported": path.name, "lambda": gained.anchors[0]},
+    }
+    model = export(gained, name, record, density_samples(gained.density), levels=1, keep_median=True)
+    target = user_folder() / f"{name}{SUFFIX}"
+    write_model(model, target)
+    return target
+
+
+def lambda_of_name(name: str) -> float | None:
+    """The λ of the quality 1..8 in a name like `mbt2018-mean-3-5f51b5f1.pth.tar` or `bmshj_q3.pth`, if there is one."""
+    stem = re.sub(r"(\.pth|\.tar|\.pt)+$", "", name)
+    found = re.search(r"(?:^|[-_ .])(?:q|quality)?[-_]?([1-8])(?:[-_][0-9a-f]{8})?$", stem)
+    return LAMBDAS[int(found[1]) - 1] if found else None
+
+
+# --------------------------------------------------------------------------------------------------- the weights
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint under the names of today."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from None
+    except Exception:  # torch, pickle and zipfile each have their own, with pages of advice
+        raise ModelError(f"{path}: not a checkpoint, or damaged") from None
+    for _ in range(2):
+        for key in _WRAPPERS:
+            if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+                content = content[key]
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path}: not a checkpoint of weights")
+    weights = {_today(str(k)): v.float() for k, v in content.items() if isinstance(v, Tensor)}
+    if not all(bool(torch.isfinite(v).all()) for v in weights.values()):
+        raise ModelError(f"{path}: some of its weights are not numbers")
+    return weights
+
+
+def _today(key: str) -> str:
+    """A parameter's name in today's CompressAI: prefixes of wrappers and old names of the bottleneck are undone."""
+    while key.startswith(_PREFIXES):
+        key = key.split(".", 1)[1]
+    if key.startswith("entropy_bottleneck."):
+        old = _OLD_DENSITY.match(key.removeprefix("entropy_bottleneck."))
+        if old:
+            return f"entropy_bottleneck.{_DENSITY.get(old[1], old[1])}.{old[2]}"
+    return key
+
+
+def _gained(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
+    """The model with these weights: unit gains, its medians those that the checkpoint rounds around.
+
+    Raises
+    ------
+    ValueError
+        When names or shapes are others.
+    """
+    if not 0 < lmbda < float("inf"):
+        raise ValueError(f"λ must be positive, not {lmbda}")
+    foreign = {key.split(".")[0] for key in weights} - {*_PARTS, "entropy_bottleneck", "gaussian_conditional"}
+    if foreign:
+        raise ValueError(f"it has {', '.join(sorted(foreign))}")
+    N, M = weights["g_a.0.weight"].shape[0], weights["g_s.0.weight"].shape[0]
+    outputs = weights["h_s.4.weight"].shape[0]
+    if outputs not in (M, 2 * M):
+        raise ValueError(f"h_s has {outputs} outputs, not {M} or {2 * M}")
+    family = "mshyper" if outputs == 2 * M else "bmshj"
+    with torch.random.fork_rng(devices=[]):  # building the networks draws initial weights
+        gained = GainedHyperprior(Architecture(family, N=N, M=M, scale="linear"), (lmbda,))
+    gained.requires_grad_(False)
+
+    state: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        part, _, rest = key.partition(".")
+        if _RECOMPUTED.search(key) or part == "gaussian_conditional":
+            continue
+        if part == "entropy_bottleneck":
+            if rest == "quantiles":
+                state["density.median"] = value[:, 0, 1]
+            else:
+                state[f"density.{rest}"] = value
+        elif family == "bmshj" and part == "h_a":  # the absolute value comes first
+            index, _, kind = rest.partition(".")
+            state[f"h_a.{int(index) + 1}.{kind}"] = value
+        elif family == "bmshj" and key.startswith("h_s.4."):
+            state[key] = torch.cat([value, torch.zeros_like(value)])
+        else:
+            state[key] = value
+    missing, unexpected = gained.load_state_dict(state, strict=False)
+    own = ("log_gain_", "y_unit")
+    missing = [key for key in missing if not key.startswith(own) and not _RECOMPUTED.search(key)]
+    if missing or unexpected:
+        raise ValueError(f"unexpected or missing: {', '.join([*unexpected, *missing][:3])}")
+    return gained
+
+
+# ---------------------------------------------------------------------------------------- what h_s will be given
+
+
+@torch.no_grad()
+def density_samples(density: FactorizedDensity) -> list[Tensor]:
+    """ẑ (1, N, 4, 4) drawn from a density, when there is no photograph at hand: varied and flat ones in turn."""
+    generator = torch.Generator().manual_seed(0)
+    channels = len(density.median)
+    p = torch.rand(channels, 1, _SAMPLES * 16, generator=generator).clamp(1e-5, 1 - 1e-5)
+    flat = p.view(channels, _SAMPLES, 16)[:, ::2]
+    flat.copy_(flat[:, :, :1].clone().expand_as(flat))
+    target = torch.log(p / (1 - p))
+    low, high = torch.full_like(p, -1e5), torch.full_like(p, 1e5)
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = density.logits_cumulative(middle) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    median = density.median.view(-1, 1, 1)
+    z_hat = torch.round((low + high) / 2 - median) + median
+    return list(z_hat.view(channels, _SAMPLES, 1, 4, 4).permute(1, 2, 0, 3, 4))
