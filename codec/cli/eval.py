@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from ..metrics import Curve
 
 DEFAULT_LAMBDAS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
-PACKAGES = ("bjontegaard", "matplotlib", "pytorch_msssim")  # the extra sgacodec[eval]
 
 T = TypeVar("T")
 
@@ -153,9 +151,6 @@ def command(
     sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json
     sgacodec eval kodak/ --lambda 0.0016,0.0075 --method none,atanh,ssl --steps 100,500 --out study
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise click.ClickException(f"{', '.join(missing)} not installed: pip install 'sgacodec[eval]'")
     from ..evaluate import sweep
     from ..evaluate.curves import load_curves
     from ..evaluate.summary import summarise
