@@ -58,8 +58,7 @@ class FactorizedDensity(nn.Module):
         half = torch.as_tensor(width, dtype=values.dtype, device=values.device).expand_as(values) / 2
         flat = values.transpose(0, 1).reshape(C, 1, -1)
         half = half.transpose(0, 1).reshape(C, 1, -1)
-        lower = self.logits_cumulative(flat - half)
-        upper = self.logits_cumulative(flat + half)
+        lower, upper = self.logits_cumulative(torch.cat((flat - half, flat + half), dim=2)).chunk(2, dim=2)
         sign = -torch.sign(lower + upper).detach()  # evaluate in the tail where sigmoid is precise
         mass = torch.abs(torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower))
         return mass.reshape(C, B, H, W).transpose(0, 1)

@@ -105,10 +105,7 @@ def read_image(
     ImageError
         If the file is missing, damaged, too large or of an unsupported kind.
     """
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-    else:
-        name = str(getattr(source, "name", "image"))
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "image"))
     try:
         with _open_stream(source) as stream, _quiet_pillow(max_pixels):
             return _read(stream, strip, max_pixels)

@@ -126,7 +126,7 @@ def export(
     record: dict[str, Any],
     z_samples: list[Tensor],
     levels: int,
-    keep_median: bool = False,
+    as_is: bool = False,
 ) -> Model:
     """Make a model of a trained GainedHyperprior (on the CPU): round, quantise, tabulate, fingerprint.
 
@@ -138,13 +138,13 @@ def export(
         Ungained ẑ of photographs, on which the range of h_s's activations is measured.
     levels : int
         64 for a ladder, 1 for a model of a single λ.
-    keep_median : bool
-        Round z around the stored medians, not around those of the density.
+    as_is : bool
+        Keep the weights in fp32 and the stored medians of z: an imported model shall code as the original does.
     """
-    for module in (gained.g_a, gained.h_a, gained.g_s):
-        for p in module.parameters():
-            p.data = p.data.half().float()
-    if not keep_median:
+    if not as_is:
+        for module in (gained.g_a, gained.h_a, gained.g_s):
+            for p in module.parameters():
+                p.data = p.data.half().float()
         gained.density.update_median()
     peaks = [0.0] * sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in gained.h_s)
     for z in z_samples:
@@ -203,7 +203,7 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for key, value in model.gained.state_dict().items():
         if not key.startswith("h_s."):
-            half = key.startswith(("g_a.", "h_a.", "g_s."))
+            half = key.startswith(("g_a.", "h_a.", "g_s.")) and torch.equal(value.half().float(), value)
             tensors["trunk." + key] = value.half() if half else value.float()
     for i, layer in enumerate(model.h_s.layers):
         tensors[f"exact.{i}.weight"] = layer.weight

@@ -128,28 +128,26 @@ def shift_output(network: nn.Sequential, offset: Tensor) -> None:
 
 
 class _BlockOverlapAdd(torch.autograd.Function):
-    """x (B, H, W, M) @ weight (M, 12·12·C), the 12×12 patches added up at stride 8 → (B, 8H, 8W, C)."""
+    """x (B, H, W, M) @ weight (M, 12·12·C), the 12×12 patches added up at stride 8, + bias (C,) → (B, 8H, 8W, C)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         B, H, W, M = x.shape
         C = weight.shape[-1]
         columns = (x.reshape(-1, M) @ weight.reshape(M, -1)).view(B, H, W, 12, 12, C)
-        out = columns.new_zeros(B, H + 1, 8, W + 1, 8, C)
-        parts = (
-            (0, 0, 8),
-            (8, 1, 4),
-        )  # rows 0..7 of a patch fall into its own block, rows 8..11 into the next
-        for row, block_row, rows in parts:
-            for col, block_col, cols in parts:
-                target = out[:, block_row : block_row + H, :rows, block_col : block_col + W, :cols]
-                target += columns[:, :, :, row : row + rows, col : col + cols].transpose(2, 3)
+        out = columns.new_empty(B, H + 1, 8, W + 1, 8, C)
+        out[:, :H, :, :W] = columns[:, :, :, :8, :8].transpose(2, 3)
+        out[:, H] = 0
+        out[:, :H, :, W] = 0
+        out[:, 1:, :4, :W] += columns[:, :, :, 8:, :8].transpose(2, 3)  # rows 8..11 fall into the next block
+        out[:, :H, :, 1:, :4] += columns[:, :, :, :8, 8:].transpose(2, 3)
+        out[:, 1:, :4, 1:, :4] += columns[:, :, :, 8:, 8:].transpose(2, 3)
         out = out.view(B, 8 * H + 8, 8 * W + 8, C)[:, 2 : 8 * H + 2, 2 : 8 * W + 2]
-        return out.contiguous()
+        return out + bias.repeat(8 * W, 1)  # adding long rows is as fast as copying
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         (grad,) = grads
         B, H, W, M = x.shape
@@ -159,7 +157,8 @@ class _BlockOverlapAdd(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = (x.reshape(-1, M).T @ columns).view(weight.shape)
-        return grad_x, grad_weight
+        grad_bias = grad.sum(dim=(0, 1, 2)) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias
 
 
 class BlockTranspose(nn.Module):
@@ -175,10 +174,11 @@ class BlockTranspose(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight = x.to(dtype), weight.to(dtype)
-        out = _BlockOverlapAdd.apply(x.permute(0, 2, 3, 1), weight) + self.bias.to(x.dtype)
+            x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+        out = _BlockOverlapAdd.apply(x.permute(0, 2, 3, 1), weight, bias)
         return out.permute(0, 3, 1, 2)  # (B, out, 8H, 8W), channels-last in memory
 
 
@@ -222,10 +222,16 @@ class LiteSynthesis(nn.Module):
         )
         self.pixels = nn.Conv2d(width, 12, 3, padding=1)
 
-    def forward(self, y_hat: Tensor) -> Tensor:
+    shuffle = 2
+
+    def unshuffled(self, y_hat: Tensor) -> Tensor:
+        """The pixels as `F.pixel_unshuffle` would sort them, (B, 12, H/2, W/2): a loss can be measured there."""
         t = self.blocks(y_hat)
-        t = t + self.filter(t)
-        return F.pixel_shuffle(self.pixels(t), 2)
+        t = self.filter(t).add_(t)
+        return self.pixels(t)
+
+    def forward(self, y_hat: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.unshuffled(y_hat), self.shuffle)
 
 
 def _build_lite(a: Architecture) -> Networks:
@@ -338,6 +344,7 @@ class FrozenGDN(nn.Module):
 def freeze(network: nn.Module) -> None:
     """Stop gradients to the weights of a network, in place, and compute what its layers re-parametrise."""
     network.requires_grad_(False)
+    layer: Any
     for name, layer in list(network.named_children()):
         if hasattr(layer, "gamma_reparam"):  # CompressAI's GDN
             gamma = layer.gamma_reparam(layer.gamma)[:, :, None, None].detach()

@@ -37,7 +37,7 @@ def to_frequencies(mass: np.ndarray, outside: float) -> np.ndarray:
 
 
 def gaussian_tables() -> Tables:
-    """Tables of N(0, σ²) convolved with U(−½, ½) for each σ of `scale_table`, symmetric around 0."""
+    """Tables of N(0, σ²) convolved with U(−½, ½) for each σ of `scale_table`, symmetric but for rounding."""
     frequencies, minimum = [], []
     for sigma in scale_table():
         half = max(2, math.ceil(4.9 * sigma))  # Φ(−4.9) < 2⁻²⁰

@@ -49,9 +49,7 @@ def stored(im: Image.Image, format: str = "PNG", **options: object) -> io.BytesI
     return stream
 
 
-def png(
-    width: int, height: int, depth: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]
-) -> io.BytesIO:
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]) -> io.BytesIO:
     """A PNG file of kinds that Pillow does not write; `rows` are the samples without filter bytes."""
     row = max(1, len(rows) // height)
     filtered = b"".join(b"\0" + rows[i : i + row] for i in range(0, len(rows), row))
@@ -263,13 +261,7 @@ def cmyk_profile() -> bytes:
     ramp = bytes(range(256))
     matrix = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     table = (
-        b"mft1"
-        + bytes(4)
-        + bytes([4, 3, 2, 0])
-        + matrix
-        + 4 * ramp
-        + 8 * bytes([128, 64, 192, 0, 128, 128])
-        + 3 * ramp
+        b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + 4 * ramp + 8 * bytes([128, 64, 192, 0, 128, 128]) + 3 * ramp
     )
     text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(78)
     white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
@@ -279,9 +271,7 @@ def cmyk_profile() -> bytes:
         entries += tag + struct.pack(">II", 128 + 4 + 36 + len(body), len(content))
         body += content
     size = 128 + 4 + len(entries) + len(body)
-    header = (
-        struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
-    )
+    header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
     header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
     return header.ljust(128, b"\0") + struct.pack(">I", 3) + entries + body
 

@@ -1,0 +1,74 @@
+"""Fixtures of the tests that run real models, and the switch that rewrites golden files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from sgacodec import models
+from sgacodec.model_file import LevelModel, Model, read_model
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+CPU = torch.device("cpu")
+
+settings.register_profile("sgacodec", deadline=None)  # the first example pays for imports
+settings.load_profile("sgacodec")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden",
+        action="store_true",
+        help="rewrite tests/golden/, all tests at once; review the diff: old files must go on decoding",
+    )
+
+
+@pytest.fixture(scope="session")
+def regenerate(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--regenerate-golden"))
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """The repository's photograph, (400, 600, 3) uint8 or so."""
+    with Image.open(ROOT / "docs" / "images" / "coffee.png") as im:
+        return np.array(im.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def lite_path() -> Path:
+    return models.builtin_folder() / "lite.safetensors"
+
+
+@pytest.fixture(scope="session")
+def lite(lite_path: Path) -> Model:
+    """The built-in model."""
+    return read_model(lite_path)
+
+
+@pytest.fixture(scope="session")
+def lite_level(lite: Model) -> LevelModel:
+    """The built-in model at the default λ."""
+    return lite.at(lite.level_for(0.0075), CPU, CPU)
+
+
+@pytest.fixture(scope="session")
+def tiny_path(regenerate: bool, photograph: np.ndarray) -> Path:
+    """The small model of the golden files: everything that the real one has, in a quarter of a megabyte."""
+    path = GOLDEN / "tiny.safetensors"
+    if regenerate:
+        import tiny_model
+
+        tiny_model.write(path, photograph)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_path: Path) -> Model:
+    return read_model(tiny_path)

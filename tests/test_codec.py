@@ -1,0 +1,408 @@
+"""The whole codec on real models: what is reported is what a stranger decodes; damage is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import random
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU, GOLDEN
+from PIL import Image
+
+from sgacodec import api, bitstream, image, latents
+from sgacodec.api import Codec, Settings
+from sgacodec.bitstream import FormatError
+from sgacodec.image import Picture, read_image, write_image
+from sgacodec.metrics import psnr
+from sgacodec.model_file import LevelModel, Model
+from sgacodec.models import ModelNotFoundError
+
+PLAIN = Settings(method="none")
+KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """The built-in model, as a user gets it."""
+    return Codec("lite", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_path: Path) -> Codec:
+    """The small model of the golden files."""
+    return Codec(str(tiny_path), device="cpu")
+
+
+def encode(codec: Codec, picture: Picture, settings: Settings = PLAIN) -> api.Encoded:
+    return codec.encode([picture], settings)[0]
+
+
+def as_png(picture: Picture) -> Picture:
+    """What is left of a picture after it has been written as PNG and read again."""
+    stream = io.BytesIO()
+    write_image(picture, stream)
+    return read_image(io.BytesIO(stream.getvalue()))
+
+
+def code_bits(codec: Codec, data: bytes) -> tuple[float, int]:
+    """The model's estimate for the integers in a file, and the payload's bits."""
+    file = bitstream.read(data)
+    model = codec._decoding_model(file.model_id)
+    level = codec._at(model, file.level)
+    found = latents.unpack(level, file.z, file.y, file.height, file.width)
+    return latents.code_length(level, found), 8 * (len(file.z) + len(file.y))
+
+
+# ------------------------------------------------------------------------------------------------------ end to end
+
+
+def assert_honest(codec: Codec, picture: Picture, settings: Settings) -> api.Encoded:
+    """The report of an encoding is true of its file and of the PNG that it decodes to."""
+    encoded = encode(codec, picture, settings)
+    decoded = codec.decode(encoded.data)
+    shown = as_png(decoded.picture)
+    height, width = picture.pixels.shape[:2]
+    assert shown.pixels.shape == picture.pixels.shape
+    assert encoded.report["bytes"] == len(encoded.data)
+    assert encoded.report["bpp"] == pytest.approx(8 * len(encoded.data) / (height * width))
+    assert (encoded.report["width"], encoded.report["height"]) == (width, height)
+    if picture.alpha is None and not np.array_equal(shown.pixels, picture.pixels):
+        assert psnr(shown.pixels, picture.pixels) == pytest.approx(encoded.report["psnr"], abs=0.001)
+    assert decoded.report["level"] == encoded.report["level"]
+    assert decoded.report["model_id"] == encoded.report["model_id"]
+    return encoded
+
+
+@pytest.mark.parametrize("lmbda", [0.0016, 0.0075, 0.045])
+def test_photograph(codec: Codec, photograph: np.ndarray, lmbda: float) -> None:
+    """Else the rates and qualities that the program prints are not those of its files."""
+    encoded = assert_honest(codec, Picture(photograph), Settings(lmbda=lmbda, method="none"))
+    estimate, bits = code_bits(codec, encoded.data)
+    assert bits == pytest.approx(estimate, rel=0.005)
+    assert encoded.report["psnr"] > 27
+
+
+def test_more_lambda_is_more_quality(codec: Codec, photograph: np.ndarray) -> None:
+    """Else `--lambda` does not do what it is for."""
+    settings = [Settings(lmbda=v, method="none") for v in (0.002, 0.01, 0.04)]
+    reports = [encode(codec, Picture(photograph[:256, :256]), s).report for s in settings]
+    assert sorted(r["psnr"] for r in reports) == [r["psnr"] for r in reports]
+    assert sorted(r["bytes"] for r in reports) == [r["bytes"] for r in reports]
+
+
+@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs")
+@pytest.mark.parametrize("path", KODAK[3:24:10], ids=lambda p: p.stem)
+def test_kodak(codec: Codec, path: Path) -> None:
+    """Else the published curves are not those of the program."""
+    encoded = assert_honest(codec, read_image(path), PLAIN)
+    estimate, bits = code_bits(codec, encoded.data)
+    assert bits == pytest.approx(estimate, rel=0.005)
+
+
+@pytest.mark.slow  # 24 photographs at three rates
+@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs")
+@pytest.mark.parametrize("path", KODAK, ids=lambda p: p.stem)
+def test_all_of_kodak(codec: Codec, path: Path) -> None:
+    """Else one photograph in the standard set breaks the promise of honest figures."""
+    for lmbda in (0.0016, 0.0075, 0.045):
+        encoded = assert_honest(codec, read_image(path), Settings(lmbda=lmbda, method="none"))
+        estimate, bits = code_bits(codec, encoded.data)
+        assert bits == pytest.approx(estimate, rel=0.005)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (129, 1), (17, 33), (64, 64), (65, 63)])
+def test_any_size(codec: Codec, small: Codec, photograph: np.ndarray, height: int, width: int) -> None:
+    """Else icons, lines and odd crops are lost."""
+    for each in (codec, small):
+        assert_honest(each, Picture(photograph[100 : 100 + height, 100 : 100 + width]), PLAIN)
+
+
+def test_flat_and_wild_pictures(codec: Codec) -> None:
+    """Else a blank page or pure noise fails: all symbols zero, or most of them escaped."""
+    noise = np.random.default_rng(0).integers(0, 2, (64, 96, 3), dtype=np.uint8) * 255
+    for pixels in (np.zeros((70, 70, 3), np.uint8), np.full((70, 70, 3), 255, np.uint8), noise):
+        assert_honest(codec, Picture(pixels), Settings(lmbda=0.045, method="none"))
+
+
+def test_grey_alpha_and_metadata(codec: Codec, photograph: np.ndarray) -> None:
+    """Else scans come back coloured, logos opaque, and photographs without their camera data and colour profile."""
+    crop = photograph[:90, :110]
+    grey = np.repeat(crop[..., 1:2], 3, axis=2)
+    encoded = assert_honest(codec, Picture(grey, grey=True), PLAIN)
+    shown = codec.decode(encoded.data).picture
+    assert shown.grey
+    assert (shown.pixels == shown.pixels[..., :1]).all()
+
+    alpha = np.zeros(crop.shape[:2], np.uint8)
+    alpha[20:60, 30:90] = 255
+    alpha[60:70] = 99
+    icc = Image.open(Path(__file__).parents[1] / "docs" / "images" / "coffee.png").info.get("icc_profile") or b"icc"
+    full = Picture(crop, alpha=alpha, icc=icc, exif=b"II*\0\x08\0\0\0\0\0", xmp=b"<x:xmpmeta/>")
+    encoded = encode(codec, full)
+    shown = codec.decode(encoded.data).picture
+    assert shown.alpha is not None
+    assert np.array_equal(shown.alpha, alpha)
+    assert (shown.icc, shown.exif, shown.xmp) == (full.icc, full.exif, full.xmp)
+    visible = alpha > 0
+    error = (shown.pixels.astype(float) - crop)[visible]
+    assert -10 * np.log10(np.mean(error**2) / 255**2) == pytest.approx(encoded.report["psnr"], abs=0.001)
+
+
+def test_invisible_picture(codec: Codec, photograph: np.ndarray) -> None:
+    """Else a fully transparent layer divides by zero."""
+    encoded = encode(codec, Picture(photograph[:40, :50], alpha=np.zeros((40, 50), np.uint8)))
+    assert encoded.report["psnr"] is None
+    alpha = codec.decode(encoded.data).picture.alpha
+    assert alpha is not None
+    assert not alpha.any()
+
+
+def test_batch_is_the_single_images(small: Codec, photograph: np.ndarray) -> None:
+    """Else results depend on what else was in the folder, or pictures change places."""
+    parts = [photograph[i : i + h, i : i + w] for i, h, w in ((0, 60, 70), (9, 64, 128), (30, 50, 90), (60, 200, 30))]
+    pictures = [Picture(part) for part in parts]
+    together = small.encode(pictures, PLAIN)
+    for picture, encoded in zip(pictures, together, strict=True):
+        assert encoded.data == encode(small, picture).data
+        assert encoded.report["width"] == picture.pixels.shape[1]
+
+
+def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Path) -> None:
+    """Else the three lines in the README do not work."""
+    data = api.encode(Picture(photograph[:30, :40]), PLAIN, model=str(tiny_path))
+    (tmp_path / "x.sga").write_bytes(data)
+    assert np.array_equal(
+        api.decode(data, model=str(tiny_path)).pixels, api.decode(tmp_path / "x.sga", model=str(tiny_path)).pixels
+    )
+
+
+def test_many_levels_stay_small(small: Codec, photograph: np.ndarray) -> None:
+    """Else a sweep over λ keeps every folded level, gigabytes of them."""
+    held = [small._at(small._named, level % 3) for level in range(9) if small._named]
+    assert len(held) == 9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_LEVELS_HELD", 2)
+        fresh = Codec("lite", device="cpu")
+        files = [
+            encode(fresh, Picture(photograph[:64, :64]), Settings(lmbda=v, method="none")) for v in (0.002, 0.01, 0.04)
+        ]
+        assert len(fresh._levels) == 2
+        assert [fresh.decode(f.data).report["level"] for f in files] == [f.report["level"] for f in files]
+
+
+def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a bug in the coder costs somebody the only copy of a photograph."""
+    pack = latents.pack
+
+    def careless(level: LevelModel, found: latents.Latents) -> tuple[bytes, bytes]:
+        changed = found.y.clone()
+        changed[0, 0, 0, 0] += 1
+        return pack(level, dataclasses.replace(found, y=changed))
+
+    monkeypatch.setattr(latents, "pack", careless)
+    with pytest.raises(RuntimeError, match="do not decode to the same integers"):
+        encode(small, Picture(photograph[:64, :64]))
+
+
+# ----------------------------------------------------------------------------------------------------------- tiles
+
+
+def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np.ndarray) -> None:
+    """Else large images have seams, or decode differently from what was measured."""
+    for level in (lite_level, tiny.at(1, CPU, CPU)):
+        x = image.pad(image.to_tensor(photograph[:330, :460]), 64)
+        y, z = latents.analyse(level, x)
+        found = latents.commit(level, y, z)
+        whole = latents.render(level, found, 330, 460)
+        for tile in (64, 128, 192):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(latents, "_TILE", tile)
+                y_tiled, z_tiled = latents.analyse(level, x)
+                tiled = latents.render(level, found, 330, 460)
+            assert float((y - y_tiled).abs().max()) < 1e-3
+            assert float((z - z_tiled).abs().max()) < 1e-3
+            assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+# ------------------------------------------------------------------------------------------------------- bad files
+
+
+def sealed(data: bytes) -> bytes:
+    """The file with a right checksum, as somebody would craft it."""
+    return data[:-4] + zlib.crc32(data[:-4]).to_bytes(4, "little")
+
+
+def test_every_changed_byte_and_every_truncation(small: Codec, photograph: np.ndarray) -> None:
+    """Else a damaged file decodes to a wrong picture and nobody is told."""
+    data = encode(small, Picture(photograph[:40, :50])).data
+    assert len(data) < 2000
+    for i in range(len(data)):
+        for flip in (0x01, 0x80, 0xFF):
+            with pytest.raises(FormatError):
+                small.decode(data[:i] + bytes([data[i] ^ flip]) + data[i + 1 :])
+        with pytest.raises(FormatError):
+            small.decode(data[:i])
+
+
+def misbehaves(codec: Codec, data: bytes) -> bool:
+    """Whether a file is refused in more than one line; any exception but the documented ones passes through."""
+    try:
+        codec.decode(data, max_pixels=2**18)
+    except (FormatError, ModelNotFoundError) as error:
+        return "\n" in str(error)
+    return False
+
+
+def test_damage_behind_a_right_checksum(small: Codec, photograph: np.ndarray) -> None:
+    """Else a crafted file crashes a server: a checksum keeps nobody out."""
+    alpha = np.zeros((40, 50), np.uint8)
+    alpha[10:] = 255
+    data = encode(small, Picture(photograph[:40, :50], alpha=alpha)).data
+    chance = random.Random(4)
+    for _ in range(150):
+        changed = bytearray(data)
+        for _ in range(chance.choice((1, 1, 2, 6))):
+            changed[chance.randrange(4, len(changed) - 4)] = chance.randrange(256)
+        end = chance.randrange(12, len(changed)) if chance.random() < 0.3 else len(changed)
+        assert not misbehaves(small, sealed(bytes(changed[:end])))
+
+
+@pytest.mark.slow  # 2,000 decodings of a photograph
+def test_two_thousand_mutated_files(codec: Codec, photograph: np.ndarray) -> None:
+    """Else some rare damage, of a real file, gives a traceback, hangs or takes all memory."""
+    data = encode(codec, Picture(photograph[:256, :256])).data
+    chance = random.Random(5)
+    for i in range(2000):
+        changed = bytearray(data)
+        for _ in range(chance.choice((1, 1, 2, 6, 40))):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        part = bytes(changed[: chance.randrange(len(changed))]) if chance.random() < 0.3 else bytes(changed)
+        assert not misbehaves(codec, sealed(part) if i % 2 and len(part) > 4 else part)
+
+
+def test_unknown_model(codec: Codec, small: Codec, photograph: np.ndarray, tmp_path: Path, tiny_path: Path,
+                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Else a file of a model that is not installed decodes to noise, or says "damaged"."""
+    monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
+    data = encode(small, Picture(photograph[:30, :30])).data
+    with pytest.raises(ModelNotFoundError, match=data[4:8].hex()):
+        Codec(device="cpu").decode(data)
+    with pytest.raises(ModelNotFoundError, match=data[4:8].hex()):
+        codec.decode(data)
+    shutil.copy(tiny_path, tmp_path)
+    assert Codec(device="cpu").decode(data).picture.pixels.shape == (30, 30, 3)
+
+
+def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_path: Path, tiny: Model,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Else the name `lite` means one model with --model and another without."""
+    from sgacodec.model_file import write_model
+
+    write_model(dataclasses.replace(tiny, metadata={**tiny.metadata, "name": "lite"}), tmp_path / "lite.safetensors")
+    monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
+    assert Codec(device="cpu")._encoding_model(PLAIN).id == Codec("lite", device="cpu")._named.id != tiny.id  # type: ignore[union-attr]
+
+
+def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray) -> None:
+    """Else a damaged level byte gives a traceback."""
+    file = bitstream.read(encode(small, Picture(photograph[:30, :30])).data)
+    for level in (3, 63):
+        with pytest.raises(FormatError, match=f"level {level}"):
+            small.decode(bitstream.write(dataclasses.replace(file, level=level)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(2**28, 1), (1, 2**28), (2**24, 16)])
+def test_slivers(small: Codec, photograph: np.ndarray, width: int, height: int) -> None:
+    """Else twenty bytes from a stranger take sixty-four times the memory that the pixel limit allows."""
+    file = bitstream.read(encode(small, Picture(photograph[:30, :30])).data)
+    with pytest.raises(FormatError, match="--max-pixels"):
+        small.decode(bitstream.write(dataclasses.replace(file, width=width, height=height)))
+
+
+def test_pixel_limit(small: Codec, photograph: np.ndarray) -> None:
+    """Else a service cannot protect itself, or a small image is refused for its padding."""
+    data = encode(small, Picture(photograph[:30, :40])).data
+    assert small.decode(data, max_pixels=1200).picture.pixels.shape == (30, 40, 3)
+    with pytest.raises(FormatError, match="--max-pixels"):
+        small.decode(data, max_pixels=1199)
+
+
+def test_wrong_size_for_the_payload(small: Codec, photograph: np.ndarray) -> None:
+    """Else a header that does not belong to the payload shows noise."""
+    file = bitstream.read(encode(small, Picture(photograph[:256, :256])).data)
+    with pytest.raises(FormatError, match="damaged"):
+        small.decode(bitstream.write(dataclasses.replace(file, width=64, height=64)))
+
+
+# --------------------------------------------------------------------------------------------------------- for ever
+
+
+CASES = ("colour", "grey-alpha")
+
+
+def golden_picture(case: str, photograph: np.ndarray) -> tuple[Picture, Settings]:
+    crop = photograph[130:200, 230:350]
+    if case == "colour":
+        return Picture(crop, exif=b"II*\0\x08\0\0\0\0\0"), Settings(lmbda=0.045, method="none")
+    alpha = np.tile(np.arange(90, dtype=np.uint8), (33, 1))
+    return Picture(np.repeat(crop[:33, :90, :1], 3, axis=2), grey=True, alpha=alpha), Settings(
+        lmbda=0.0016, method="none"
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_files(case: str, small: Codec, photograph: np.ndarray, regenerate: bool) -> None:
+    """Else a release cannot read the files of the last one: files of version 1 decode for ever."""
+    path, record = GOLDEN / f"{case}.sga", GOLDEN / f"{case}.json"
+    if regenerate:
+        path.write_bytes(encode(small, *golden_picture(case, photograph)).data)
+    decoded = small.decode(path.read_bytes())
+    picture = decoded.picture
+    exact = {
+        "integers": decoded.report["integers"],
+        "alpha": None if picture.alpha is None else hashlib.sha256(picture.alpha.tobytes()).hexdigest(),
+        "exif": None if picture.exif is None else picture.exif.hex(),
+        "grey": picture.grey,
+    }
+    if regenerate:
+        record.write_text(json.dumps(exact, indent=1) + "\n", encoding="utf-8")
+        Image.fromarray(picture.pixels).save(GOLDEN / f"{case}.png", optimize=True)
+    assert exact == json.loads(record.read_text("utf-8"))
+    with Image.open(GOLDEN / f"{case}.png") as shown:  # the pixels may differ by 1 between machines
+        assert np.abs(np.array(shown).astype(int) - picture.pixels).max() <= 1
+
+
+def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
+    """Else the recorded integers are those of one configuration."""
+    data = (GOLDEN / "colour.sga").read_bytes()
+    expected = json.loads((GOLDEN / "colour.json").read_text("utf-8"))["integers"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert small.decode(data).report["integers"] == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
+    """Else a file encoded on a GPU is lost on a laptop."""
+    on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
+    assert on_cuda._at(on_cuda._named, 0).exact_device.type == "cuda"  # type: ignore[arg-type]
+    for lmbda in (0.0016, 0.0075, 0.045):
+        for one, other in ((on_cpu, on_cuda), (on_cuda, on_cpu)):
+            data = encode(one, Picture(photograph), Settings(lmbda=lmbda, method="none")).data
+            a, b = one.decode(data), other.decode(data)
+            assert a.report["integers"] == b.report["integers"]
+            assert np.abs(a.picture.pixels.astype(int) - b.picture.pixels).max() <= 1
+    golden = Codec(str(tiny_path), device="cuda").decode((GOLDEN / "colour.sga").read_bytes())
+    assert golden.report["integers"] == json.loads((GOLDEN / "colour.json").read_text("utf-8"))["integers"]

@@ -1,0 +1,53 @@
+"""Makes the small model of the golden files. Its weights are random, but the codec works with them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sgacodec.hyperprior import GainedHyperprior
+from sgacodec.image import to_tensor
+from sgacodec.model_file import Model, export, write_model
+from sgacodec.networks import Architecture, start_as_dct
+
+ARCHITECTURE = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8, inner=8)
+ANCHORS = (0.0016, 0.0075, 0.045)
+
+
+def untrained(architecture: Architecture, photograph: np.ndarray, seed: int = 0) -> GainedHyperprior:
+    """A hyperprior whose transforms are a DCT, with a lively but untrained rest; the same for one seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GainedHyperprior(architecture, ANCHORS)
+        crops = to_tensor(photograph)[:, :, :256, :512]
+        if architecture.family == "lite":
+            model.y_unit.copy_(start_as_dct(model.networks, crops))
+        for i, start in enumerate((12.0, 25.0, 60.0)):
+            model.log_gain_y.data[i] = math.log(start) + 0.1 * torch.randn(architecture.M)
+            model.log_gain_z.data[i] = math.log(2.0 + i) + 0.1 * torch.randn(architecture.N)
+            model.log_gain_d.data[i] = -model.log_gain_y.data[i]
+        model.h_a[-1].weight.data *= 8
+        model.h_s[-1].weight.data *= 4
+        model.density.scale_values(torch.linspace(0.01, 0.15, architecture.N))
+        with torch.no_grad():
+            z = model.h_a(model.g_a(crops) / model.y_unit[None, :, None, None])
+        model.density.biases[0].data -= torch.nn.functional.softplus(model.density.matrices[0].data) * z.mean(
+            dim=(0, 2, 3)
+        ).view(-1, 1, 1)
+        model.density.update_median()
+    return model
+
+
+def exported(model: GainedHyperprior, photograph: np.ndarray, levels: int = 3) -> Model:
+    """The model as a file would hold it, calibrated on the photograph."""
+    with torch.no_grad():
+        crops = to_tensor(photograph)[:, :, :256, :512]
+        z = model.h_a(model.g_a(crops) / model.y_unit[None, :, None, None])
+    return export(model, "tiny", {"licence": "MIT"}, [z], levels)
+
+
+def write(path: Path, photograph: np.ndarray) -> None:
+    write_model(exported(untrained(ARCHITECTURE, photograph), photograph), path)
