@@ -24,6 +24,7 @@ from .image import Picture
 from .latents import Latents
 from .model_file import LevelModel, Model, read_model
 from .networks import HYPER_STRIDE
+from .pixels import to_grey
 from .rate_control import has_target, search
 from .refine.loop import Progress, refine
 from .refine.objective import Problem
@@ -261,9 +262,7 @@ class Codec:
         _trace("z, y", received.digest().encode())
         _trace("pixels", pixels.tobytes())
         alpha = None if file.alpha is None else image.decode_alpha(file.alpha, file.width, file.height)
-        picture = Picture(
-            image.to_grey(pixels) if file.grey else pixels, file.grey, alpha, file.icc, file.exif, file.xmp
-        )
+        picture = Picture(to_grey(pixels) if file.grey else pixels, file.grey, alpha, file.icc, file.exif, file.xmp)
         report = {
             "width": file.width,
             "height": file.height,

@@ -63,7 +63,7 @@ def import_compressai(path: Path, name: str, lmbda: float | None = None) -> Path
         "licence": "that of the imported checkpoint",
         "training": {"imported": path.name, "lambda": gained.anchors[0]},
     }
-    model = export(gained, name, record, density_samples(gained.density), levels=1, keep_median=True)
+    model = export(gained, name, record, density_samples(gained.density), levels=1, as_is=True)
     target = user_folder() / f"{name}{SUFFIX}"
     write_model(model, target)
     return target

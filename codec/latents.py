@@ -19,6 +19,7 @@ from . import entropy
 from .exact import MU_BITS, hyper_decode
 from .model_file import LevelModel
 from .networks import HYPER_STRIDE, STRIDE
+from .pixels import to_pixels
 
 _TILE = 1024  # pixels a side of what g_a and g_s see at once
 _HALO = 64  # pixels around a tile: more than the receptive field of either
@@ -166,5 +167,4 @@ def synthesise(g_s: nn.Module, y_hat: Tensor) -> Tensor:
 
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:
     """The 8-bit picture that these integers decode to, (height, width, 3) uint8."""
-    x_hat = synthesise(level.plain.networks.g_s, latents.y_hat())[:, :, :height, :width]
-    return (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+    return to_pixels(synthesise(level.plain.networks.g_s, latents.y_hat())[:, :, :height, :width])

@@ -1,7 +1,7 @@
 """λ for a wanted rate, size or quality.
 
-Bytes and PSNR both rise with λ. Unrefined encodings, which are cheap, bracket λ first; refined ones, which are what will
-be written, then close in by secants inside the bracket.
+Bytes and PSNR both rise with λ. Unrefined encodings, which are cheap, bracket λ first; refined ones, which are what
+will be written, then close in by secants inside the bracket.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 from .refine.settings import Settings
 
 LAMBDA_MIN, LAMBDA_MAX = 1e-4, 1.0  # beyond the ladder only the refinement's λ changes
-_CHEAP_TRIALS, _TRIALS = 7, 5
+_CHEAP_TRIALS, _TRIALS = 7, 6
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
+_SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # about what log λ + 1 adds to the logarithm of the bytes, and in dB
 
 Result = TypeVar("Result")
 
@@ -73,16 +74,21 @@ def search(
     refined = settings.method != "none"
     low, high = math.log(LAMBDA_MIN), math.log(LAMBDA_MAX)
     middle = math.log(settings.lmbda)
+    cheap: list[Trial[Result]] = []
     for _ in range(_CHEAP_TRIALS):
-        low, high = (low, middle) if attempt(math.exp(middle), True).error > 0 else (middle, high)
+        cheap.append(attempt(math.exp(middle), True))
+        low, high = (low, middle) if cheap[-1].error > 0 else (middle, high)
         middle = (low + high) / 2
     trials: list[Trial[Result]] = []
     position = middle
+    if len({trial.error > 0 for trial in cheap}) == 1:
+        # Unrefined encodings do not reach the target, as they do not change beyond the ladder: begin near its end.
+        position = math.log(min(cheap, key=lambda trial: abs(trial.error)).lmbda)
     for _ in range(_TRIALS):
         trials.append(attempt(math.exp(position), not refined))
         if _is_hit(settings, trials[-1].error):
             break
-        position = _next(trials)
+        position = _next(settings, trials)
     return _best(settings, trials).result
 
 
@@ -107,17 +113,27 @@ def _is_hit(settings: Settings, error: float) -> bool:
     return 0 <= error <= _CLOSE_PSNR
 
 
-def _next(trials: list[Trial[Result]]) -> float:
-    """log λ of the next trial: between the nearest trials on both sides of the target, or a step beyond the last."""
-    over = [t for t in trials if t.error > 0]
-    under = [t for t in trials if t.error <= 0]
+def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
+    """log λ of the next trial: between the nearest trials on both sides of the target, or a step beyond the last.
+
+    It aims at the middle of what counts as a hit.
+    """
+    slope, aim = _SLOPE_RATE, 0.0
+    if settings.target_size is not None:
+        aim = -_CLOSE_RATE / 2
+    elif settings.target_psnr is not None:
+        slope, aim = _SLOPE_PSNR, _CLOSE_PSNR / 2
+    over = [t for t in trials if t.error > aim]
+    under = [t for t in trials if t.error <= aim]
     if over and under:
         above, below = min(over, key=lambda t: t.error), max(under, key=lambda t: t.error)
         a, b = math.log(above.lmbda), math.log(below.lmbda)
-        part = min(0.9, max(0.1, -below.error / (above.error - below.error)))
+        part = min(0.8, max(0.2, (aim - below.error) / (above.error - below.error)))
         return b + part * (a - b)
-    step = 0.15 * 2 ** (len(trials) - 1)
-    return math.log(trials[-1].lmbda) + (-step if over else step)
+    last = trials[-1]
+    away = min(abs(last.error - aim), 1e3)  # the PSNR of a lossless picture is infinite
+    step = min(2.0, max(0.03, 1.2 * away / slope) * 1.5 ** (len(trials) - 1))
+    return math.log(last.lmbda) + (-step if over else step)
 
 
 def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result]:

@@ -17,13 +17,14 @@ import torch
 from conftest import CPU, GOLDEN
 from PIL import Image
 
-from sgacodec import api, bitstream, image, latents
+from sgacodec import api, bitstream, latents
 from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.image import Picture, read_image, write_image
 from sgacodec.metrics import psnr
 from sgacodec.model_file import LevelModel, Model
 from sgacodec.models import ModelNotFoundError
+from sgacodec.pixels import pad, to_tensor
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
@@ -218,7 +219,7 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
 def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np.ndarray) -> None:
     """Else large images have seams, or decode differently from what was measured."""
     for level in (lite_level, tiny.at(1, CPU, CPU)):
-        x = image.pad(image.to_tensor(photograph[:330, :460]), 64)
+        x = pad(to_tensor(photograph[:330, :460]), 64)
         y, z = latents.analyse(level, x)
         found = latents.commit(level, y, z)
         whole = latents.render(level, found, 330, 460)

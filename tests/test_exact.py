@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sgacodec import exact, image, latents
+from sgacodec import exact, latents
 from sgacodec.exact import IntegerGains, IntegerHyperDecoder, IntegerLayer, check, check_gains, hyper_decode
 from sgacodec.model_file import LevelModel, Model
+from sgacodec.pixels import pad, to_tensor
 
 INT32 = (-(2**31), 2**31 - 1)
 Pair = tuple[np.ndarray, np.ndarray]
@@ -359,7 +360,7 @@ def test_quantise_refuses_what_does_not_fit() -> None:
 @torch.no_grad()
 def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
     """Else files grow: what is coded is not what was trained (the tables and means of the float network)."""
-    x = image.pad(image.to_tensor(photograph), 64)
+    x = pad(to_tensor(photograph), 64)
     found = latents.commit(lite_level, *latents.analyse(lite_level, x))
     z_hat = found.z + lite_level.plain.density.median[None, :, None, None]
     scale, mean = lite_level.plain.networks.h_s(z_hat).chunk(2, 1)

@@ -21,14 +21,18 @@ LR_FLOOR = 0.02  # the cosine ends at this part of the learning rate
 
 # What Annealing.default is made of (docs/refinement.md has the study). Fewer steps want larger ones: the learning rate
 # falls with the square root of the number of steps, from DEFAULT_LR at DEFAULT_LR_STEPS, within limits.
-DEFAULT_TAU_MAX = 1.5
-DEFAULT_TAU_MAX_ATANH = 0.5
-DEFAULT_TAU_END = 0.3
+DEFAULT_TAU = (1.5, 0.3)  # first and last temperature, but for these methods and classes:
+DEFAULT_TAU_OF = {
+    ("danneal", 2): (0.5, 0.3),
+    ("atanh", 2): (0.4, 0.2),
+    ("linear", 2): (0.7, 0.2),
+    ("ssl", 3): (0.5, 0.1),
+}
 DEFAULT_LR = 0.04
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
 DEFAULT_LR_MAX = 6e-2
-DEFAULT_LR_UNANNEALED = 5e-3  # ste diverges with larger steps
+DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # without annealing, larger steps only add noise
 
 
 def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -87,16 +91,14 @@ class Annealing:
         return _PUBLISHED.get(method, cls())
 
     @classmethod
-    def default(cls, method: str, steps: int) -> "Annealing":
+    def default(cls, method: str, steps: int, classes: int = 2) -> "Annealing":
         """The codec's own settings for a rounding method and a number of steps: cold at the end."""
         _check_name("method", method, METHODS)
         _check_steps(steps)
         lr = DEFAULT_LR * math.sqrt(DEFAULT_LR_STEPS / max(steps, 1))
-        lr = min(DEFAULT_LR_MAX, max(DEFAULT_LR_MIN, lr))
-        if method in ("ste", "noise"):
-            return cls(schedule="cold", tau_max=1.0, lr=min(lr, DEFAULT_LR_UNANNEALED), lr_schedule="cosine")
-        tau_max = DEFAULT_TAU_MAX_ATANH if method in ("atanh", "danneal") else DEFAULT_TAU_MAX
-        return cls("cold", tau_max=tau_max, tau_end=DEFAULT_TAU_END, lr=lr, lr_schedule="cosine")
+        lr = min(DEFAULT_LR_MAX_OF.get(method, DEFAULT_LR_MAX), max(DEFAULT_LR_MIN, lr))
+        tau_max, tau_end = DEFAULT_TAU_OF.get((method, classes), DEFAULT_TAU)
+        return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine")
 
     def temperatures(self, steps: int) -> list[float]:
         """τ of steps 0 … steps − 1."""

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from .. import image
-from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
+from ..density import bits
 from ..image import ImageError, Picture
 from ..latents import Latents, analyse, code_length, commit, render
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE
-from .relaxations import Rounding, relax
+from ..pixels import fill_transparent, pad, to_grey, to_tensor
+from .fused import coded_latents, weighted_squares
+from .relaxations import Rounding, relax, sample_noise
 
 MS_SSIM_SMALLEST_SIDE = 160
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ
@@ -87,18 +89,16 @@ class Problem:
             raise ImageError(f"metric ms-ssim needs more than {MS_SSIM_SMALLEST_SIDE} pixels a side")
         visible = np.ones((height, width), bool) if picture.alpha is None else picture.alpha > 0
         if picture.alpha is not None:
-            pixels = image.fill_transparent(pixels, picture.alpha)
+            pixels = fill_transparent(pixels, picture.alpha)
         weights = visible.astype(np.float32)
         if roi is not None:
             if roi.shape != (height, width):
-                raise ValueError(
-                    f"the weight map has {roi.shape[1]}x{roi.shape[0]} pixels, not {width}x{height}"
-                )
+                raise ValueError(f"the weight map has {roi.shape[1]}x{roi.shape[0]} pixels, not {width}x{height}")
             weights *= roi.astype(np.float32)
             if not np.isfinite(weights).all() or weights.min() < 0 or (visible.any() and weights.max() <= 0):
                 raise ValueError("the weight map must have finite weights of at least 0, and one above 0")
             weights *= visible.sum() / max(float(weights.sum()), 1e-30)
-        x = image.pad(image.to_tensor(pixels), HYPER_STRIDE)
+        x = pad(to_tensor(pixels), HYPER_STRIDE)
         weight = torch.zeros(1, 1, *x.shape[2:])
         weight[0, 0, :height, :width] = torch.from_numpy(weights)
         return Problem(level, lmbda, metric, x, weight, pixels, visible, picture.grey)
@@ -117,7 +117,7 @@ class Problem:
         latents = commit(self.level, y, z)
         shown = render(self.level, latents, height, width)
         if self.grey:
-            shown = image.to_grey(shown)
+            shown = to_grey(shown)
         error = shown.astype(np.float32)
         error -= self.original
         squared = np.square(error, out=error).mean(axis=2) / 255.0**2  # (h, w)
@@ -125,7 +125,8 @@ class Problem:
         weight = self.weight[0, 0, :height, :width].numpy()
         distortion = 255.0**2 * float((squared * weight).mean(dtype=np.float64))
         if self.metric == "ms-ssim":
-            pair = [torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (shown, self.original)]
+            seen = np.where(weight[:, :, None] > 0, shown, self.original)
+            pair = [torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (seen, self.original)]
             distortion = MS_SSIM_SCALE * float(1 - ms_ssim(*pair))
         spent = code_length(self.level, latents)
         return Candidate(y, z, latents, mse, spent, self.lmbda * distortion + spent / self.pixels)
@@ -142,8 +143,17 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 class Batch:
     """Tensors of the images that are refined together, on the model's device.
 
-    x (B, 3, H, W), weight (B, 1, H, W), scale (B,): 1 / pixels of each image; active: y (B, H/16, W/16, 1) and z masks of
-    the latents that may change, or None for all.
+    Where g_s ends in a pixel shuffle of side s (1: it has none), pixels are held as they are before it, which saves
+    shuffling x̂ and its gradient in every step.
+
+    Attributes
+    ----------
+    x, weight : Tensor (B, 3s², H/s, W/s) float32, channels last
+        Pixels, and the weight of each squared error.
+    scale : Tensor (B,)
+        1 / pixels of each image.
+    active_y, active_z : Tensor (1, H/16, W/16, 1), (1, H/64, W/64, 1) bool, optional
+        The latents that may change; None for all.
     """
 
     x: Tensor
@@ -155,12 +165,21 @@ class Batch:
     @staticmethod
     def of(level: LevelModel, problems: list[Problem]) -> Batch:
         """The batch of problems of one padded shape; all latents may change."""
-        x = torch.cat([p.x for p in problems])
+        side = _shuffle(level.plain.networks.g_s)
+
+        def held(v: Tensor) -> Tensor:
+            unshuffled = F.pixel_unshuffle(v, side).to(level.device)
+            return unshuffled.contiguous(memory_format=torch.channels_last)
+
         return Batch(
-            x=x.to(level.device).contiguous(memory_format=torch.channels_last),
-            weight=torch.cat([p.weight for p in problems]).to(level.device),
+            x=held(torch.cat([p.x for p in problems])),
+            weight=held(torch.cat([p.weight for p in problems]).expand(-1, 3, -1, -1)),
             scale=torch.tensor([1 / p.pixels for p in problems], device=level.device),
         )
+
+
+def _shuffle(g_s: nn.Module) -> int:
+    return int(getattr(g_s, "shuffle", 1))
 
 
 def relaxed_loss(
@@ -195,25 +214,37 @@ def relaxed_loss(
 
     with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
         features = networks.h_s[:-1](z_hat)
-    parameters = networks.h_s[-1](features.float()).permute(0, 2, 3, 1)  # (B, H/16, W/16, 2M)
-    scale, mu = parameters.chunk(2, 3)
-    sigma = lower_bound(torch.exp(scale) if exponential else scale, SCALE_BOUND)
+    parameters = _last_layer(networks.h_s[-1], features.float())  # (B, H/16, W/16, 2M)
 
-    v_y = _relax(y - mu, tau, rounding, noise[0], batch.active_y)
-    y_bits = gaussian_bits(v_y, sigma).sum(dim=(1, 2, 3))
+    noise_y = noise[0] if noise[0] is not None else sample_noise(y.shape, rounding, device=y.device)
+    y_hat, y_bits = coded_latents(y, parameters, tau, rounding, noise_y, batch.active_y, exponential)
 
+    g_s = networks.g_s
     with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
-        x_hat = networks.g_s((v_y + mu).permute(0, 3, 1, 2)).float()
+        x_hat = getattr(g_s, "unshuffled", g_s)(y_hat.permute(0, 3, 1, 2))  # as batch.x
     if metric == "ms-ssim":
-        distortion = MS_SSIM_SCALE * (1 - ms_ssim(x_hat.clamp(0, 1), batch.x))
+        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(g_s))
     else:
-        squared = (x_hat - batch.x).square() * batch.weight
-        distortion = 255**2 / 3 * squared.sum(dim=(1, 2, 3)) * batch.scale
+        distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
     return lmbda * distortion + (y_bits + z_bits) * batch.scale
 
 
-def _relax(
-    v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None
-) -> Tensor:
+def _last_layer(layer: nn.Module, features: Tensor) -> Tensor:
+    """The last convolution of h_s, in float32, channels last: (B, C, h, w) → (B, h, w, 2M)."""
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        return F.linear(features.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
+    parameters: Tensor = layer(features)
+    return parameters.permute(0, 2, 3, 1)
+
+
+def _relaxed_ms_ssim(x_hat: Tensor, batch: Batch, side: int) -> Tensor:
+    """The distortion of MS-SSIM: pixels without weight are taken as perfect, and not counted in the mean."""
+    x_hat = torch.where(batch.weight > 0, x_hat.clamp(0, 1), batch.x)
+    similarity = ms_ssim(F.pixel_shuffle(x_hat, side), F.pixel_shuffle(batch.x, side))
+    padded = batch.x[0].numel() / 3
+    return MS_SSIM_SCALE * (1 - similarity) * (padded * batch.scale)
+
+
+def _relax(v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None) -> Tensor:
     soft = relax(v, tau, rounding, noise=noise)
     return soft if active is None else torch.where(active, soft, torch.round(v))

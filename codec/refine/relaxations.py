@@ -116,9 +116,7 @@ def rounding(
             continue
         if name not in values:
             owners = "method ssl" if name == "a" else "three classes"
-            raise ValueError(
-                f"{name} is for {owners} only, not for {bare.method} with {bare.classes} classes"
-            )
+            raise ValueError(f"{name} is for {owners} only, not for {bare.method} with {bare.classes} classes")
         values[name] = float(value)
     return Rounding(method, classes, **values)
 
@@ -236,6 +234,19 @@ def relax(
     with_slope = torch.is_grad_enabled() and v.requires_grad
     value, slope = _evaluate(v.detach(), tau, rounding, noise, with_slope)
     return _WithSlope.apply(v, value, slope) if with_slope else value
+
+
+def value_and_slope(
+    v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """v̂ of :func:`relax` and its elementwise derivative (None: 1), for code that does its own differentiation.
+
+    `noise` is None only where the method has none; v is float32 or float64 and needs no gradient.
+    """
+    if rounding.method == "noise":
+        assert noise is not None
+        return v + noise, None
+    return _evaluate(v, tau, rounding, noise, True)
 
 
 class _WithSlope(torch.autograd.Function):

@@ -34,8 +34,8 @@ class Settings:
     seed : int
         Of the noise: the same seed gives the same bytes on the same device.
     schedule, tau_max, rate, lr : optional
-        Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning rate. Where a
-        schedule of the paper is named, the learning rate is the paper's 0.005, constant.
+        Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning
+        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant.
     ssl_a, r, n : float, optional
         Hyperparameters of the rounding, the paper's where not given.
     metric : {"mse", "ms-ssim"}
@@ -93,7 +93,7 @@ class Settings:
     def annealing(self, steps: int) -> Annealing:
         """Temperature and learning rate for a run of `steps`."""
         if self.schedule in (None, "cold"):
-            annealing = Annealing.default(self.method, steps)
+            annealing = Annealing.default(self.method, steps, self.classes)
             if self.rate is not None:
                 raise ValueError("rate belongs to the schedules exp and sga")
         else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,12 +34,25 @@ def stepper(
     """A function that does the next of `steps` steps, changing y and z (B, h, w, C) in place."""
     y.requires_grad_(True)
     z.requires_grad_(True)
+    if reduced_precision(level.device):
+        level = _with_bf16_weights(level)
     if steps and level.device.type == "cuda":
         try:
             return _captured(level, batch, y, z, settings, steps)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
     return _eager(level, batch, y, z, settings, steps)
+
+
+def _with_bf16_weights(level: LevelModel) -> LevelModel:
+    """A copy whose convolutions hold the bfloat16 weights that autocast would make anew in every step.
+
+    The last layer of h_s stays float32: it gives σ and μ.
+    """
+    networks = level.plain.networks
+    h_s, g_s = copy.deepcopy(networks.h_s), copy.deepcopy(networks.g_s).bfloat16()
+    h_s[:-1].bfloat16()
+    return replace(level, plain=replace(level.plain, networks=replace(networks, h_s=h_s, g_s=g_s)))
 
 
 def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int) -> Callable[[], None]:

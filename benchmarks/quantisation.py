@@ -1,0 +1,65 @@
+"""What the integer hyper-decoder costs in rate and distortion against the float one it was made of.
+
+    python benchmarks/quantisation.py IMAGES...
+
+Both sides round the same y and z of the encoder networks and are coded under the same integer tables (the float side
+picks its table and its mean in floating point, so its files would not decode on another machine). Prints the change of
+the bits and of λ·255²·MSE + bpp, in per cent, at the six anchor λ.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sgacodec.exact import MU_BITS
+from sgacodec.hyperprior import ANCHORS
+from sgacodec.image import read_image
+from sgacodec.latents import Latents, code_length, render
+from sgacodec.model_file import LevelModel, read_model
+from sgacodec.models import find_model
+from sgacodec.refine.objective import Candidate, Problem
+from sgacodec.tables import scale_thresholds
+
+
+@torch.no_grad()
+def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
+    """The integers and ŷ that the float hyper-decoder would give for the same y and z."""
+    median = level.plain.density.median[None, :, None, None]
+    scale, mu = level.plain.networks.h_s(exact.latents.z + median).chunk(2, 1)
+    log_sigma = scale if level.plain.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
+    index = torch.bucketize(log_sigma.double().contiguous(), torch.from_numpy(scale_thresholds()))
+    y = torch.round(exact.y - mu)
+    return replace(exact.latents, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--model", default="lite")
+    arguments = parser.parse_args()
+    model = read_model(find_model(arguments.model))
+    print(f"{'lambda':>8} {'bits, exact against float':>26} {'R-D loss':>10}")
+    for lmbda in ANCHORS:
+        level = model.at(model.level_for(lmbda), torch.device("cpu"), torch.device("cpu"))
+        bits, losses = [0.0, 0.0], [0.0, 0.0]
+        for path in arguments.images:
+            problem = Problem.of(level, read_image(path), None, lmbda, "mse")
+            exact = problem.start()
+            floating, y_hat = float_latents(level, exact)
+            spent = code_length(level, floating)
+            # the float side's ŷ, to within the 10 fractional bits of μ
+            mu = torch.round((y_hat - floating.y) * 2**MU_BITS).to(torch.int32)
+            shown = render(level, replace(floating, mu=mu), *problem.original.shape[:2])
+            error = torch.from_numpy(shown).double() - torch.from_numpy(problem.original).double()
+            loss = lmbda * float(error.square().mean()) + spent / problem.pixels
+            bits = [bits[0] + exact.bits, bits[1] + spent]
+            losses = [losses[0] + exact.loss, losses[1] + loss]
+        print(f"{lmbda:8g} {100 * (bits[0] / bits[1] - 1):+25.3f}% {100 * (losses[0] / losses[1] - 1):+9.3f}%")
+
+
+if __name__ == "__main__":
+    main()

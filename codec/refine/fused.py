@@ -1,0 +1,147 @@
+"""The two large elementwise parts of the loss, their gradients computed beside their values.
+
+Autograd would keep and walk through a dozen tensors of the size of y, and through half a dozen of the size of the
+picture. Here the gradient is known when the value is, y is worked through in blocks that stay in a CPU's cache, and
+the backward pass is a few multiplications.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..density import LIKELIHOOD_BOUND, SCALE_BOUND
+from .relaxations import BLOCK, Rounding, value_and_slope
+
+
+def coded_latents(
+    y: Tensor,
+    parameters: Tensor,
+    tau: float | Tensor,
+    rounding: Rounding,
+    noise: Tensor | None,
+    active: Tensor | None,
+    exponential: bool,
+) -> tuple[Tensor, Tensor]:
+    """ŷ = relaxed rounding of y − μ, + μ, and its bits under N(μ, σ²) convolved with U(−½, ½).
+
+    Parameters
+    ----------
+    y : Tensor (B, h, w, M) float32
+    parameters : Tensor (B, h, w, 2M) float32
+        Scale and mean, the output of h_s: the scale is log σ when `exponential`, else σ.
+    noise : Tensor, optional
+        As `relaxations.sample_noise` gives it for y's shape; None where the method has none.
+    active : Tensor (1, h, w, 1) bool, optional
+        Latents elsewhere are rounded hard.
+
+    Returns
+    -------
+    y_hat (B, h, w, M), bits (B,)
+        Both differentiable once with respect to y and parameters. The gradient that comes back to `bits` must not be
+        negative: σ below its bound gets a gradient only where bits fall when it rises.
+    """
+    return _CodedLatents.apply(y, parameters, tau, rounding, noise, active, exponential)
+
+
+class _CodedLatents(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        parameters: Tensor,
+        tau: float | Tensor,
+        rounding: Rounding,
+        noise: Tensor | None,
+        active: Tensor | None,
+        exponential: bool,
+    ) -> tuple[Tensor, Tensor]:
+        M = y.shape[-1]
+        flat_y, flat_parameters = y.reshape(-1, M), parameters.reshape(-1, 2 * M)
+        flat_noise = None if noise is None else noise.reshape(*noise.shape[: noise.dim() - y.dim()], -1, M)
+        flat_active = None if active is None else active.expand(*y.shape[:3], 1).reshape(-1, 1)
+        y_hat, by_v, by_scale = (torch.empty_like(flat_y) for _ in range(3))
+        slope = torch.empty_like(flat_y)
+        spent = flat_y.new_empty(flat_y.shape[0])  # bits of each position
+        rows = max(1, BLOCK // M) if y.device.type == "cpu" else flat_y.shape[0]
+        for top in range(0, flat_y.shape[0], rows):
+            part = slice(top, top + rows)
+            scale, mu = flat_parameters[part].split(M, dim=1)
+            v = flat_y[part] - mu
+            value, part_slope = value_and_slope(
+                v, tau, rounding, None if flat_noise is None else flat_noise[..., part, :]
+            )
+            if part_slope is None:
+                slope[part] = 1
+            else:
+                slope[part] = part_slope
+            if flat_active is not None:
+                value = torch.where(flat_active[part], value, v.round_())
+                slope[part] *= flat_active[part]
+            torch.add(value, mu, out=y_hat[part])
+            _gaussian(value, scale, exponential, spent[part], by_v[part], by_scale[part])
+        ctx.save_for_backward(slope, by_v, by_scale)
+        return y_hat.view(y.shape), spent.view(y.shape[0], -1).sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        slope, by_v, by_scale = ctx.saved_tensors
+        grad, grad_bits = grads
+        M = grad.shape[-1]
+        through_mu = grad.reshape(-1, M)
+        weight = grad_bits.repeat_interleave(through_mu.shape[0] // grad_bits.shape[0])[:, None]
+        grad_y = torch.addcmul(through_mu, by_v, weight).mul_(slope)
+        grad_parameters = grad_y.new_empty(grad_y.shape[0], 2 * M)
+        torch.mul(by_scale, weight, out=grad_parameters[:, :M])
+        torch.sub(through_mu, grad_y, out=grad_parameters[:, M:])
+        shape = grad.shape[:-1]
+        return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None, None, None, None
+
+
+def _gaussian(value: Tensor, scale: Tensor, exponential: bool, spent: Tensor, by_v: Tensor, by_scale: Tensor) -> None:
+    """Bits of each position and their derivatives by v̂ and by the scale output, into the last three."""
+    sigma = torch.exp(scale) if exponential else scale
+    inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
+    distance = value.abs()
+    upper = (0.5 - distance).mul_(inverse)
+    lower = upper - inverse  # (−½ − |v̂|)/σ
+    mass = torch.special.erfc(upper * -math.sqrt(0.5)).sub_(torch.special.erfc(lower * -math.sqrt(0.5)))
+    mass = mass.mul_(0.5).clamp_(min=LIKELIHOOD_BOUND)
+    torch.sum(torch.log2(mass).neg_(), dim=1, out=spent)
+
+    factor = inverse.div_(mass).mul_(1 / (math.log(2) * math.sqrt(2 * math.pi)))
+    density_upper = upper.square().mul_(-0.5).exp_()
+    density_lower = lower.square().mul_(-0.5).exp_()
+    torch.sub(density_upper, density_lower, out=by_v)
+    by_v.mul_(factor).mul_(torch.sign(value))
+    torch.sub(upper.mul_(density_upper), lower.mul_(density_lower), out=by_scale)
+    by_scale.mul_(factor)
+    by_scale.mul_((sigma >= SCALE_BOUND).logical_or_(by_scale < 0))
+    if exponential:
+        by_scale.mul_(sigma)
+
+
+def weighted_squares(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Σ weight·(x̂ − x)² of each image, (B,) float32; x̂ (B, C, H, W) of any precision, differentiable by x̂ only."""
+    return _WeightedSquares.apply(x_hat, x, weight)
+
+
+class _WeightedSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        difference = x_hat.float().sub(x)
+        weighted = difference * weight
+        ctx.save_for_backward(weighted)
+        ctx.dtype = x_hat.dtype
+        return difference.mul_(weighted).sum(dim=(1, 2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (weighted,) = ctx.saved_tensors
+        return (weighted * (2 * grad).view(-1, 1, 1, 1)).to(ctx.dtype), None, None
