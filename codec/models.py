@@ -136,8 +136,8 @@ def verify_model(path: Path) -> list[str]:
     return verify(path)
 
 
-def import_checkpoint(path: Path, name: str) -> Path:
-    """Turn a CompressAI checkpoint into a model in the user's folder; returns its file."""
+def import_checkpoint(path: Path, name: str, lmbda: float | None = None) -> Path:
+    """Turn a CompressAI checkpoint into a model in the user's folder; see `checkpoint_import.import_compressai`."""
     from .checkpoint_import import import_compressai
 
-    return import_compressai(path, name)
+    return import_compressai(path, name, lmbda)

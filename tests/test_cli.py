@@ -477,7 +477,7 @@ def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.
     model_file(tmp_path / "models" / "tiny.safetensors")
     problems = ["the id is not that of the tensors"]
     monkeypatch.setattr(models, "verify_model", lambda path: problems)
-    monkeypatch.setattr(models, "import_checkpoint", lambda path, name: Path(f"{name}.safetensors"))
+    monkeypatch.setattr(models, "import_checkpoint", lambda path, name, lmbda: Path(f"{name}.safetensors"))
     result = run("models", "verify", "tiny")
     assert result.exit_code == 4
     assert problems[0] in result.stderr

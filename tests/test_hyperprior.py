@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgacodec.hyperprior import ANCHORS, GainedHyperprior, fold, level_lambdas
-from sgacodec.image import to_tensor
 from sgacodec.metrics import psnr
 from sgacodec.model_file import Model
 from sgacodec.networks import (
@@ -27,6 +26,7 @@ from sgacodec.networks import (
     start_as_dct,
     unit_ycbcr,
 )
+from sgacodec.pixels import to_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by compressai
 MSHYPER = Architecture("mshyper", N=6, M=10, scale="linear")

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from sgacodec.hyperprior import GainedHyperprior
-from sgacodec.image import to_tensor
 from sgacodec.model_file import Model, export, write_model
 from sgacodec.networks import Architecture, start_as_dct
+from sgacodec.pixels import to_tensor
 
 ARCHITECTURE = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8, inner=8)
 ANCHORS = (0.0016, 0.0075, 0.045)

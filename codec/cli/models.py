@@ -53,8 +53,14 @@ def show_command(name: str) -> None:
 @command.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
 @click.option("--name", required=True, help="What the model is to be called.")
-def import_command(file: Path, name: str) -> None:
-    """Import a checkpoint of CompressAI's mbt2018-mean (.pth.tar) into the user's folder.
+@click.option(
+    "--lambda",
+    "lmbda",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Lambda it was trained for. Default: that of the quality in the file's name, else 0.0067.",
+)
+def import_command(file: Path, name: str, lmbda: float | None) -> None:
+    """Import a CompressAI checkpoint (.pth, .pth.tar) into the user's folder: mbt2018-mean or bmshj2018-hyperprior.
 
     The model has one level, that of its training. Nothing in the file is executed.
     """
@@ -62,7 +68,7 @@ def import_command(file: Path, name: str) -> None:
 
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(SUFFIX):
         raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
-    click.echo(f"imported as {import_checkpoint(file, name)}")
+    click.echo(f"imported as {import_checkpoint(file, name, lmbda)}")
 
 
 @command.command("verify")

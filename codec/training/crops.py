@@ -1,0 +1,133 @@
+"""Random crops with flips and down-scaling: one by one on a CPU, as two batched products on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A square of an image, which may reach over its right and lower edge."""
+
+    image: int
+    top: int
+    left: int
+    side: int
+    flip: bool
+
+
+class Crops:
+    """Random square crops, deterministic in the generator's state.
+
+    Images stay uint8 on `device`. Half of the crops are down-scaled by 1 to 2, photographs smaller than a crop are
+    padded by replication. Which crops are cut does not depend on the device.
+    """
+
+    def __init__(self, images: list[Tensor], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.images = images
+        self.packed = None if self.device.type == "cpu" else _pack(images, self.device)
+
+    def sample(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
+        """A batch (B, 3, size, size) float32 in 0..1, channels-last. `generator` lives on the CPU."""
+        windows = self._draw(batch, size, generator)
+        if self.packed is not None:
+            return cut_batch(self.packed, self._table(windows), size)
+        crops = [cut(self.images[w.image], w, size) for w in windows]
+        return torch.cat(crops).contiguous(memory_format=torch.channels_last)
+
+    def _draw(self, batch: int, size: int, generator: torch.Generator) -> list[_Window]:
+        windows = []
+        draws = torch.rand(batch, 6, generator=generator).tolist()
+        for pick, scaled, scale, top, left, flip in draws:
+            image = int(pick * len(self.images))
+            height, width = self.images[image].shape[1:]
+            factor = 1 + scale if scaled < 0.5 else 1.0
+            side = max(size, min(int(size * factor), height, width))
+            y, x = int(top * (max(height, side) - side + 1)), int(left * (max(width, side) - side + 1))
+            windows.append(_Window(image, y, x, side, flip < 0.5))
+        return windows
+
+    def _table(self, windows: list[_Window]) -> Tensor:
+        """What `cut_batch` must know of each crop, (B, 7) int64 on the device, sent without waiting for it."""
+        assert self.packed is not None
+        rows = []
+        for w in windows:
+            height, width = self.images[w.image].shape[1:]
+            rows.append([self.packed.offsets[w.image], height, width, w.top, w.left, w.side, w.flip])
+        return upload(torch.tensor(rows, dtype=torch.int64), self.device)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small CPU tensor to `device`; the host does not wait for a GPU's stream."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def cut(image: Tensor, w: _Window, size: int) -> Tensor:
+    """One crop of an image (3, H, W) uint8 → (1, 3, size, size) float32 in 0..1."""
+    crop = image[None, :, w.top : w.top + w.side, w.left : w.left + w.side].float() / 255
+    pad_h, pad_w = w.side - crop.shape[2], w.side - crop.shape[3]
+    if pad_h or pad_w:
+        crop = F.pad(crop, (0, pad_w, 0, pad_h), mode="replicate")
+    if w.side != size:
+        crop = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
+    return crop.flip(3) if w.flip else crop
+
+
+# ----------------------------------------------------------------------------------------------------- batched
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All images as one list of pixels (P, 3) uint8; `offsets` says where each begins."""
+
+    pixels: Tensor
+    offsets: list[int]
+
+
+def _pack(images: list[Tensor], device: torch.device) -> Packed:
+    offsets, position = [], 0
+    for image in images:
+        offsets.append(position)
+        position += image.shape[1] * image.shape[2]
+    pixels = torch.empty(position, 3, dtype=torch.uint8, device=device)
+    for offset, image in zip(offsets, images, strict=True):
+        flat = image.permute(1, 2, 0).reshape(-1, 3)
+        pixels[offset : offset + len(flat)] = flat.to(device)
+    return Packed(pixels, offsets)
+
+
+def cut_batch(packed: Packed, table: Tensor, size: int) -> Tensor:
+    """The crops of a table at once: a gather, and down-scaling as two batched products with triangle filters.
+
+    Parameters
+    ----------
+    table : Tensor (B, 7) int64
+        Offset, height and width of the image; top, left, side and flip of the window; size ≤ side ≤ 2·size.
+
+    Returns
+    -------
+    Tensor (B, 3, size, size) float32 in 0..1
+        Channels-last; equal to those of `cut` up to rounding.
+    """
+    offset, height, width, top, left, side, flip = table.unbind(1)
+    reach = torch.arange(2 * size, device=table.device)
+    rows = torch.minimum(top[:, None] + reach, height[:, None] - 1)  # (B, 2·size)
+    columns = torch.minimum(left[:, None] + reach, width[:, None] - 1)
+    index = (offset[:, None] + rows * width[:, None])[:, :, None] + columns[:, None, :]
+    pixels = packed.pixels[index].float()  # (B, 2·size, 2·size, 3)
+
+    scale = (side.float() / size)[:, None, None]
+    centre = (torch.arange(size, device=table.device)[:, None] + 0.5) * scale  # (B, size, 1)
+    filters = (1 - ((reach + 0.5) - centre).abs() / scale).clamp(min=0) * (reach < side[:, None, None])
+    filters = filters / filters.sum(2, keepdim=True)  # (B, size, 2·size)
+    across = torch.where(flip[:, None, None] > 0, filters.flip(1), filters)
+    down = torch.bmm(filters, pixels.flatten(2)).view(len(table), size, 2 * size, 3)
+    out = torch.einsum("bkl,bilc->bikc", across, down)
+    return (out / 255).permute(0, 3, 1, 2)

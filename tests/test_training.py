@@ -1,0 +1,407 @@
+"""Training: hours of work must neither be lost nor be irreproducible, and what comes out must be a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from torch import Tensor
+
+from sgacodec import image, networks
+from sgacodec.api import Codec, Settings
+from sgacodec.cli import main
+from sgacodec.model_file import read_model, write_model
+from sgacodec.models import read_info, verify_model
+from sgacodec.networks import Architecture
+from sgacodec.training import checkpoint, loop
+from sgacodec.training.checkpoint import Recipe, State, TrainingError, load_checkpoint, save_checkpoint, start
+from sgacodec.training.crops import Crops, cut, cut_batch
+from sgacodec.training.data import DataError, read_named, read_photographs, split
+from sgacodec.training.export import export_checkpoint
+from sgacodec.training.loop import progress, step, train
+from sgacodec.training.model import forward, initial_model
+
+CPU = torch.device("cpu")
+TINY = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
+TINY_MSHYPER = Architecture("mshyper", N=8, M=16, scale="linear")
+RECIPE = Recipe("tiny", steps=40, batch=2, crop=64, warmup=5)
+
+
+def photograph(seed: int, height: int = 160, width: int = 192) -> Tensor:
+    """Something like a photograph, (3, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(1, 3, height, width)
+    for scale, contrast in ((48, 0.5), (16, 0.25), (4, 0.1), (1, 0.03)):
+        size = (height // scale + 1, width // scale + 1)
+        noise = torch.rand(1, 3, *size, generator=generator) - 0.5
+        x += contrast * torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
+    return ((x[0] + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(networks.ARCHITECTURES, "tiny", TINY)
+    monkeypatch.setitem(networks.ARCHITECTURES, "tiny-mshyper", TINY_MSHYPER)
+
+
+@pytest.fixture(scope="module")
+def crops() -> Crops:
+    return Crops([photograph(i) for i in range(2)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> State:
+    """Forty steps straight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.ARCHITECTURES, "tiny", TINY)
+        return train(start(RECIPE, crops, CPU), crops, CPU, tmp_path_factory.mktemp("run") / "straight.ckpt")
+
+
+def same(a: State, b: State) -> bool:
+    """Whether two runs are in the same state, to the bit."""
+    ours, theirs = (
+        [*s.model.state_dict().values(), *s.ema.state_dict().values(), s.data.get_state(), s.noise.get_state()]
+        for s in (a, b)
+    )
+    moments = [v for s in (a, b) for state in s.optimizer.state_dict()["state"].values() for v in state.values()]
+    half = len(moments) // 2
+    pairs = [*zip(ours, theirs, strict=True), *zip(moments[:half], moments[half:], strict=True)]
+    return a.step == b.step and a.crops == b.crops and all(torch.equal(x, y) for x, y in pairs)
+
+
+# ------------------------------------------------------------------------------------------------------ resume
+
+
+def test_twenty_and_twenty_steps_are_forty(tmp_path: Path, crops: Crops, trained: State) -> None:
+    """Else: an interrupted run is another run, and nobody can repeat it."""
+    begun = start(RECIPE, crops, CPU)
+    train(begun, crops, CPU, tmp_path / "a.ckpt", tick=lambda s: s.step < 20)
+    assert begun.step == 20
+    resumed = load_checkpoint(tmp_path / "a.ckpt", CPU)
+    assert not same(resumed, trained)
+    assert same(train(resumed, crops, CPU, tmp_path / "a.ckpt"), trained)
+
+
+def test_a_new_process_goes_on_exactly(tmp_path: Path, crops: Crops, trained: State) -> None:
+    """Else: a run that survives a crash of the machine is another run."""
+    begun = start(RECIPE, crops, CPU)
+    train(begun, crops, CPU, tmp_path / "a.ckpt", tick=lambda s: s.step < 37)
+    program = f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_training import CPU, TINY, Crops, Path, load_checkpoint, networks, photograph, torch, train
+        torch.set_num_threads({torch.get_num_threads()})
+        networks.ARCHITECTURES["tiny"] = TINY
+        crops = Crops([photograph(i) for i in range(2)])
+        path = Path({str(tmp_path / "a.ckpt")!r})
+        train(load_checkpoint(path, CPU), crops, CPU, path)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert same(load_checkpoint(tmp_path / "a.ckpt", CPU), trained)
+
+
+def test_the_schedule_can_be_extended(tmp_path: Path, crops: Crops) -> None:
+    """Else: a model that would gain from more training has to be started again."""
+    state = start(replace(RECIPE, steps=10), crops, CPU)
+    train(state, crops, CPU, tmp_path / "a.ckpt")
+    assert progress(state) == 1
+    low = state.optimizer.param_groups[1]["lr"]
+    longer = load_checkpoint(tmp_path / "a.ckpt", CPU, steps=20)
+    assert progress(longer) == 0.5
+    step(longer, crops, CPU)
+    assert longer.optimizer.param_groups[1]["lr"] > 2 * low
+    assert progress(load_checkpoint(tmp_path / "a.ckpt", CPU, steps=None, minutes=1000.0)) < 0.01
+
+
+def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, trained: State) -> None:
+    """Else: the weights that were trained for hours before it changed cannot be trained further."""
+    save_checkpoint(trained, tmp_path / "a.ckpt")
+    record = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del record["crops"]
+    for key in ("final_crop", "final_from", "compile"):
+        del record["recipe"][key]
+    for group in record["optimizer"]["param_groups"]:
+        group.update(foreach=True, fused=None)
+    torch.save(record, tmp_path / "old.ckpt")
+    old = load_checkpoint(tmp_path / "old.ckpt", CPU)
+    assert same(old, trained)
+    assert old.optimizer.param_groups[0]["fused"]
+
+
+# -------------------------------------------------------------------------------------------------- objective
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-mshyper"])
+def test_training_lowers_the_loss(name: str, crops: Crops) -> None:
+    """Else: it does not train."""
+    recipe = replace(RECIPE, architecture=name, batch=4, warmup=1, lr=1e-3 if name == "tiny" else 3e-3, transforms=1.0)
+    state = start(recipe, crops, CPU)
+    x, anchor = crops.sample(12, 128, torch.Generator().manual_seed(9)), torch.arange(12) % 6
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(forward(state.model, x, anchor, torch.Generator().manual_seed(1)).loss)
+
+    before = loss()
+    assert before < 60  # it starts at a sane rate and a sane distortion
+    for _ in range(40):
+        step(state, crops, CPU)
+    assert loss() < 0.93 * before
+
+
+def test_the_start_of_mshyper_has_the_wanted_scale(crops: Crops) -> None:
+    """Else: training starts at thousands of bits a pixel or at none, and takes hours to find back."""
+    x = crops.sample(8, 128, torch.Generator().manual_seed(2))
+    model = initial_model(TINY_MSHYPER, x)
+    with torch.no_grad():
+        y = model.g_a(x) * model.gains(0.0075)[0][None, :, None, None]
+    assert float(y.std()) == pytest.approx(2, rel=1e-3)
+    assert y.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
+def test_larger_crops_near_the_end(crops: Crops) -> None:
+    """Else: the recipe's last stage is silently left out."""
+    state = start(replace(RECIPE, steps=10, batch=4, final_crop=128), crops, CPU)
+    state.step = 8
+    assert len(step(state, crops, CPU)[1]) == 4
+    assert len(step(state, crops, CPU)[1]) == 2
+
+
+def test_a_gpu_would_cut_the_same_crops() -> None:
+    """Else: what is trained depends on where the photographs lie."""
+    images = [photograph(1), photograph(2, 400, 300), photograph(3, 60, 500)]
+    crops = Crops(images, "cpu")
+    windows = crops._draw(24, 128, torch.Generator().manual_seed(5))
+    assert {w.side > 128 for w in windows} == {w.flip for w in windows} == {True, False}
+    batched = Crops(images, "meta")  # packs, as for any device that is no CPU
+    assert batched.packed is not None
+    flat = torch.cat([i.permute(1, 2, 0).reshape(-1, 3) for i in images])
+    packed = replace(batched.packed, pixels=flat)
+    sizes = [images[w.image].shape[1:] for w in windows]
+    rows = [
+        [packed.offsets[w.image], *size, w.top, w.left, w.side, w.flip] for w, size in zip(windows, sizes, strict=True)
+    ]
+    expected = torch.cat([cut(images[w.image], w, 128) for w in windows])
+    torch.testing.assert_close(cut_batch(packed, torch.tensor(rows), 128), expected, atol=2e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- export
+
+
+def test_the_exported_model_is_sound_and_its_ladder_rises(tmp_path: Path, trained: State) -> None:
+    """Else: what was trained cannot be used, or a higher λ gives a worse picture."""
+    photographs = [photograph(i) for i in range(3)]
+    before = {k: v.clone() for k, v in trained.ema.state_dict().items()}
+    model = export_checkpoint(trained, "tiny", photographs, {"licence": "MIT"})
+    assert all(torch.equal(v, before[k]) for k, v in trained.ema.state_dict().items())
+    write_model(model, tmp_path / "tiny.safetensors")
+    assert verify_model(tmp_path / "tiny.safetensors") == []
+    assert read_model(tmp_path / "tiny.safetensors").id == model.id
+
+    codec = Codec(str(tmp_path / "tiny.safetensors"), "cpu")
+    picture = image.Picture(photographs[0].permute(1, 2, 0).contiguous().numpy())
+    curve = []
+    for lmbda in model.lambdas[::9]:
+        (encoded,) = codec.encode([picture], Settings(lmbda=lmbda, method="none"))
+        curve.append((encoded.report["bytes"], encoded.report["psnr"]))
+    assert curve == sorted(curve)
+    assert len({size for size, _ in curve}) == len(curve)
+    assert sorted(psnr for _, psnr in curve) == [psnr for _, psnr in curve]
+    assert model.lambdas[0] == pytest.approx(0.0016)
+    assert model.lambdas[-1] == pytest.approx(0.045)
+
+
+def test_gains_are_interpolated_in_the_logarithm(trained: State) -> None:
+    """Else: a λ between two anchors is not between them in rate."""
+    model = trained.model
+    low, high = (torch.exp(model.log_gain_y[i]) for i in (1, 2))
+    torch.testing.assert_close(model.gains(0.0032)[0], low)
+    torch.testing.assert_close(model.gains(0.0075)[0], high)
+    torch.testing.assert_close(model.gains(math.sqrt(0.0032 * 0.0075))[0], (low * high).sqrt())
+    torch.testing.assert_close(model.gains(1.0)[0], torch.exp(model.log_gain_y[-1]))
+
+
+# ------------------------------------------------------------------------------------------------ bad weather
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, crops: Crops, trained: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else: hours of training are lost to a disk that was full for a minute."""
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(trained, path)
+    content = path.read_bytes()
+
+    def full(record: Any, stream: Any) -> None:
+        stream.write(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(TrainingError, match=r"a\.ckpt.*No space left on device.*intact"):
+        save_checkpoint(trained, path)
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+    state = start(replace(RECIPE, steps=3), crops, CPU)
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match="No space left"):
+        train(state, crops, CPU, path, save_every=0)
+    assert state.step == 3  # it went on
+    assert "No space left" in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_lost_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops: Crops) -> None:
+    """Else: a diverged run overwrites the checkpoint it could be resumed from."""
+    state = start(RECIPE, crops, CPU)
+    with torch.no_grad():
+        state.model.log_gain_y.fill_(math.nan)
+    with pytest.raises(TrainingError, match="not a number"):
+        train(state, crops, CPU, tmp_path / "a.ckpt", save_every=0)
+    assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path, trained: State) -> None:
+    """Else: a wrong file is a traceback, or silently another model."""
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(trained, path)
+    record = torch.load(path, weights_only=True)
+    record["model"]["h_s.0.weight"] = torch.zeros(3, 3, 5, 5)
+    torch.save(record, tmp_path / "shape.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"model": 1}, tmp_path / "other.ckpt")
+    for name in ("shape.ckpt", "text.ckpt", "other.ckpt", "absent.ckpt"):
+        with pytest.raises(TrainingError, match=name) as caught:
+            load_checkpoint(tmp_path / name, CPU)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TrainingError, match="of architecture tiny"):
+        load_checkpoint(path, CPU, architecture="lite")
+
+
+def test_bad_pictures_are_skipped_and_none_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else: one damaged JPEG among thousands ends the run, or an empty folder starts one."""
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match="no photograph"):
+        read_photographs([tmp_path])
+    with pytest.raises(DataError, match="no such file"):
+        read_photographs([tmp_path / "absent"])
+    for i in range(3):
+        Image.fromarray(photograph(i).permute(1, 2, 0).numpy()).save(tmp_path / "sub" / f"{i}.jpg")
+    whole = (tmp_path / "sub" / "0.jpg").read_bytes()
+    (tmp_path / "sub" / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "sub" / "empty.png").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert [p.name for p in read_named([tmp_path])] == ["sub/1.jpg", "sub/2.jpg"]
+    assert "0.jpg" in caplog.text
+    assert "empty.png" in caplog.text
+
+
+def test_a_photograph_keeps_its_side_of_the_split() -> None:
+    """Else: what judges the model in one run was learnt from in another."""
+    from sgacodec.training.data import Photograph
+
+    many = [Photograph(f"{i}.jpg", torch.zeros(3, 1, 1)) for i in range(2000)]
+    learn, judge = split(many)
+    assert 25 < len(judge) < 80
+    assert len(learn) + len(judge) == 2000
+    assert {p.name for p in split(many[:500])[1]} <= {p.name for p in judge}
+    assert split(judge[:1])[0] == judge[:1]  # never nothing to learn from
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "photos"
+    data.mkdir()
+    for i in range(3):
+        Image.fromarray(photograph(i).permute(1, 2, 0).numpy()).save(data / f"{i}.png")
+    (data / "bad.jpg").write_bytes(b"\xff\xd8 not really")
+    return data
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["train", *map(str, args)], catch_exceptions=False)
+
+
+def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) -> None:
+    """Else: nobody but its authors can train a model."""
+    out = tmp_path / "mine.safetensors"
+    common = ("--architecture", "tiny", "--batch", 2, "--crop", 64, "--device", "cpu")
+    first = run(folder, "--out", out, "--steps", 3, "--validation", folder, "--licence", "CC0-1.0", *common)
+    assert first.exit_code == 0, first.output
+    assert "skipped bad.jpg" in first.stderr
+    assert "validation" in first.stderr
+    metadata = read_info(out).metadata
+    assert metadata["name"] == "mine"
+    assert metadata["licence"] == "CC0-1.0"
+    assert metadata["training"]["steps"] == 3
+    assert metadata["training"]["crops"] == 6
+    assert metadata["training"]["data"] == ["photos"]
+    assert verify_model(out) == []
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 3
+    assert len(lines[0]["loss"]) == 6
+    assert len(lines[1]["validation"]) == 6
+
+    assert "exists" in run(folder, "--out", out, "--steps", 3, *common).stderr
+    again = run(folder, "--out", out, "--steps", 5, "--resume", tmp_path / "mine.ckpt", "-q")
+    assert (again.exit_code, again.output) == (0, "")
+    assert read_info(out).metadata["training"]["steps"] == 5
+    model_id = read_info(out).id
+    other = tmp_path / "other.safetensors"
+    assert run(folder, "--out", other, "--export-only", tmp_path / "mine.ckpt").exit_code == 0
+    assert read_info(other).id == model_id
+    assert not (tmp_path / "other.ckpt").exists()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: who interrupts a run loses it."""
+
+    def interrupted(state: State, *args: Any) -> Any:
+        result = step(state, *args)
+        if state.step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(loop, "step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "mine.safetensors"
+    result = run(folder, "--out", out, "--steps", 9, "--architecture", "tiny", "--batch", 2, "--crop", 64)
+    assert result.exit_code == 130
+    assert f"--resume {tmp_path / 'mine.ckpt'}" in result.stderr
+    assert load_checkpoint(tmp_path / "mine.ckpt", CPU).step == 2
+    assert not out.exists()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--steps", "3", "--minutes", "1"], 2, "either --steps or --minutes"),
+        ([], 2, "how long"),
+        (["--steps", "3", "--crop", "100"], 2, "multiple of 64"),
+        (["--steps", "3", "--device", "cuda:99"], 2, "no such device"),
+        (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
+        (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
+        (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),
+        (["--export-only", "a.ckpt", "--steps", "3"], 2, "trains nothing"),
+    ],
+)
+def test_wrong_use_is_one_line(options: list[str], code: int, message: str, tmp_path: Path, folder: Path) -> None:
+    """Else: a mistake in a command is a traceback, after the photographs have been read."""
+    result = run(folder, "--out", tmp_path / "mine.safetensors", *options)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "mine.ckpt").exists()
