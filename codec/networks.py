@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -317,10 +318,16 @@ def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- mshyper
 
 
-def _build_mshyper(a: Architecture) -> Networks:
-    from compressai.models import MeanScaleHyperprior  # seconds to import, so only where it is needed
+def _compressai() -> Any:
+    """CompressAI's models: seconds to import, so only where they are needed; its own deprecations are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from compressai import models
+    return models
 
-    model = MeanScaleHyperprior(a.N, a.M)
+
+def _build_mshyper(a: Architecture) -> Networks:
+    model = _compressai().MeanScaleHyperprior(a.N, a.M)
     return Networks(model.g_a, model.h_a, model.h_s, model.g_s)
 
 
@@ -366,9 +373,8 @@ def _build_bmshj(a: Architecture) -> Networks:
     ReLUs of h_s are LeakyReLUs of slope 2⁻¹⁶, the smallest that its integer version has; the last one is left out,
     as scales are bounded below anyway.
     """
-    from compressai.models import ScaleHyperprior
 
-    model = ScaleHyperprior(a.N, a.M)
+    model = _compressai().ScaleHyperprior(a.N, a.M)
     up, up_again, conv = model.h_s[0], model.h_s[2], nn.Conv2d(a.N, 2 * a.M, 3, padding=1)
     h_s = nn.Sequential(up, nn.LeakyReLU(2**-16), up_again, nn.LeakyReLU(2**-16), conv)
     return Networks(model.g_a, nn.Sequential(Absolute(), *model.h_a), h_s, model.g_s)

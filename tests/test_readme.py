@@ -40,9 +40,7 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
     assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_the_first_command_encodes_and_decodes_the_photograph(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_command_encodes_and_decodes_the_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's first command, with fewer steps, gives a small file and the picture back."""
     shutil.copytree(ROOT / "docs" / "images", tmp_path / "docs" / "images")
     monkeypatch.chdir(tmp_path)

@@ -214,9 +214,7 @@ def test_classes_are_drawn_as_often_as_their_weights_say(how: Rounding) -> None:
         v_hat = relax(v, 1.0, how, generator=torch.Generator().manual_seed(4))
         classes, p = probabilities(v[:1].double(), how)
         if how.classes == 2:  # p₂ > ½ exactly when the upper class wins
-            assert (v_hat > classes[0].item() + 0.5).double().mean().item() == pytest.approx(
-                p[1].item(), abs=0.006
-            )
+            assert (v_hat > classes[0].item() + 0.5).double().mean().item() == pytest.approx(p[1].item(), abs=0.006)
         noise = sample_noise((n,), how, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         assert noise is not None
         logits = p.log()
@@ -243,9 +241,7 @@ def test_three_class_noise_is_a_difference_of_gumbels() -> None:
 
 @pytest.mark.parametrize("how", [h for h in ALL if h.stochastic], ids=name)
 @pytest.mark.parametrize("drawn", [0.0, 1 - 2.0**-24])
-def test_the_ends_of_the_uniform_generator(
-    how: Rounding, drawn: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ends_of_the_uniform_generator(how: Rounding, drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the exact 0 that torch.rand returns once in 17 million draws makes an infinite latent."""
     monkeypatch.setattr(torch, "rand", lambda size, **_: torch.full(size, drawn))
     noise = sample_noise((4,), how)
