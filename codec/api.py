@@ -78,8 +78,8 @@ class Codec:
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
         self.device = _device(device)
-        self._named = self._read(models.find_model(model)) if model not in (None, "auto") else None
         self._models: dict[Path, Model] = {}
+        self._named = None if model in (None, "auto") else self._cached(models.find_model(str(model)))
         self._levels: dict[tuple[str, int], LevelModel] = {}
         self._exact: dict[str, torch.device] = {}
 
@@ -278,12 +278,9 @@ class Codec:
 
     # ------------------------------------------------------------------------------------------------- models
 
-    def _read(self, path: Path) -> Model:
-        return read_model(path)
-
     def _cached(self, path: Path) -> Model:
         if path not in self._models:
-            self._models[path] = self._read(path)
+            self._models[path] = read_model(path)
         return self._models[path]
 
     def _encoding_model(self, settings: Settings) -> Model:
