@@ -6,7 +6,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from PIL import Image
 from sgacodec import bitstream, metrics
 from sgacodec.api import Settings
 from sgacodec.bitstream import SgaFile
-from sgacodec.cli import main
+from sgacodec.cli import batch, main
 from sgacodec.evaluate import curves, report, rows, summary, sweep
 from sgacodec.image import Picture
 from sgacodec.metrics import Curve
@@ -420,8 +420,10 @@ def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("sgacodec.api.Codec", FakeCodec)
+    yield
+    batch.open_codec.cache_clear()  # or the tests after these would get the fake
 
 
 def run(*arguments: object) -> Any:

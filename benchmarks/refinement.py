@@ -1,0 +1,271 @@
+"""Speed of refinement beside a plain eager loop of the published method, in one run on one machine.
+
+    python benchmarks/refinement.py                      # all parts
+    python benchmarks/refinement.py --parts rate,loss    # some of them
+    python benchmarks/refinement.py --device cuda --image photo.png
+
+rate    steps a second of the plain loop and of ours
+loss    time to the true loss that the published settings have after 500 steps
+memory  cost of a step and peak memory over the number of pixels, each size in a process of its own
+
+The plain loop is SGA+ as published: two classes, ssl with a = 2.3, Adam at 0.005, τ = min(1, e^(−0.001·t)),
+float32, NCHW, autograd through the Gumbel-softmax of torch.distributions and through CompressAI's likelihoods, weights
+frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributions import RelaxedOneHotCategorical
+from workbench import PHOTOGRAPH, interleaved, machine, picture_of, seconds, show, untrained
+
+from sgacodec import models
+from sgacodec.api import Codec, Progress, Settings
+from sgacodec.model_file import LevelModel, read_model
+from sgacodec.networks import Networks, build
+from sgacodec.refine.loop import refine
+from sgacodec.refine.objective import Batch, Candidate, Problem
+from sgacodec.refine.steps import stepper
+
+PARTS = ("rate", "loss", "memory")
+PUBLISHED_STEPS = 500
+LADDER = (25, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500)
+SIZES = {0.25: (512, 512), 1.0: (1024, 1024), 4.0: (2048, 2048), 16.0: (4096, 4096)}  # megapixels: width, height
+MEMORY_STEPS = 5  # the true loss is looked at from step 3 on, so the second step is a step alone
+
+
+# -------------------------------------------------------------------------------------------- the published loop
+
+
+class PublishedLoop:
+    """The method of the paper as one would write it down."""
+
+    def __init__(self, level: LevelModel, networks: Networks, problem: Problem) -> None:
+        self.level, self.networks, self.lmbda = level, networks, problem.lmbda
+        self.x, self.weight = problem.x.to(level.device), problem.weight.to(level.device)
+        self.pixels = problem.pixels
+        start = problem.start()
+        self.y = start.y.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        self.z = start.z.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        self.optimizer = torch.optim.Adam([self.y, self.z], lr=0.005)
+        self.count = 0
+
+    def step(self) -> None:
+        tau = min(1.0, math.exp(-0.001 * self.count))
+        median = self.level.plain.density.median[None, :, None, None]
+        z_hat = relaxed(self.z - median, tau) + median
+        z_bits = -torch.log2(self.level.plain.density.likelihood(z_hat).clamp(min=1e-9)).sum()
+        scale, mu = self.networks.h_s(z_hat).chunk(2, 1)
+        sigma = (torch.exp(scale) if self.level.plain.architecture.scale == "exp" else scale).clamp(min=0.11)
+        v_hat = relaxed(self.y - mu, tau)
+        y_bits = -torch.log2(gaussian_likelihood(v_hat, sigma).clamp(min=1e-9)).sum()
+        x_hat = self.networks.g_s(v_hat + mu)
+        mse = ((x_hat - self.x).square() * self.weight).sum() / (3 * self.pixels)
+        loss = self.lmbda * 255**2 * mse + (y_bits + z_bits) / self.pixels
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.count += 1
+
+
+def relaxed(v: Tensor, tau: float, a: float = 2.3) -> Tensor:
+    """Two-class rounding with the sigmoid scaled logit."""
+    low, high = torch.floor(v), torch.ceil(v)
+    u = (v - low).clamp(1e-6, 1 - 1e-6)
+    logits = torch.stack((torch.logit(u), torch.logit(1 - u)), dim=-1).mul(-a).sigmoid().log() / tau
+    sample = RelaxedOneHotCategorical(torch.tensor(tau, device=v.device), logits=logits, validate_args=False).rsample()
+    return (sample * torch.stack((low, high), dim=-1)).sum(dim=-1)
+
+
+def gaussian_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
+    """As CompressAI's GaussianConditional."""
+    values = v.abs()
+    upper = 0.5 * torch.erfc(-(2**-0.5) * ((0.5 - values) / sigma))
+    lower = 0.5 * torch.erfc(-(2**-0.5) * ((-0.5 - values) / sigma))
+    return upper - lower
+
+
+def plain_networks(level: LevelModel) -> Networks:
+    """The networks in NCHW, and with CompressAI's own GDN where there is one: only their speed counts there."""
+    if level.plain.architecture.family == "lite":
+        networks = copy.deepcopy(level.plain.networks)
+    else:
+        networks = build(level.plain.architecture)
+    for _, network in networks.items():
+        network.requires_grad_(False).to(level.device).to(memory_format=torch.contiguous_format)
+    return networks
+
+
+# ------------------------------------------------------------------------------------------------------ the parts
+
+
+def repeat(step: Callable[[], None], count: int) -> None:
+    for _ in range(count):
+        step()
+
+
+def step_rates(image: Path, device: torch.device, runs: int) -> None:
+    rows = []
+    lite = level_of("lite", device)
+    wide = untrained("mshyper-128")
+    mshyper = wide.at(0, device, device if wide.exact_on(device) else torch.device("cpu"))
+    for name, level in (("lite", lite), ("mshyper-128, untrained", mshyper)):
+        plain = plain_networks(level)
+        for width, height in ((256, 256), (768, 512)):
+            picture = picture_of(image, width, height)
+            problem = Problem.of(level, picture, None, 0.0075, "mse")
+            published = PublishedLoop(level, plain, problem)
+            start = problem.start()
+            y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
+            burst = 50 if device.type == "cuda" else 1 + 4 * (name == "lite")
+            ours = stepper(level, Batch.of(level, [problem]), y, z, Settings(), (runs + 1) * burst)
+
+            theirs, own = interleaved(
+                [functools.partial(repeat, published.step, burst), functools.partial(repeat, ours, burst)], device, runs
+            )
+            times = [f"{1000 * t / burst:.1f}" for t in (theirs, own)]
+            rates = [f"{burst / t:.2f}" for t in (theirs, own)]
+            rows.append([name, f"{width}x{height}", times[0], rates[0], times[1], rates[1], f"{theirs / own:.2f}"])
+    show(
+        f"One step ({machine(device)}; medians of {runs} interleaved runs)",
+        ("model", "picture", "plain, ms", "plain, 1/s", "ours, ms", "ours, 1/s", "ours is faster by"),
+        rows,
+        "mshyper-128 has random weights here: its speed means something, its pictures do not.",
+    )
+
+
+def time_to_loss(image: Path, device: torch.device, model: str, size: int) -> None:
+    level = level_of(model, device)
+    problem = Problem.of(level, picture_of(image, size, size), None, 0.0075, "mse")
+    published = PublishedLoop(level, plain_networks(level), problem)
+    repeat(published.step, 3)  # not timed: what is allocated and chosen once
+    published = PublishedLoop(level, published.networks, problem)
+    unrefined = problem.start()
+
+    theirs = seconds(functools.partial(repeat, published.step, PUBLISHED_STEPS), device)
+    goal = problem.evaluate(published.y.detach(), published.z.detach()).loss
+    rows = [
+        ["unrefined", "0", "", f"{unrefined.loss:.4f}", ""],
+        ["plain loop, published settings", str(PUBLISHED_STEPS), f"{theirs:.2f}", f"{goal:.4f}", "1"],
+    ]
+    refine(level, [problem], [unrefined], Settings(steps=2))  # not timed, again
+    for steps in LADDER:
+        found: list[Candidate] = []
+
+        def run(steps: int = steps, found: list[Candidate] = found) -> None:
+            found.extend(refine(level, [problem], [unrefined], Settings(steps=steps))[0])
+
+        ours, loss = seconds(run, device), found[0].loss
+        rows.append([f"ours, {Settings().method}", str(steps), f"{ours:.2f}", f"{loss:.4f}", f"{theirs / ours:.1f}"])
+        if loss <= goal:
+            break
+    show(
+        f"Time to the true loss of the published settings, {model}, {size}x{size} ({machine(device)})",
+        ("", "steps", "seconds", "true loss", "faster by"),
+        rows,
+        "Ours includes its looks at the true loss. The last line is the first number of steps that is enough.",
+    )
+
+
+def memory_over_size(image: Path, device: torch.device, megapixels: list[float], model: str) -> None:
+    rows = []
+    for size in megapixels:
+        command = [sys.executable, __file__, "--one-size", str(size), "--device", str(device), "--model", model]
+        run = subprocess.run([*command, "--image", str(image)], check=True, capture_output=True, env=os.environ)
+        found = json.loads(run.stdout)
+        width, height = SIZES[size]
+        rows.append(
+            [
+                f"{width}x{height}",
+                f"{width * height / 2**20:.2f}",
+                f"{1000 * found['step']:.0f}",
+                f"{1000 * found['step'] / (width * height / 2**20):.0f}",
+                f"{found['before']:.0f}",
+                f"{found['peak']:.0f}",
+            ]
+        )
+    where = "of the device" if device.type == "cuda" else "of the process"
+    show(
+        f"Step and memory over size, {model} ({machine(device)})",
+        ("picture", "Mi pixels", "a step, ms", "ms a Mi pixel", "MiB before", "MiB at most"),
+        rows,
+        f"Memory {where}: with the picture and the model loaded, and at most during a whole encoding.",
+    )
+
+
+def one_size(image: Path, device: torch.device, megapixels: float, model: str) -> None:
+    """Encode one picture with few steps and print what it took, as JSON."""
+    import resource
+
+    def peak() -> float:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device) / 2**20
+        status = Path("/proc/self/status")
+        if status.exists():  # Linux hands ru_maxrss down from the process that started this one
+            return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+    codec = Codec(model, str(device))
+    codec.encode([picture_of(image, 64, 64)], Settings(steps=1))
+    picture = picture_of(image, *SIZES[megapixels])
+    before = peak()
+    stamps: list[tuple[int, float]] = []
+
+    def stamp(progress: Progress) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        stamps.append((progress.step, time.perf_counter()))
+
+    codec.encode([picture], Settings(steps=MEMORY_STEPS), progress=stamp)
+    second = [b[1] - a[1] for a, b in itertools.pairwise(stamps) if b[0] % MEMORY_STEPS == 2]  # one for each tile
+    print(json.dumps({"step": sum(second), "before": before, "peak": peak()}))
+
+
+def level_of(model: str, device: torch.device) -> LevelModel:
+    loaded = read_model(models.find_model(model))
+    exact = device if loaded.exact_on(device) else torch.device("cpu")
+    return loaded.at(loaded.level_for(0.0075), device, exact)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, separated by commas")
+    parser.add_argument("--image", type=Path, default=PHOTOGRAPH)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="lite", help="for the parts loss and memory")
+    parser.add_argument("--runs", type=int, default=5, help="rounds of part rate")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side in part loss")
+    parser.add_argument("--megapixels", default="0.25,1,4,16", help="sizes of part memory")
+    parser.add_argument("--one-size", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.one_size:
+        one_size(options.image, device, options.one_size, options.model)
+        return
+    parts = options.parts.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {unknown.pop()!r}; there are {', '.join(PARTS)}")
+    if "rate" in parts:
+        step_rates(options.image, device, options.runs)
+    if "loss" in parts:
+        time_to_loss(options.image, device, options.model, options.size)
+    if "memory" in parts:
+        memory_over_size(options.image, device, [float(m) for m in options.megapixels.split(",")], options.model)
+
+
+if __name__ == "__main__":
+    main()
