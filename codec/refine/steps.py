@@ -38,7 +38,8 @@ def stepper(
         level = _with_bf16_weights(level)
     if steps and level.device.type == "cuda":
         try:
-            return _captured(level, batch, y, z, settings, steps)
+            with torch.cuda.device(level.device):  # whose generator is seeded and whose stream is captured
+                return _captured(level, batch, y, z, settings, steps)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
     return _eager(level, batch, y, z, settings, steps)
