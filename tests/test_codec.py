@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import random
 import shutil
@@ -22,9 +23,10 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.image import Picture, read_image, write_image
 from sgacodec.metrics import psnr
-from sgacodec.model_file import LevelModel, Model
-from sgacodec.models import ModelNotFoundError
+from sgacodec.model_file import LevelModel, Model, read_model
+from sgacodec.models import ModelNotFoundError, find_model
 from sgacodec.pixels import pad, to_tensor
+from sgacodec.refine.objective import Problem
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
@@ -117,6 +119,17 @@ def test_all_of_kodak(codec: Codec, path: Path) -> None:
         encoded = assert_honest(codec, read_image(path), Settings(lmbda=lmbda, method="none"))
         estimate, bits = code_bits(codec, encoded.data)
         assert bits == pytest.approx(estimate, rel=0.005)
+
+
+@pytest.mark.slow  # all 64 levels
+def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray) -> None:
+    """Else turning the knob up gives a worse picture, and the search for a target gets lost."""
+    model = read_model(find_model("lite"))
+    picture, cpu = Picture(photograph[:384, :576]), torch.device("cpu")
+    levels = [model.at(level, cpu, cpu) for level in range(len(model.gains))]
+    starts = [Problem.of(level, picture, None, level.lmbda, "mse").start() for level in levels]
+    assert all(a.bits < b.bits for a, b in itertools.pairwise(starts))
+    assert all(a.mse > b.mse for a, b in itertools.pairwise(starts))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (129, 1), (17, 33), (64, 64), (65, 63)])
