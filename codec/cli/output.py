@@ -141,19 +141,15 @@ def _line(out: Output, text: str, err: bool) -> None:
 # --------------------------------------------------------------------------------------------------- progress
 
 
-@contextlib.contextmanager
-def progress(out: Output, verb: str, files: int) -> Iterator[None]:
-    """Show a progress bar on a terminal's standard error while the block runs."""
-    if out.quiet or not sys.stderr.isatty():
-        yield
-        return
+def new_bar(count: Any) -> Any:
+    """A rich progress bar on standard error, gone when it is done; `count` is the column that counts."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    bar = Progress(
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        count,
         TimeRemainingColumn(),
         TextColumn("{task.fields[state]}", markup=False),
         console=Console(stderr=True),
@@ -161,6 +157,17 @@ def progress(out: Output, verb: str, files: int) -> Iterator[None]:
         redirect_stdout=False,
         redirect_stderr=False,
     )
+
+
+@contextlib.contextmanager
+def progress(out: Output, verb: str, files: int) -> Iterator[None]:
+    """Show a progress bar on a terminal's standard error while the block runs."""
+    if out.quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.progress import MofNCompleteColumn
+
+    bar = new_bar(MofNCompleteColumn())
     with bar:
         out.bar = bar
         bar.add_task(verb, total=files, state="files", visible=files > 1)

@@ -27,20 +27,9 @@ def shown(speech: Output) -> Iterator[View]:
     if speech.quiet or not sys.stderr.isatty():
         yield view
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import TaskProgressColumn
 
-    bar = Progress(
-        TextColumn("train"),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[state]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+    bar = output.new_bar(TaskProgressColumn())
     with bar:
         bar.add_task("train", total=1.0, state="")
         speech.bar = bar
