@@ -65,14 +65,7 @@ class Job:
     show_default=True,
     help="Refinement; ssl is the best.",
 )
-@click.option(
-    "--classes",
-    metavar="2|3",
-    type=click.IntRange(2, 3),
-    default=2,
-    show_default=True,
-    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
-)
+@options.classes
 @click.option("--steps", metavar="N", type=click.IntRange(0), help="Steps of refinement.  [default: 500]")
 @click.option(
     "--effort",

@@ -88,14 +88,7 @@ def _steps(text: str) -> int:
     callback=_list_of(_steps, "whole numbers"),
     help="Steps of refinement.",
 )
-@click.option(
-    "--classes",
-    metavar="2|3",
-    type=click.IntRange(2, 3),
-    default=2,
-    show_default=True,
-    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
-)
+@options.classes
 @click.option(
     "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )

@@ -78,6 +78,16 @@ _SPEECH = (
 )
 
 
+classes = click.option(
+    "--classes",
+    metavar="2|3",
+    type=click.IntRange(2, 3),
+    default=2,
+    show_default=True,
+    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
+)
+
+
 def _applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
     def apply(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
