@@ -39,7 +39,7 @@ from sgacodec.model_file import LevelModel, read_model
 from sgacodec.networks import Networks, build
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch, Candidate, Problem
-from sgacodec.refine.steps import stepper
+from sgacodec.refine.steps import prepared, stepper
 
 PARTS = ("rate", "loss", "memory")
 PUBLISHED_STEPS = 500
@@ -132,7 +132,8 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             start = problem.start()
             y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
             burst = 50 if device.type == "cuda" else 1 + 4 * (name == "lite")
-            ours = stepper(level, Batch.of(level, [problem]), y, z, Settings(), (runs + 1) * burst)
+            fast = prepared(level)
+            ours = stepper(fast, Batch.of(fast, [problem]), y, z, Settings(), (runs + 1) * burst)
 
             theirs, own = interleaved(
                 [functools.partial(repeat, published.step, burst), functools.partial(repeat, ours, burst)], device, runs

@@ -228,17 +228,35 @@ def test_the_fused_distortion_is_the_plain_one() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_weights_kept_in_bfloat16_change_nothing(lite_level: LevelModel, crop: Picture) -> None:
+def test_weights_kept_in_bfloat16_change_nothing(
+    lite_level: LevelModel, crop: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "reduced_precision", lambda device: True)
     _, batch, y, z = prepared(lite_level, crop)
     y.requires_grad_()
-    lean = steps._with_bf16_weights(lite_level)
     losses = [
         relaxed_loss(level, batch, y, z, 0.5, rounding("danneal"), (None, None), LMBDA, bf16=True)
-        for level in (lite_level, lean)
+        for level in (lite_level, steps.prepared(lite_level))
     ]
     assert torch.equal(*losses)
     assert torch.equal(*(torch.autograd.grad(loss.sum(), y)[0] for loss in losses))
     assert lite_level.plain.networks.g_s.blocks.weight.dtype == torch.float32  # type: ignore[union-attr]
+
+
+def test_the_layers_of_refinement_give_the_same_loss(
+    lite_level: LevelModel, crop: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "reduced_precision", lambda device: False)
+    _, batch, y, z = prepared(lite_level, crop)
+    y.requires_grad_()
+    z.requires_grad_()
+    fast = steps.prepared(lite_level)
+    plain, ours = (
+        relaxed_loss(level, batch, y, z, 0.5, rounding("danneal"), (None, None), LMBDA) for level in (lite_level, fast)
+    )
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=0)
+    for a, b in zip(*(torch.autograd.grad(loss.sum(), (y, z)) for loss in (ours, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])

@@ -67,7 +67,7 @@ class _CodedLatents(torch.autograd.Function):
         y_hat, by_v, by_scale = (torch.empty_like(flat_y) for _ in range(3))
         slope = torch.empty_like(flat_y)
         spent = flat_y.new_empty(flat_y.shape[0])  # bits of each position
-        rows = max(1, BLOCK // M) if y.device.type == "cpu" else flat_y.shape[0]
+        rows = max(1, BLOCK * torch.get_num_threads() // M) if y.device.type == "cpu" else flat_y.shape[0]
         for top in range(0, flat_y.shape[0], rows):
             part = slice(top, top + rows)
             scale, mu = flat_parameters[part].split(M, dim=1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..model_file import LevelModel
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
-from .steps import stepper
+from .steps import prepared, stepper
 
 _CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is looked at, as parts of the run
 _WARM_UP = 4  # steps that are timed before a run with a time limit
@@ -56,11 +56,12 @@ def refine(
         The best candidate of each image, never worse than its unrefined one, and the number of steps done.
     """
     best = list(unrefined)
-    batch = Batch.of(level, problems)
+    fast = prepared(level)
+    batch = Batch.of(fast, problems)
     y, z = _joined([c.y for c in unrefined]), _joined([c.z for c in unrefined])
     steps = settings.steps
     if settings.time_limit is not None:
-        steps = min(steps, steps_within(settings.time_limit, level, batch, y, z, settings))
+        steps = min(steps, steps_within(settings.time_limit, fast, batch, y, z, settings))
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
@@ -73,7 +74,7 @@ def refine(
             progress(state_of(best, problems, step, steps))
 
     report(0)
-    anneal(level, batch, y, z, settings, steps, check, report)
+    anneal(fast, batch, y, z, settings, steps, check, report)
     return best, steps
 
 

@@ -7,6 +7,7 @@ true      y, z ─commit─► integers ─► λ·255²·MSE + bpp  integer tab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,9 +230,9 @@ def relaxed_loss(
     return lmbda * distortion + (y_bits + z_bits) * batch.scale
 
 
-def _last_layer(layer: nn.Module, features: Tensor) -> Tensor:
+def _last_layer(layer: Any, features: Tensor) -> Tensor:
     """The last convolution of h_s, in float32, channels last: (B, C, h, w) → (B, h, w, 2M)."""
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+    if layer.weight.shape[2:] == (1, 1):
         return F.linear(features.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
     parameters: Tensor = layer(features)
     return parameters.permute(0, 2, 3, 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model_file import LevelModel
+from .layers import replace_layers, subpixel
 from .objective import Batch, relaxed_loss
 from .relaxations import noise_pool, noise_window
 from .settings import Settings
@@ -28,14 +29,29 @@ def reduced_precision(device: torch.device) -> bool:
     return bool(supported and supported())
 
 
+def prepared(level: LevelModel) -> LevelModel:
+    """The level with copies of h_s and g_s that do the same in less time on its device, for refinement alone.
+
+    Where convolutions run in bfloat16 they hold the bfloat16 weights that autocast would make anew in every step; the
+    last layer of h_s stays float32: it gives σ and μ. Other CPUs get layers with written-down gradients.
+    """
+    networks = level.plain.networks
+    h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
+    if reduced_precision(level.device):
+        h_s[:-1].bfloat16()
+        g_s.bfloat16()
+    elif level.device.type == "cpu":
+        replace_layers(h_s)
+        replace_layers(g_s)
+    return replace(level, plain=replace(level.plain, networks=replace(networks, h_s=h_s, g_s=g_s)))
+
+
 def stepper(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
 ) -> Callable[[], None]:
-    """A function that does the next of `steps` steps, changing y and z (B, h, w, C) in place."""
+    """A function that does the next of `steps` steps of a `prepared` level, changing y and z (B, h, w, C) in place."""
     y.requires_grad_(True)
     z.requires_grad_(True)
-    if reduced_precision(level.device):
-        level = _with_bf16_weights(level)
     if steps and level.device.type == "cuda":
         try:
             with torch.cuda.device(level.device):  # whose generator is seeded and whose stream is captured
@@ -43,17 +59,6 @@ def stepper(
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
     return _eager(level, batch, y, z, settings, steps)
-
-
-def _with_bf16_weights(level: LevelModel) -> LevelModel:
-    """A copy whose convolutions hold the bfloat16 weights that autocast would make anew in every step.
-
-    The last layer of h_s stays float32: it gives σ and μ.
-    """
-    networks = level.plain.networks
-    h_s, g_s = copy.deepcopy(networks.h_s), copy.deepcopy(networks.g_s).bfloat16()
-    h_s[:-1].bfloat16()
-    return replace(level, plain=replace(level.plain, networks=replace(networks, h_s=h_s, g_s=g_s)))
 
 
 def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from ..networks import HYPER_STRIDE, STRIDE
 from .loop import Progress, anneal, steps_within
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
+from .steps import prepared
 
 TILE = 1024  # pixels a side at most, a multiple of 64
 HALO = 128  # pixels around it: latents reach 30 pixels at most, hyper-latents 112 (lite) or, faintly, 142 (mshyper)
@@ -60,17 +61,18 @@ def refine_tiles(
     """Refine one large picture; see `loop.refine`."""
     y = unrefined.y.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     z = unrefined.z.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    fast = prepared(level)
     todo = list(regions(*problem.x.shape[2:]))
     steps = settings.steps
     if settings.time_limit is not None:
         largest = max(todo, key=lambda region: _area(region.outer))
-        batch = Batch.of(level, [_part(problem, largest)])
+        batch = Batch.of(fast, [_part(problem, largest)])
         cut = _cut(y, largest, STRIDE), _cut(z, largest, HYPER_STRIDE)
-        steps = min(steps, steps_within(settings.time_limit / len(todo), level, batch, *cut, settings))
+        steps = min(steps, steps_within(settings.time_limit / len(todo), fast, batch, *cut, settings))
     for number, region in enumerate(todo):
         part = _part(problem, region)
         batch = replace(
-            Batch.of(level, [part]),
+            Batch.of(fast, [part]),
             active_y=_mask(region, STRIDE).to(level.device),
             active_z=_mask(region, HYPER_STRIDE).to(level.device),
         )
@@ -82,7 +84,7 @@ def refine_tiles(
                 psnr = -10 * torch.log10(torch.tensor(max(unrefined.mse, 1e-12))).item()
                 progress(Progress(done + step, steps * len(todo), bpp, psnr))
 
-        _refine_region(level, part, region, batch, y, z, settings, steps, report)
+        _refine_region(fast, part, region, batch, y, z, settings, steps, report)
     refined = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2))
     return (refined if refined.loss < unrefined.loss else unrefined), steps
 
