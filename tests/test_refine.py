@@ -19,10 +19,11 @@ from sgacodec.metrics import psnr
 from sgacodec.model_file import LevelModel
 from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, objective, steps, tiles
+from sgacodec.refine.annealing import Annealing
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
-from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss
-from sgacodec.refine.relaxations import relax, rounding, sample_noise
+from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss, relaxed_side
+from sgacodec.refine.relaxations import Rounding, relax, rounding, sample_noise
 
 LMBDA = 0.0075
 EVERY_ROUNDING = [(m, 2) for m in ("ste", "noise", "danneal", "atanh", "linear", "cosine", "ssl")]
@@ -56,6 +57,22 @@ def prepared(
     start = problem.start()
     y, z = (v.permute(0, 2, 3, 1).contiguous() for v in (start.y, start.z))
     return problem, Batch.of(level, [problem]), y, z
+
+
+def loss_of(
+    level: LevelModel,
+    batch: Batch,
+    y: Tensor,
+    z: Tensor,
+    tau: float,
+    rounding: Rounding,
+    noise: tuple[Tensor | None, Tensor | None],
+    metric: str = "mse",
+    bf16: bool = False,
+) -> Tensor:
+    """The relaxed loss of y and z, (B,)."""
+    side = relaxed_side(level, batch, z, tau, rounding, noise[1], bf16)
+    return relaxed_loss(level, batch, y, side, tau, rounding, noise[0], LMBDA, metric, bf16)
 
 
 def no_noise(settings: str, y: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -127,7 +144,7 @@ def test_a_batch_refines_its_pictures_as_if_alone(codec: Codec, photograph: np.n
     together = codec.encode(pictures, settings)
     for picture, in_batch in zip(pictures, together, strict=True):
         alone = one(codec, picture, settings).report
-        assert in_batch.report["rd_loss"] == pytest.approx(alone["rd_loss"], rel=0.01)
+        assert in_batch.report["rd_loss"] == pytest.approx(alone["rd_loss"], rel=0.02)  # as far as seeds are apart
         assert in_batch.report["rd_loss_unrefined"] == pytest.approx(alone["rd_loss_unrefined"], rel=1e-3)
 
 
@@ -217,6 +234,33 @@ def test_the_fused_rate_is_the_plain_one(method: str, classes: int, exponential:
         torch.testing.assert_close(ours, plain, rtol=2e-5, atol=2e-5)
 
 
+def test_the_bits_of_y_have_the_same_gradient_where_the_parameters_are_fixed() -> None:
+    generator = torch.Generator().manual_seed(4)
+    y, parameters = (2 * torch.randn(2, 3, 3, c, generator=generator) for c in (6, 12))
+    found = []
+    for moving in (True, False):
+        y_, p_ = y.clone().requires_grad_(), parameters.clone().requires_grad_(moving)
+        y_hat, spent = coded_latents(y_, p_, 0.5, rounding("danneal"), None, None, exponential=True)
+        found.append(torch.autograd.grad(y_hat.square().sum() + spent.sum(), y_)[0])
+    assert torch.equal(*found)
+
+
+def test_z_settles_on_its_grid_and_y_goes_on(lite_level: LevelModel, crop: Picture) -> None:
+    level = steps.prepared(lite_level)
+    problem, _, y, z = prepared(lite_level, crop)
+    batch = Batch.of(level, [problem])
+    step = steps.stepper(level, batch, y, z, Settings(), 10)
+    seen = []
+    for _ in range(10):
+        step()
+        seen.append((y.detach().clone(), z.detach().clone()))
+    moved = [[not torch.equal(a[i], b[i]) for a, b in itertools.pairwise(seen)] for i in (0, 1)]
+    assert moved == [9 * [True], 6 * [True] + 3 * [False]]
+    k = seen[-1][1] - level.plain.density.median
+    torch.testing.assert_close(k, k.round(), rtol=0, atol=1e-4)
+    assert Annealing.published("ssl").steps_of_z(10) == 10
+
+
 def test_the_fused_distortion_is_the_plain_one() -> None:
     generator = torch.Generator().manual_seed(4)
     x_hat, x, weight = (torch.rand(2, 12, 5, 7, generator=generator) for _ in range(3))
@@ -235,7 +279,7 @@ def test_weights_kept_in_bfloat16_change_nothing(
     _, batch, y, z = prepared(lite_level, crop)
     y.requires_grad_()
     losses = [
-        relaxed_loss(level, batch, y, z, 0.5, rounding("danneal"), (None, None), LMBDA, bf16=True)
+        loss_of(level, batch, y, z, 0.5, rounding("danneal"), (None, None), bf16=True)
         for level in (lite_level, steps.prepared(lite_level))
     ]
     assert torch.equal(*losses)
@@ -251,9 +295,7 @@ def test_the_layers_of_refinement_give_the_same_loss(
     y.requires_grad_()
     z.requires_grad_()
     fast = steps.prepared(lite_level)
-    plain, ours = (
-        relaxed_loss(level, batch, y, z, 0.5, rounding("danneal"), (None, None), LMBDA) for level in (lite_level, fast)
-    )
+    plain, ours = (loss_of(level, batch, y, z, 0.5, rounding("danneal"), (None, None)) for level in (lite_level, fast))
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=0)
     for a, b in zip(*(torch.autograd.grad(loss.sum(), (y, z)) for loss in (ours, plain)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
@@ -264,9 +306,9 @@ def test_a_cold_relaxed_loss_is_the_true_one(lite_level: LevelModel, wide: Pictu
     """The float h_s agrees with the exact one, the densities with the tables, soft rounding with hard rounding."""
     problem, batch, y, z = prepared(lite_level, Picture(wide.pixels[:170, :250]), metric)
     true = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2)).loss
-    loss = relaxed_loss(lite_level, batch, y, z, 1e-3, rounding("ste"), (None, None), LMBDA, metric)
+    loss = loss_of(lite_level, batch, y, z, 1e-3, rounding("ste"), (None, None), metric)
     assert float(loss) == pytest.approx(true, rel=0.01 if metric == "mse" else 0.05)
-    soft = relaxed_loss(lite_level, batch, y, z, 0.02, rounding("ssl"), no_noise("ssl", y, z), LMBDA, metric)
+    soft = loss_of(lite_level, batch, y, z, 0.02, rounding("ssl"), no_noise("ssl", y, z), metric)
     assert float(soft) == pytest.approx(float(loss), rel=0.005)
 
 
@@ -277,7 +319,7 @@ def test_the_gradient_is_finite(lite_level: LevelModel, wide: Picture, method: s
     y, z = y.mul(3).requires_grad_(), z.mul(3).requires_grad_()
     how = rounding(method, classes)
     noise = sample_noise(y.shape, how), sample_noise(z.shape, how)
-    loss = relaxed_loss(lite_level, batch, y, z, 0.05, how, noise, LMBDA, metric)
+    loss = loss_of(lite_level, batch, y, z, 0.05, how, noise, metric)
     gradients = torch.autograd.grad(loss.sum(), (y, z))
     assert torch.isfinite(loss).all()
     assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in gradients)
@@ -291,9 +333,7 @@ def test_what_lies_in_the_padding_does_not_matter(lite_level: LevelModel, wide: 
     x[:, :, size[0] :] = 0
     x[:, :, :, size[1] :] = 1
     other = Batch.of(lite_level, [replace(problem, x=x)])
-    losses = [
-        relaxed_loss(lite_level, b, y, z, 0.5, rounding("danneal"), (None, None), LMBDA, metric) for b in (batch, other)
-    ]
+    losses = [loss_of(lite_level, b, y, z, 0.5, rounding("danneal"), (None, None), metric) for b in (batch, other)]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6 if metric == "mse" else 0.1)
 
 

@@ -32,6 +32,7 @@ DEFAULT_LR = 0.04
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
 DEFAULT_LR_MAX = 6e-2
+DEFAULT_Z_PART = 0.6  # of the steps: what z has not found by then it does not find, and a step without it is cheaper
 DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # without annealing, larger steps only add noise
 
 
@@ -58,6 +59,8 @@ class Annealing:
         Learning rate of Adam (first step).
     lr_schedule : str
         `constant` or `cosine`.
+    z_part : float
+        Part of the steps in which z moves; then it is rounded for good and y moves alone.
     """
 
     schedule: str = "exp"
@@ -66,6 +69,7 @@ class Annealing:
     tau_end: float = 0.1
     lr: float = 5e-3
     lr_schedule: str = "constant"
+    z_part: float = 1.0
 
     def __post_init__(self) -> None:
         _check_name("schedule", self.schedule, SCHEDULES)
@@ -76,6 +80,8 @@ class Annealing:
                 raise ValueError(f"{name} must be a number above 0, not {value!r}")
         if not (self.rate >= 0 and math.isfinite(self.rate)):
             raise ValueError(f"rate must be a number of at least 0, not {self.rate!r}")
+        if not 0 <= self.z_part <= 1:
+            raise ValueError(f"z_part must be in 0 … 1, not {self.z_part!r}")
         if self.schedule == "cold" and self.tau_end > self.tau_max:
             raise ValueError(f"tau_end {self.tau_end!r} is above tau_max {self.tau_max!r}")
 
@@ -98,7 +104,11 @@ class Annealing:
         lr = DEFAULT_LR * math.sqrt(DEFAULT_LR_STEPS / max(steps, 1))
         lr = min(DEFAULT_LR_MAX_OF.get(method, DEFAULT_LR_MAX), max(DEFAULT_LR_MIN, lr))
         tau_max, tau_end = DEFAULT_TAU_OF.get((method, classes), DEFAULT_TAU)
-        return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine")
+        return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine", z_part=DEFAULT_Z_PART)
+
+    def steps_of_z(self, steps: int) -> int:
+        """In how many of `steps` z moves."""
+        return math.ceil(self.z_part * steps)
 
     def temperatures(self, steps: int) -> list[float]:
         """τ of steps 0 … steps − 1."""

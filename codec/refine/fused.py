@@ -64,8 +64,8 @@ class _CodedLatents(torch.autograd.Function):
         flat_y, flat_parameters = y.reshape(-1, M), parameters.reshape(-1, 2 * M)
         flat_noise = None if noise is None else noise.reshape(*noise.shape[: noise.dim() - y.dim()], -1, M)
         flat_active = None if active is None else active.expand(*y.shape[:3], 1).reshape(-1, 1)
-        y_hat, by_v, by_scale = (torch.empty_like(flat_y) for _ in range(3))
-        slope = torch.empty_like(flat_y)
+        y_hat, by_v, slope = (torch.empty_like(flat_y) for _ in range(3))
+        by_scale = torch.empty_like(flat_y) if ctx.needs_input_grad[1] else None
         spent = flat_y.new_empty(flat_y.shape[0])  # bits of each position
         rows = max(1, BLOCK * torch.get_num_threads() // M) if y.device.type == "cpu" else flat_y.shape[0]
         for top in range(0, flat_y.shape[0], rows):
@@ -83,7 +83,7 @@ class _CodedLatents(torch.autograd.Function):
                 value = torch.where(flat_active[part], value, v.round_())
                 slope[part] *= flat_active[part]
             torch.add(value, mu, out=y_hat[part])
-            _gaussian(value, scale, exponential, spent[part], by_v[part], by_scale[part])
+            _gaussian(value, scale, exponential, spent[part], by_v[part], None if by_scale is None else by_scale[part])
         ctx.save_for_backward(slope, by_v, by_scale)
         return y_hat.view(y.shape), spent.view(y.shape[0], -1).sum(dim=1)
 
@@ -96,14 +96,18 @@ class _CodedLatents(torch.autograd.Function):
         through_mu = grad.reshape(-1, M)
         weight = grad_bits.repeat_interleave(through_mu.shape[0] // grad_bits.shape[0])[:, None]
         grad_y = torch.addcmul(through_mu, by_v, weight).mul_(slope)
+        shape = grad.shape[:-1]
+        if by_scale is None:
+            return grad_y.view(*shape, M), None, None, None, None, None, None
         grad_parameters = grad_y.new_empty(grad_y.shape[0], 2 * M)
         torch.mul(by_scale, weight, out=grad_parameters[:, :M])
         torch.sub(through_mu, grad_y, out=grad_parameters[:, M:])
-        shape = grad.shape[:-1]
         return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None, None, None, None
 
 
-def _gaussian(value: Tensor, scale: Tensor, exponential: bool, spent: Tensor, by_v: Tensor, by_scale: Tensor) -> None:
+def _gaussian(
+    value: Tensor, scale: Tensor, exponential: bool, spent: Tensor, by_v: Tensor, by_scale: Tensor | None
+) -> None:
     """Bits of each position and their derivatives by v̂ and by the scale output, into the last three."""
     sigma = torch.exp(scale) if exponential else scale
     inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
@@ -119,6 +123,8 @@ def _gaussian(value: Tensor, scale: Tensor, exponential: bool, spent: Tensor, by
     density_lower = lower.square().mul_(-0.5).exp_()
     torch.sub(density_upper, density_lower, out=by_v)
     by_v.mul_(factor).mul_(torch.sign(value))
+    if by_scale is None:
+        return
     torch.sub(upper.mul_(density_upper), lower.mul_(density_lower), out=by_scale)
     by_scale.mul_(factor)
     by_scale.mul_((sigma >= SCALE_BOUND).logical_or_(by_scale < 0))

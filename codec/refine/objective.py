@@ -183,14 +183,49 @@ def _shuffle(g_s: nn.Module) -> int:
     return int(getattr(g_s, "shuffle", 1))
 
 
+@dataclass(frozen=True)
+class Side:
+    """What ẑ says of y: the output of h_s.
+
+    Attributes
+    ----------
+    parameters : Tensor (B, H/16, W/16, 2M) float32
+        Scale and mean of y, channels last: the scale is log σ or σ as the architecture has it.
+    bits : Tensor (B,)
+        Of ẑ.
+    """
+
+    parameters: Tensor
+    bits: Tensor
+
+
+def relaxed_side(
+    level: LevelModel,
+    batch: Batch,
+    z: Tensor,
+    tau: float | Tensor,
+    rounding: Rounding,
+    noise: Tensor | None,
+    bf16: bool = False,
+) -> Side:
+    """What softly rounded z (B, H/64, W/64, N) says of y; parameters as in `relaxed_loss`."""
+    networks, density = level.plain.networks, level.plain.density
+    v_z = _relax(z - density.median, tau, rounding, noise, batch.active_z)
+    z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
+    z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
+    with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
+        features = networks.h_s[:-1](z_hat)
+    return Side(_last_layer(networks.h_s[-1], features.float()), z_bits)
+
+
 def relaxed_loss(
     level: LevelModel,
     batch: Batch,
     y: Tensor,
-    z: Tensor,
+    side: Side,
     tau: float | Tensor,
     rounding: Rounding,
-    noise: tuple[Tensor | None, Tensor | None],
+    noise: Tensor | None,
     lmbda: float,
     metric: str = "mse",
     bf16: bool = False,
@@ -199,35 +234,26 @@ def relaxed_loss(
 
     Parameters
     ----------
-    y, z : Tensor (B, H/16, W/16, M), (B, H/64, W/64, N) float32
+    y : Tensor (B, H/16, W/16, M) float32
         Latents, channels last.
-    noise : pair
-        Noise of the rounding of y and of z, as `relaxations.sample_noise` gives it.
+    noise : Tensor, optional
+        Noise of the rounding of y, as `relaxations.sample_noise` gives it; None draws it.
     bf16 : bool
         Run the convolutions in bfloat16; loss and likelihoods stay float32.
     """
-    networks, density = level.plain.networks, level.plain.density
+    if noise is None:
+        noise = sample_noise(y.shape, rounding, device=y.device)
     exponential = level.plain.architecture.scale == "exp"
+    y_hat, y_bits = coded_latents(y, side.parameters, tau, rounding, noise, batch.active_y, exponential)
 
-    v_z = _relax(z - density.median, tau, rounding, noise[1], batch.active_z)
-    z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
-    z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
-
-    with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
-        features = networks.h_s[:-1](z_hat)
-    parameters = _last_layer(networks.h_s[-1], features.float())  # (B, H/16, W/16, 2M)
-
-    noise_y = noise[0] if noise[0] is not None else sample_noise(y.shape, rounding, device=y.device)
-    y_hat, y_bits = coded_latents(y, parameters, tau, rounding, noise_y, batch.active_y, exponential)
-
-    g_s = networks.g_s
-    with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
+    g_s = level.plain.networks.g_s
+    with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = getattr(g_s, "unshuffled", g_s)(y_hat.permute(0, 3, 1, 2))  # as batch.x
     if metric == "ms-ssim":
         distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(g_s))
     else:
         distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
-    return lmbda * distortion + (y_bits + z_bits) * batch.scale
+    return lmbda * distortion + (y_bits + side.bits) * batch.scale
 
 
 def _last_layer(layer: Any, features: Tensor) -> Tensor:

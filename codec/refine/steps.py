@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from ..model_file import LevelModel
 from .layers import replace_layers, subpixel
-from .objective import Batch, relaxed_loss
-from .relaxations import noise_pool, noise_window
+from .objective import Batch, Side, relaxed_loss, relaxed_side
+from .relaxations import Rounding, noise_pool, noise_window
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -63,12 +65,14 @@ def stepper(
 
 def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int) -> Callable[[], None]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
-    schedule = iter(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
+    schedule = enumerate(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
+    moving = annealing.steps_of_z(steps)
     generator = torch.Generator(device=level.device).manual_seed(settings.seed)
     offsets = torch.Generator().manual_seed(settings.seed)
     pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
     bf16 = reduced_precision(level.device)
     optimizer = torch.optim.Adam([y, z], fused=True)
+    side: Side
 
     def window(pool: Tensor | None, v: Tensor) -> Tensor | None:
         if pool is None:
@@ -77,45 +81,88 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         return noise_window(pool, v.shape, int(torch.randint(room, (1,), generator=offsets)))
 
     def step() -> None:
-        tau, rate = next(schedule)
-        noise = window(pools[0], y), window(pools[1], z)
-        loss = relaxed_loss(level, batch, y, z, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
-        y.grad, z.grad = torch.autograd.grad(loss.sum(), (y, z))
+        nonlocal side
+        done, (tau, rate) = next(schedule)
+        noise = window(pools[0], y)
+        if done < moving:
+            side = relaxed_side(level, batch, z, tau, rounding, window(pools[1], z), bf16)
+        elif done == moving:
+            side = settle(level, batch, z, bf16)
+        loss = relaxed_loss(level, batch, y, side, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
+        y.grad, z.grad = _gradients(loss, y, z if done < moving else None)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
 
     return step
 
 
+@torch.no_grad()
+def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> Side:
+    """Round z hard, in place and for good: from here on y alone moves, and μ and σ are what they are."""
+    median = level.plain.density.median
+    z.sub_(median).round_().add_(median)
+    return relaxed_side(level, batch, z, 1.0, Rounding("ste"), None, bf16)
+
+
+def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Of y and of z; without a gradient Adam leaves z alone."""
+    found = torch.autograd.grad(loss.sum(), y if z is None else (y, z))
+    return found[0], None if z is None else found[1]
+
+
 def _captured(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
 ) -> Callable[[], None]:
-    """The whole step as one CUDA graph: temperature and learning rate are read on the device by a step counter."""
+    """The whole step as a CUDA graph: temperature and learning rate are read on the device by a step counter.
+
+    There are two graphs: one while z moves, one after it has settled.
+    """
     device = level.device
     rounding, annealing = settings.rounding(), settings.annealing(steps)
-    last = _GRAPH_WARM_UP * [0.0]  # warm-up iterations count on past the end; what they read does not matter
+    moving = annealing.steps_of_z(steps)
+    last = 2 * _GRAPH_WARM_UP * [0.0]  # warm-up iterations count on past the end; what they read does not matter
     temperatures = torch.tensor(annealing.temperatures(steps) + [1.0 for _ in last], device=device)
     rates = torch.tensor(annealing.learning_rates(steps) + last, device=device)
     count = torch.zeros(1, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
-    y.grad, z.grad = torch.zeros_like(y), torch.zeros_like(z)
     start = y.detach().clone(), z.detach().clone()
+    settled = settle(level, batch, z.detach().clone(), bf16=True)  # its tensors are what the second graph reads
 
-    def body() -> None:
+    def body(alone: bool) -> None:
         tau.copy_(temperatures[count].squeeze(0))
         rate.copy_(rates[count].squeeze(0))
-        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False, enabled=False):
-            loss = relaxed_loss(level, batch, y, z, tau, rounding, (None, None), settings.lmbda, settings.metric, True)
-        gradients = torch.autograd.grad(loss.sum(), (y, z))
-        for v, gradient in zip((y, z), gradients, strict=True):
-            assert v.grad is not None
-            v.grad.copy_(gradient)
+        with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
+            side = settled if alone else relaxed_side(level, batch, z, tau, rounding, None, bf16=True)
+            loss = relaxed_loss(level, batch, y, side, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
+        y.grad, z.grad = _gradients(loss, y, None if alone else z)
         optimizer.step()
         count.add_(1)
 
     torch.cuda.manual_seed(settings.seed)  # the noise of a graph comes from the device's own generator
+    graphs = [_capture(functools.partial(body, alone), device) for alone in (False, True)]
+    with torch.no_grad():  # undo the warm-up
+        y.copy_(start[0])
+        z.copy_(start[1])
+        count.zero_()
+        for state in optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+    done = itertools.count()
+
+    def step() -> None:
+        number = next(done)
+        if number == moving:
+            found = settle(level, batch, z, bf16=True)
+            settled.parameters.copy_(found.parameters)
+            settled.bits.copy_(found.bits)
+        graphs[number >= moving].replay()
+
+    return step
+
+
+def _capture(body: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side):
@@ -125,11 +172,4 @@ def _captured(
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         body()
-    with torch.no_grad():  # undo the warm-up
-        y.copy_(start[0])
-        z.copy_(start[1])
-        count.zero_()
-        for state in optimizer.state.values():
-            for value in state.values():
-                value.zero_()
-    return graph.replay
+    return graph
