@@ -369,10 +369,12 @@ def _check_padded_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _groups_of_one_shape(pictures: Sequence[Picture]) -> list[list[int]]:
-    groups: dict[tuple[int, int], list[int]] = {}
+    """Pictures that can be refined as one batch: of one padded shape, and all grey or none."""
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for i, picture in enumerate(pictures):
         height, width = picture.pixels.shape[:2]
-        groups.setdefault((-(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)), []).append(i)
+        shape = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
+        groups.setdefault((*shape, picture.grey), []).append(i)
     return list(groups.values())
 
 

@@ -135,6 +135,14 @@ def test_no_steps_are_method_none(codec: Codec, crop: Picture) -> None:
     assert one(codec, crop, Settings(steps=0)).data == one(codec, crop, Settings(method="none")).data
 
 
+def test_grey_and_coloured_pictures_of_one_shape_can_be_given_together(codec: Codec, crop: Picture) -> None:
+    grey = Picture(np.repeat(crop.pixels[..., 1:2], 3, axis=2), grey=True)
+    settings = Settings(steps=3)
+    together = codec.encode([crop, grey, crop], settings)
+    assert [bitstream.read(e.data).grey for e in together] == [False, True, False]
+    assert together[1].data == one(codec, grey, settings).data
+
+
 def test_a_batch_refines_its_pictures_as_if_alone(codec: Codec, photograph: np.ndarray) -> None:
     pictures = [
         Picture(np.ascontiguousarray(photograph[top : top + 128, left : left + 128]))
@@ -301,10 +309,13 @@ def test_the_layers_of_refinement_give_the_same_loss(
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
-def test_a_cold_relaxed_loss_is_the_true_one(lite_level: LevelModel, wide: Picture, metric: str) -> None:
+def test_a_cold_relaxed_loss_is_the_true_one(lite_level: LevelModel, wide: Picture, metric: str, grey: bool) -> None:
     """The float h_s agrees with the exact one, the densities with the tables, soft rounding with hard rounding."""
-    problem, batch, y, z = prepared(lite_level, Picture(wide.pixels[:170, :250]), metric)
+    pixels = wide.pixels[:170, :250]
+    picture = Picture(np.repeat(pixels[..., 1:2], 3, axis=2), grey=True) if grey else Picture(pixels)
+    problem, batch, y, z = prepared(lite_level, picture, metric)
     true = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2)).loss
     loss = loss_of(lite_level, batch, y, z, 1e-3, rounding("ste"), (None, None), metric)
     assert float(loss) == pytest.approx(true, rel=0.01 if metric == "mse" else 0.05)

@@ -150,7 +150,7 @@ class Batch:
     Attributes
     ----------
     x, weight : Tensor (B, 3s², H/s, W/s) float32, channels last
-        Pixels, and the weight of each squared error.
+        Pixels, and the weight of each squared error; (B, s², …) for grey pictures, of which all are or none is.
     scale : Tensor (B,)
         1 / pixels of each image.
     active_y, active_z : Tensor (1, H/16, W/16, 1), (1, H/64, W/64, 1) bool, optional
@@ -165,16 +165,17 @@ class Batch:
 
     @staticmethod
     def of(level: LevelModel, problems: list[Problem]) -> Batch:
-        """The batch of problems of one padded shape; all latents may change."""
+        """The batch of problems of one padded shape, all grey or none; all latents may change."""
         side = _shuffle(level.plain.networks.g_s)
+        colours = 1 if problems[0].grey else 3
 
         def held(v: Tensor) -> Tensor:
             unshuffled = F.pixel_unshuffle(v, side).to(level.device)
             return unshuffled.contiguous(memory_format=torch.channels_last)
 
         return Batch(
-            x=held(torch.cat([p.x for p in problems])),
-            weight=held(torch.cat([p.weight for p in problems]).expand(-1, 3, -1, -1)),
+            x=held(torch.cat([p.x[:, :colours] for p in problems])),
+            weight=held(torch.cat([p.weight * (3 / colours) for p in problems]).expand(-1, colours, -1, -1)),
             scale=torch.tensor([1 / p.pixels for p in problems], device=level.device),
         )
 
@@ -249,6 +250,8 @@ def relaxed_loss(
     g_s = level.plain.networks.g_s
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = getattr(g_s, "unshuffled", g_s)(y_hat.permute(0, 3, 1, 2))  # as batch.x
+    if x_hat.shape[1] > batch.x.shape[1]:  # what a grey file shows is the mean of the colours
+        x_hat = x_hat.float().unflatten(1, (3, -1)).mean(dim=1)
     if metric == "ms-ssim":
         distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(g_s))
     else:
@@ -268,7 +271,7 @@ def _relaxed_ms_ssim(x_hat: Tensor, batch: Batch, side: int) -> Tensor:
     """The distortion of MS-SSIM: pixels without weight are taken as perfect, and not counted in the mean."""
     x_hat = torch.where(batch.weight > 0, x_hat.clamp(0, 1), batch.x)
     similarity = ms_ssim(F.pixel_shuffle(x_hat, side), F.pixel_shuffle(batch.x, side))
-    padded = batch.x[0].numel() / 3
+    padded = batch.x[0, 0].numel() * side**2
     return MS_SSIM_SCALE * (1 - similarity) * (padded * batch.scale)
 
 
