@@ -1,10 +1,11 @@
 """The refinement loop: from the encoder's latents to better ones for the same decoder.
 
-    unrefined y, z ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► the best true loss seen
+    unrefined y, z ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► the best true loss seen ─► polish
                           temperature and learning rate fall
 
 It starts at the unrefined latents and keeps what has the lowest true loss, so it never returns anything worse.
-Large pictures are refined tile by tile (`tiles.py`); on CUDA the step is captured as a graph (`steps.py`).
+At the end, single integers of that are changed for the better (`flips.py`). Large pictures are refined tile by tile
+(`tiles.py`); on CUDA the step is captured as a graph (`steps.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..model_file import LevelModel
+from .flips import polish, rounds_after
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared, stepper
@@ -55,13 +57,15 @@ def refine(
     list of Candidate, int
         The best candidate of each image, never worse than its unrefined one, and the number of steps done.
     """
+    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     best = list(unrefined)
     fast = prepared(level)
     batch = Batch.of(fast, problems)
     y, z = _joined([c.y for c in unrefined]), _joined([c.z for c in unrefined])
     steps = settings.steps
     if settings.time_limit is not None:
-        steps = min(steps, steps_within(settings.time_limit, fast, batch, y, z, settings))
+        fitting = steps_within(settings.time_limit, fast, batch, y, z, settings)
+        steps = min(steps, fitting - rounds_after(fitting, settings))  # a round costs about a step
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
@@ -73,8 +77,15 @@ def refine(
         if progress is not None:
             progress(state_of(best, problems, step, steps))
 
-    report(0)
-    anneal(fast, batch, y, z, settings, steps, check, report)
+    def report_all_but_the_last(step: int) -> None:
+        if step < steps:
+            report(step)
+
+    report_all_but_the_last(0)
+    anneal(fast, batch, y, z, settings, steps, check, report_all_but_the_last)
+    rounds = rounds_after(steps, settings)
+    best = [polish(fast, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
+    report(steps)
     return best, steps
 
 

@@ -35,7 +35,8 @@ class Settings:
         Of the noise: the same seed gives the same bytes on the same device.
     schedule, tau_max, rate, lr : optional
         Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning
-        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant.
+        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant, and no pass
+        over single integers follows.
     ssl_a, r, n : float, optional
         Hyperparameters of the rounding, the paper's where not given.
     metric : {"mse", "ms-ssim"}

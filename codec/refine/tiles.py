@@ -8,6 +8,8 @@ fixed, at their refined values where a neighbour has been done before.
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE, STRIDE
+from .flips import polish, rounds_after
 from .loop import Progress, anneal, steps_within
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
@@ -68,7 +71,10 @@ def refine_tiles(
         largest = max(todo, key=lambda region: _area(region.outer))
         batch = Batch.of(fast, [_part(problem, largest)])
         cut = _cut(y, largest, STRIDE), _cut(z, largest, HYPER_STRIDE)
-        steps = min(steps, steps_within(settings.time_limit / len(todo), fast, batch, *cut, settings))
+        limit = settings.time_limit / len(todo)
+        settings = replace(settings, time_limit=limit)
+        fitting = steps_within(limit, fast, batch, *cut, settings)
+        steps = min(steps, fitting - rounds_after(fitting, settings))
     for number, region in enumerate(todo):
         part = _part(problem, region)
         batch = replace(
@@ -100,7 +106,8 @@ def _refine_region(
     steps: int,
     report: Callable[[int], None],
 ) -> None:
-    """Anneal the latents of one tile and write the best ones into y and z (1, h, w, C)."""
+    """Anneal and polish the latents of one tile and write the best ones into y and z (1, h, w, C)."""
+    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     region_y, region_z = _cut(y, region, STRIDE), _cut(z, region, HYPER_STRIDE)
     best = part.evaluate(region_y.permute(0, 3, 1, 2), region_z.permute(0, 3, 1, 2))
 
@@ -111,6 +118,7 @@ def _refine_region(
             best = candidate
 
     anneal(level, batch, region_y.clone(), region_z.clone(), settings, steps, check, report)
+    best = polish(level, part, best, rounds_after(steps, settings), batch.active_y, until)
     for whole, found, stride in ((y, best.y, STRIDE), (z, best.z, HYPER_STRIDE)):
         rows, cols = _slices(region.inner, (0, 0), stride)
         inner_rows, inner_cols = _slices(region.inner, region.outer[:2], stride)

@@ -1,0 +1,167 @@
+"""The last pass: what it predicts is what happens, it helps, and it changes only what it may."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sgacodec.image import Picture
+from sgacodec.latents import Latents, code_length, commit
+from sgacodec.model_file import LevelModel
+from sgacodec.refine import flips
+from sgacodec.refine.flips import entries, polish, prices, rounds_after
+from sgacodec.refine.loop import refine
+from sgacodec.refine.objective import Candidate, Problem
+from sgacodec.refine.settings import Settings
+
+LMBDA = 0.0075
+
+
+@pytest.fixture(scope="module")
+def problem(lite_level: LevelModel, photograph: np.ndarray) -> Problem:
+    """Of a picture that is not a multiple of 64 and whose right half matters more."""
+    pixels = np.ascontiguousarray(photograph[120:240, 200:328])
+    roi = np.where(np.arange(128) < 64, 0.5, 1.0)[None].repeat(120, 0)
+    return Problem.of(lite_level, Picture(pixels), roi, LMBDA, "mse")
+
+
+@pytest.fixture(scope="module")
+def annealed(lite_level: LevelModel, problem: Problem) -> Candidate:
+    settings = Settings(steps=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sgacodec.refine.loop.rounds_after", lambda *_: 0)
+        (candidate,), _ = refine(lite_level, [problem], [problem.start()], settings)
+    return candidate
+
+
+@pytest.fixture(scope="module")
+def coded(lite_level: LevelModel, annealed: Candidate) -> Latents:
+    return commit(lite_level, annealed.y, annealed.z)
+
+
+def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) -> None:
+    _, lower, higher = prices(lite_level.y_tables)
+    entry = entries(coded, lite_level.y_tables).flatten()
+    before = code_length(lite_level, coded)
+    busy = torch.nonzero(coded.y.flatten().abs() > 1).flatten()[::40]
+    quiet = torch.nonzero(coded.y.flatten() == 0).flatten()[::4000]
+    for at in torch.cat([busy, quiet]).tolist():
+        for step, costs in ((-1, lower), (1, higher)):
+            other = coded.y.clone()
+            other.view(-1)[at] += step
+            after = code_length(lite_level, replace(coded, y=other))
+            assert float(costs[entry[at]]) == pytest.approx(after - before, abs=1e-5)
+
+
+def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: Latents) -> None:
+    tables = lite_level.y_tables
+    _, lower, higher = prices(tables)
+    first, escape = tables.starts[:-1], tables.starts[1:] - 1
+    assert torch.isinf(lower).sum() == torch.isinf(higher).sum() == 2 * len(tables)
+    assert all(torch.isinf(v).all() for v in (lower[first], lower[escape], higher[escape - 1], higher[escape]))
+    for far in (-(10**6), 10**6):
+        outside = replace(coded, y=torch.full_like(coded.y, far))
+        assert (entries(outside, tables) == torch.from_numpy(escape)[coded.index.long()]).all()
+
+
+def test_the_loss_of_a_round_is_the_true_one(
+    lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
+) -> None:
+    loss = flips._Loss(lite_level, problem)
+    bits, _ = loss.at(coded.y_hat(), entries(coded, lite_level.y_tables))
+    z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
+    assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-5)
+
+
+def test_gradient_and_curvature_predict_the_squared_error(
+    lite_level: LevelModel, problem: Problem, coded: Latents
+) -> None:
+    loss = flips._Loss(lite_level, problem)
+    y_hat = coded.y_hat()
+    _, gradient = loss.at(y_hat, entries(coded, lite_level.y_tables))
+    curvature = loss.curvature(y_hat)
+
+    def squares(move: torch.Tensor) -> float:
+        error = loss.g_s(y_hat + move).clamp(0, 1) - loss.x
+        return float((error.square() * loss.weight).sum(dtype=torch.float64))
+
+    slopes, bends = [], []
+    for channel, (row, column) in itertools.product((0, 5, 40, 160), ((2, 2), (3, 6))):
+        move = torch.zeros_like(y_hat)
+        move[0, channel, row, column] = 1
+        up, middle, down = squares(move), squares(0 * move), squares(-move)
+        slopes.append((float(gradient[0, channel, row, column]), (up - down) / 2))
+        bends.append(float(curvature[0, channel, row, column]) / (up + down - 2 * middle))
+    assert np.corrcoef(np.array(slopes).T)[0, 1] > 0.98
+    assert np.mean(bends) == pytest.approx(1, abs=0.2)
+    assert 0.5 < min(bends) < max(bends) < 2
+
+
+def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
+    better = polish(lite_level, problem, annealed, 10)
+    assert better.loss < 0.993 * annealed.loss
+    assert problem.evaluate(better.y, better.z).loss == better.loss
+    assert torch.equal(better.z, annealed.z)
+    assert torch.equal(polish(lite_level, problem, annealed, 10).y, better.y)
+
+
+def test_a_round_changes_an_integer_of_a_position_by_one(
+    lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
+) -> None:
+    better = polish(lite_level, problem, annealed, 1)
+    change = commit(lite_level, better.y, better.z).y - coded.y
+    assert change.abs().sum(dim=1).max() == 1
+    assert better.loss < annealed.loss
+
+
+def test_what_is_not_active_stays(
+    lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
+) -> None:
+    active = torch.zeros(1, 8, 8, 1, dtype=torch.bool)
+    active[:, 2:6, 4:] = True
+    better = polish(lite_level, problem, annealed, 6, active)
+    changed = (commit(lite_level, better.y, better.z).y != coded.y).any(dim=1)[..., None]
+    assert changed.any()
+    assert not (changed & ~active).any()
+    assert better.loss < annealed.loss
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["grey", "alpha", "invisible"])
+def test_it_is_never_worse(lite_level: LevelModel, photograph: np.ndarray, kind: str, rounds: int) -> None:
+    pixels = np.ascontiguousarray(photograph[100:170, 150:250])
+    alpha = None
+    if kind == "grey":
+        pixels = pixels[..., :1].repeat(3, axis=2)
+    else:
+        alpha = np.zeros(pixels.shape[:2], np.uint8)
+        alpha[:, :40] = 255 * (kind == "alpha")
+    problem = Problem.of(lite_level, Picture(pixels, alpha=alpha, grey=kind == "grey"), None, LMBDA, "mse")
+    start = problem.start()
+    better = polish(lite_level, problem, start, rounds)
+    assert better.loss <= start.loss
+    assert problem.evaluate(better.y, better.z).loss == better.loss
+
+
+def test_it_leaves_ms_ssim_and_no_time_alone(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
+    assert polish(lite_level, replace(problem, metric="ms-ssim"), annealed, 3) is annealed
+    assert polish(lite_level, problem, annealed, 3, until=0.0) is annealed
+    assert polish(lite_level, problem, annealed, 0) is annealed
+
+
+def test_it_ends_in_time(
+    lite_level: LevelModel, problem: Problem, annealed: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(flips.time, "perf_counter", lambda: next(clock))
+    polish(lite_level, problem, annealed, 100, until=20.0)
+    assert next(clock) <= 21
+
+
+def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
+    assert [rounds_after(steps, Settings()) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
+    assert rounds_after(500, Settings(schedule="exp")) == rounds_after(500, Settings(schedule="sga")) == 0
