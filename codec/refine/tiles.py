@@ -62,6 +62,7 @@ def refine_tiles(
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Candidate, int]:
     """Refine one large picture; see `loop.refine`."""
+    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     y = unrefined.y.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     z = unrefined.z.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     fast = prepared(level)
@@ -71,9 +72,7 @@ def refine_tiles(
         largest = max(todo, key=lambda region: _area(region.outer))
         batch = Batch.of(fast, [_part(problem, largest)])
         cut = _cut(y, largest, STRIDE), _cut(z, largest, HYPER_STRIDE)
-        limit = settings.time_limit / len(todo)
-        settings = replace(settings, time_limit=limit)
-        fitting = steps_within(limit, fast, batch, *cut, settings)
+        fitting = steps_within(settings.time_limit / len(todo), fast, batch, *cut, settings)
         steps = min(steps, fitting - rounds_after(fitting, settings))
     for number, region in enumerate(todo):
         part = _part(problem, region)
@@ -91,6 +90,8 @@ def refine_tiles(
                 progress(Progress(done + step, steps * len(todo), bpp, psnr))
 
         _refine_region(fast, part, region, batch, y, z, settings, steps, report)
+    for region in todo:  # once z is what it will be everywhere
+        _polish_region(fast, _part(problem, region), region, y, z, rounds_after(steps, settings), until)
     refined = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2))
     return (refined if refined.loss < unrefined.loss else unrefined), steps
 
@@ -106,8 +107,7 @@ def _refine_region(
     steps: int,
     report: Callable[[int], None],
 ) -> None:
-    """Anneal and polish the latents of one tile and write the best ones into y and z (1, h, w, C)."""
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    """Anneal the latents of one tile and write the best ones into y and z (1, h, w, C)."""
     region_y, region_z = _cut(y, region, STRIDE), _cut(z, region, HYPER_STRIDE)
     best = part.evaluate(region_y.permute(0, 3, 1, 2), region_z.permute(0, 3, 1, 2))
 
@@ -118,8 +118,24 @@ def _refine_region(
             best = candidate
 
     anneal(level, batch, region_y.clone(), region_z.clone(), settings, steps, check, report)
-    best = polish(level, part, best, rounds_after(steps, settings), batch.active_y, until)
-    for whole, found, stride in ((y, best.y, STRIDE), (z, best.z, HYPER_STRIDE)):
+    _write(best, region, y, z)
+
+
+def _polish_region(
+    level: LevelModel, part: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
+) -> None:
+    """Change single integers of the y of one tile for the better."""
+    start = part.evaluate(*(_cut(v, region, stride).permute(0, 3, 1, 2) for v, stride in _strides(y, z)))
+    _write(polish(level, part, start, rounds, _mask(region, STRIDE).to(level.device), until), region, y, z)
+
+
+def _strides(y: Tensor, z: Tensor) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
+    return (y, STRIDE), (z, HYPER_STRIDE)
+
+
+def _write(best: Candidate, region: Region, y: Tensor, z: Tensor) -> None:
+    """Write the latents of a tile into those of the picture."""
+    for (whole, stride), found in zip(_strides(y, z), (best.y, best.z), strict=True):
         rows, cols = _slices(region.inner, (0, 0), stride)
         inner_rows, inner_cols = _slices(region.inner, region.outer[:2], stride)
         whole[:, rows, cols] = found.permute(0, 2, 3, 1)[:, inner_rows, inner_cols]
