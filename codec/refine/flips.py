@@ -10,9 +10,9 @@ A round costs one pass of g_s forward and back, about as much as a step of the a
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..entropy import PRECISION, Tables
 from ..latents import Latents, commit
 from ..model_file import LevelModel
-from .objective import Batch, Candidate, Problem
+from .objective import Batch, Candidate, Problem, pixels_of
 from .settings import Settings
 from .steps import reduced_precision
 
@@ -95,8 +95,8 @@ class _Loss:
     """
 
     def __init__(self, level: LevelModel, problem: Problem, active: Tensor | None = None) -> None:
-        networks, batch = level.plain.networks, Batch.of(level, [problem])
-        self.g_s: Callable[[Tensor], Tensor] = getattr(networks.g_s, "unshuffled", networks.g_s)
+        batch = Batch.of(level, [problem])
+        self.synthesise = functools.partial(pixels_of, level, batch)
         self.x, self.weight, self.active = batch.x, (problem.lmbda * 255**2 / 3) * batch.weight, active
         self.price, self.lower, self.higher = (v.to(level.device) for v in prices(level.y_tables))
 
@@ -104,7 +104,7 @@ class _Loss:
         """The loss, of the 8-bit picture, and the gradient of its squared error before the rounding to 8 bits."""
         with torch.enable_grad():
             y_hat = y_hat.detach().requires_grad_()
-            x_hat = self.g_s(y_hat).clamp(0, 1)
+            x_hat = self.synthesise(y_hat).clamp(0, 1)
             squares = ((x_hat - self.x).square() * self.weight).sum()
         (gradient,) = torch.autograd.grad(squares, y_hat)
         error = (x_hat.detach() * 255).round_().div_(255).sub_(self.x)
@@ -119,7 +119,7 @@ class _Loss:
         """
         with torch.enable_grad():
             y_hat = y_hat.detach().requires_grad_()
-            x_hat = self.g_s(y_hat)
+            x_hat = self.synthesise(y_hat)
         squares = torch.zeros_like(y_hat)
         for seed in range(_PROBES):
             signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed))

@@ -247,16 +247,22 @@ def relaxed_loss(
     exponential = level.plain.architecture.scale == "exp"
     y_hat, y_bits = coded_latents(y, side.parameters, tau, rounding, noise, batch.active_y, exponential)
 
-    g_s = level.plain.networks.g_s
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        x_hat = getattr(g_s, "unshuffled", g_s)(y_hat.permute(0, 3, 1, 2))  # as batch.x
-    if x_hat.shape[1] > batch.x.shape[1]:  # what a grey file shows is the mean of the colours
-        x_hat = x_hat.float().unflatten(1, (3, -1)).mean(dim=1)
+        x_hat = pixels_of(level, batch, y_hat.permute(0, 3, 1, 2))
     if metric == "ms-ssim":
-        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(g_s))
+        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(level.plain.networks.g_s))
     else:
         distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
     return lmbda * distortion + (y_bits + side.bits) * batch.scale
+
+
+def pixels_of(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
+    """x̂ of ŷ (B, M, H/16, W/16), held as `batch.x` is."""
+    g_s = level.plain.networks.g_s
+    x_hat: Tensor = getattr(g_s, "unshuffled", g_s)(y_hat)
+    if x_hat.shape[1] > batch.x.shape[1]:  # what a grey file shows is the mean of the colours
+        x_hat = x_hat.float().unflatten(1, (3, -1)).mean(dim=1)
+    return x_hat
 
 
 def _last_layer(layer: Any, features: Tensor) -> Tensor:
