@@ -18,7 +18,7 @@ import torch
 from sgacodec.exact import MU_BITS
 from sgacodec.hyperprior import ANCHORS
 from sgacodec.image import read_image
-from sgacodec.latents import Latents, code_length, render
+from sgacodec.latents import Latents, code_length, commit, render
 from sgacodec.model_file import LevelModel, read_model
 from sgacodec.models import find_model
 from sgacodec.refine.objective import Candidate, Problem
@@ -28,12 +28,13 @@ from sgacodec.tables import scale_thresholds
 @torch.no_grad()
 def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
     """The integers and ŷ that the float hyper-decoder would give for the same y and z."""
+    committed = commit(level, exact.y, exact.z)
     median = level.plain.density.median[None, :, None, None]
-    scale, mu = level.plain.networks.h_s(exact.latents.z + median).chunk(2, 1)
+    scale, mu = level.plain.networks.h_s(committed.z + median).chunk(2, 1)
     log_sigma = scale if level.plain.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
     index = torch.bucketize(log_sigma.double().contiguous(), torch.from_numpy(scale_thresholds()))
     y = torch.round(exact.y - mu)
-    return replace(exact.latents, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
+    return replace(committed, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import torch
 from . import bitstream, image, latents, models
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .image import Picture
-from .latents import Latents
 from .model_file import LevelModel, Model, read_model
 from .networks import HYPER_STRIDE
 from .pixels import to_grey
@@ -165,20 +164,23 @@ class Codec:
         problems = [
             Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
         ]
-        unrefined = [problem.start() for problem in problems]
-        refined = unrefined
+        best = [problem.start() for problem in problems]
+        before = [candidate.loss for candidate in best]
         steps = 0
         if settings.method != "none":
-            if needs_tiles(problems[0]):
-                both = zip(problems, unrefined, strict=True)
-                parts = [refine_tiles(level, p, start, settings, progress) for p, start in both]
-                refined, steps = [candidate for candidate, _ in parts], parts[0][1]
+            if needs_tiles(*problems[0].shape):
+                best[0], steps = refine_tiles(level, problems[0], best[0], settings, progress)
             else:
-                refined, steps = refine(level, problems, unrefined, settings, progress)
+                best, steps = refine(level, problems, best, settings, progress)
         coded = []
-        for picture, before, after in zip(pictures, unrefined, refined, strict=True):
-            payload = latents.pack(level, after.latents)
-            self._check(level, after.latents, payload, picture)
+        for picture, loss in zip(pictures, before, strict=True):
+            after = best.pop(0)
+            figures = {"mse": after.mse, "rd_loss": after.loss, "rd_loss_unrefined": loss, "steps": steps}
+            sent = latents.commit(level, after.y, after.z)
+            del after  # a large picture's floats take more memory than its pixels
+            payload, digest = latents.pack(level, sent), sent.digest()
+            del sent
+            self._check(level, digest, payload, picture)
             file = SgaFile(
                 model_id=bytes.fromhex(model.id),
                 level=level.level,
@@ -192,20 +194,13 @@ class Codec:
                 exif=picture.exif,
                 xmp=picture.xmp,
             )
-            figures = {
-                "mse": after.mse,
-                "rd_loss": after.loss,
-                "rd_loss_unrefined": before.loss,
-                "steps": steps,
-            }
             coded.append((bitstream.write(file), figures))
         return coded
 
-    def _check(self, level: LevelModel, sent: Latents, payload: tuple[bytes, bytes], picture: Picture) -> None:
+    def _check(self, level: LevelModel, digest: str, payload: tuple[bytes, bytes], picture: Picture) -> None:
         """Decode our own bytes to the same integers, or fail before anything is written."""
         height, width = picture.pixels.shape[:2]
-        received = latents.unpack(level, *payload, height, width)
-        if not (torch.equal(received.z, sent.z) and torch.equal(received.y, sent.y)):
+        if latents.unpack(level, *payload, height, width).digest() != digest:
             raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
 
     def _report(
@@ -369,12 +364,12 @@ def _check_padded_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _groups_of_one_shape(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Pictures that can be refined as one batch: of one padded shape, and all grey or none."""
-    groups: dict[tuple[int, int, bool], list[int]] = {}
+    """Which pictures are refined together: those of one padded shape, all grey or none; large ones are alone."""
+    groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
-        height, width = picture.pixels.shape[:2]
-        shape = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
-        groups.setdefault((*shape, picture.grey), []).append(i)
+        height, width = (-(-side // HYPER_STRIDE) * HYPER_STRIDE for side in picture.pixels.shape[:2])
+        alone = i if needs_tiles(height, width) else -1
+        groups.setdefault((height, width, picture.grey, alone), []).append(i)
     return list(groups.values())
 
 

@@ -19,7 +19,8 @@ from .bitstream import FormatError
 PRECISION = 24  # the frequencies of a table sum up to 2²⁴, constriction's precision
 _CHUNK = 16  # bits of an escaped distance coded at once
 _MAX_BITS = 33  # the largest distance of an int32 from a table has 33 bits
-_BLOCK = 1 << 22  # symbols looked at together
+_BLOCK = 1 << 22  # symbols sorted together
+_COSTED = 1 << 16  # symbols whose cost is looked up together: what is made of them stays in a CPU's cache
 _MAX_ENTRIES = 1 << 16  # of a table: beyond it, constriction's 24 bits would not resolve the frequencies
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -98,12 +99,12 @@ def _groups(indexes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
                 yield table, positions.astype(np.int64) + start
 
 
-def _split(values: np.ndarray, tables: Tables, table: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _split(values: np.ndarray, tables: Tables, table: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entry of each symbol in its table, which ones escape (bool), and the distances of those; int64."""
-    escape = tables.escape()[table]
+    escape = np.broadcast_to(tables.escape()[table], values.shape)
     entries = values.astype(np.int64) - tables.minimum[table]
     escaped = (entries < 0) | (entries >= escape)
-    outside = entries[escaped]
+    outside, escape = entries[escaped], escape[escaped]
     distances = np.where(outside < 0, -2 * outside - 1, 2 * (outside - escape))  # odd below, even above
     entries[escaped] = escape
     return entries, escaped, distances
@@ -169,11 +170,12 @@ def shortest(counts: np.ndarray, tables: Tables) -> float:
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
     """Bits that an ideal coder spends on the symbols under these tables, escapes included."""
-    total = PRECISION * float(len(symbols))
-    for table, positions in _groups(indexes):
-        entries, _, distances = _split(symbols[positions], tables, table)
-        frequencies = tables.frequencies[tables.starts[table] : tables.starts[table + 1]]
-        total -= float(np.bincount(entries, minlength=len(frequencies)) @ np.log2(frequencies))
+    bits = PRECISION - np.log2(tables.frequencies)
+    total = 0.0
+    for start in range(0, len(symbols), _COSTED):
+        table = indexes[start : start + _COSTED]
+        entries, _, distances = _split(symbols[start : start + _COSTED], tables, table)
+        total += float(bits[tables.starts[table] + entries].sum())
         total += float((np.log2(_MAX_BITS + 1) + _bit_length(distances + 1)).sum())
     return total
 

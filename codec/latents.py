@@ -2,27 +2,33 @@
 
 x ─analyse─► y, z ─commit─► Latents (integers) ─pack──► z bytes, y bytes
                                 ▲  │
-                             unpack└──synthesise─► 8-bit pixels
+                             unpack└──render─► 8-bit pixels
+
+Large pictures pass the networks in tiles with halos, so the memory for activations is bounded.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import entropy
 from .exact import MU_BITS, hyper_decode
 from .model_file import LevelModel
 from .networks import HYPER_STRIDE, STRIDE
-from .pixels import to_pixels
+from .pixels import to_pixels, window
 
-_TILE = 1024  # pixels a side of what g_a and g_s see at once
-_HALO = 64  # pixels around a tile: more than the receptive field of either
+Box = tuple[int, int, int, int]  # top, left, bottom, right in the padded picture
+
+_TILE = 1024  # pixels a side of what the networks see at once
+_HALO = 64  # pixels around a tile: more than the receptive field of g_a or g_s
+_HYPER_HALO = 128  # … of h_a or h_s
+_CHANNELS = 16  # of y rounded at once
 
 
 @dataclass(frozen=True)
@@ -46,52 +52,82 @@ class Latents:
     index: Tensor
     mu: Tensor
 
-    def y_hat(self) -> Tensor:
-        """ŷ = y + μ, float32."""
-        return self.y.float() + self.mu.float() / 2**MU_BITS
+    def y_hat(self, box: Box | None = None) -> Tensor:
+        """ŷ = y + μ of all or of a box of the picture, float32."""
+        y, mu = (v if box is None else cut(v, box, STRIDE) for v in (self.y, self.mu))
+        return y.float() + mu.float() / 2**MU_BITS
 
     def digest(self) -> str:
         """SHA-256 of the symbols of z and y: the same on every machine that decodes the same file."""
-        content = hashlib.sha256(self.z.cpu().numpy().astype("<i4").tobytes())
-        content.update(self.y.cpu().numpy().astype("<i4").tobytes())
+        content = hashlib.sha256()
+        for v in (self.z, self.y):
+            content.update(np.ascontiguousarray(v.cpu().numpy(), "<i4").data)
         return content.hexdigest()
 
 
-def _tiles(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+# ----------------------------------------------------------------------------------------------------------- tiles
+
+
+def slices(box: Box, stride: int, origin: tuple[int, ...] = (0, 0)) -> tuple[slice, slice]:
+    """Rows and columns of a box in a grid of one position every `stride` pixels that starts at `origin`."""
+    top, left = origin[:2]
+    return (
+        slice((box[0] - top) // stride, (box[2] - top) // stride),
+        slice((box[1] - left) // stride, (box[3] - left) // stride),
+    )
+
+
+def cut(v: Tensor, box: Box, stride: int, origin: tuple[int, ...] = (0, 0)) -> Tensor:
+    """A view of what lies in a box, (B, C, h, w)."""
+    rows, cols = slices(box, stride, origin)
+    return v[:, :, rows, cols]
+
+
+def tiles(height: int, width: int) -> Iterator[Box]:
+    """What a padded picture is worked through in: itself, or tiles of it where it is large."""
+    if height * width <= 2 * _TILE**2:
+        yield 0, 0, height, width
+        return
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             yield top, left, min(top + _TILE, height), min(left + _TILE, width)
 
 
-def _with_halo(top: int, left: int, bottom: int, right: int, height: int, width: int) -> tuple[int, int, int, int]:
-    return max(0, top - _HALO), max(0, left - _HALO), min(height, bottom + _HALO), min(width, right + _HALO)
+def with_halo(box: Box, halo: int, height: int, width: int) -> Box:
+    """A box and the pixels around it, as far as there are any."""
+    top, left, bottom, right = box
+    return max(0, top - halo), max(0, left - halo), min(height, bottom + halo), min(width, right + halo)
+
+
+def _size(y: Tensor) -> tuple[int, int]:
+    """Height and width of the padded picture that latents (1, M, h, w) belong to."""
+    return STRIDE * y.shape[2], STRIDE * y.shape[3]
+
+
+# --------------------------------------------------------------------------------------------------------- encoding
 
 
 @torch.no_grad()
-def analyse(level: LevelModel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """y (B, M, H/16, W/16) and z (B, N, H/64, W/64), float32 on the model's device.
-
-    Large images pass g_a in tiles with halos, so the memory for activations is bounded.
+def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """y (1, M, H/16, W/16) and z (1, N, H/64, W/64), float32 on the model's device.
 
     Parameters
     ----------
-    x : Tensor (B, 3, H, W) float32 in 0..1
-        Padded to multiples of 64.
+    pixels : ndarray (h, w, 3) uint8
+        Taken as padded by replication to H × W, multiples of 64.
     """
-    networks = level.plain.networks
-    height, width = x.shape[2:]
-    if height * width <= 2 * _TILE**2:
-        y = networks.g_a(x.to(level.device))
-    else:
-        M = level.plain.architecture.M
-        y = torch.empty(x.shape[0], M, height // STRIDE, width // STRIDE, device=level.device)
-        for tile in _tiles(height, width):
-            t, le, b, r = (v // STRIDE for v in tile)
-            t0, l0, b0, r0 = _with_halo(*tile, height, width)
-            part = networks.g_a(x[:, :, t0:b0, l0:r0].to(level.device))
-            t0, l0 = t0 // STRIDE, l0 // STRIDE
-            y[:, :, t:b, le:r] = part[:, :, t - t0 : b - t0, le - l0 : r - l0]
-    return y, networks.h_a(y)
+    networks, architecture = level.plain.networks, level.plain.architecture
+    h, w = (-(-side // HYPER_STRIDE) for side in pixels.shape[:2])
+    height, width = h * HYPER_STRIDE, w * HYPER_STRIDE
+    y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
+    z = torch.empty(1, architecture.N, h, w, device=level.device)
+    for tile in tiles(height, width):
+        box = with_halo(tile, _HALO, height, width)
+        cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
+    for tile in tiles(height, width):
+        box = with_halo(tile, _HYPER_HALO, height, width)
+        cut(z, tile, HYPER_STRIDE)[:] = cut(networks.h_a(cut(y, box, STRIDE)), tile, HYPER_STRIDE, box)
+    return y, z
 
 
 @torch.no_grad()
@@ -101,16 +137,40 @@ def commit(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     k_z = torch.round(z - median).clamp(-(2.0**30), 2.0**30).to(torch.int32)
     index, mu = hyper_decode(level.h_s, level.gains, k_z.to(level.exact_device))
     index, mu = index.to(level.device), mu.to(level.device)
-    k_y = torch.round(y - mu.float() / 2**MU_BITS).clamp(-(2.0**30), 2.0**30).to(torch.int32)
+    k_y = torch.empty_like(mu)
+    for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (k_y, y, mu)), strict=True):
+        k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-(2.0**30), 2.0**30))
     return Latents(k_z, k_y, index, mu)
+
+
+def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.ndarray, float]]:
+    """What the latents of one image would become in a file, tile by tile, so that memory is bounded.
+
+    Yields
+    ------
+    box : Box
+    pixels : ndarray (h, w, 3) uint8
+        As the decoder will show the box, padding included.
+    bits : float
+        Of the latents in the box.
+    """
+    height, width = _size(y)
+    for tile in tiles(height, width):
+        box = with_halo(tile, _HALO + _HYPER_HALO, height, width)  # what the latents around the tile depend on, too
+        around = commit(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
+        own = Latents(
+            cut(around.z, tile, HYPER_STRIDE, box),
+            *(cut(v, tile, STRIDE, box) for v in (around.y, around.index, around.mu)),
+        )
+        top, left, bottom, right = tile
+        inner = top - box[0], left - box[1], bottom - box[0], right - box[1]
+        yield tile, _shown(level, around, inner), code_length(level, own)
 
 
 def _flat(latents: Latents) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(symbols, table of each) of z, then of y."""
-    z = latents.z.cpu().numpy().astype(np.int32)
+    z, y, index = (v.cpu().contiguous().numpy() for v in (latents.z, latents.y, latents.index))
     channels = np.repeat(np.arange(z.shape[1]), z.shape[2] * z.shape[3])
-    y = latents.y.cpu().contiguous().numpy().astype(np.int32)
-    index = latents.index.cpu().contiguous().numpy()
     return z.ravel(), channels, y.ravel(), index.ravel()
 
 
@@ -126,7 +186,7 @@ def pack(level: LevelModel, latents: Latents) -> tuple[bytes, bytes]:
     return entropy.encode(z, z_index, level.z_tables), entropy.encode(y, y_index, level.y_tables)
 
 
-Trace = Callable[[str, bytes], None]
+# --------------------------------------------------------------------------------------------------------- decoding
 
 
 @torch.no_grad()
@@ -150,21 +210,17 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
     return Latents(k_z.to(device), torch.from_numpy(y).to(device), index.to(device), mu.to(device))
 
 
-@torch.no_grad()
-def synthesise(g_s: nn.Module, y_hat: Tensor) -> Tensor:
-    """x̂ (B, 3, H, W) float32 of ŷ (B, M, H/16, W/16), not clamped; large images in tiles with halos."""
-    height, width = y_hat.shape[2] * STRIDE, y_hat.shape[3] * STRIDE
-    if height * width <= 2 * _TILE**2:
-        return g_s(y_hat)
-    x_hat = torch.empty(y_hat.shape[0], 3, height, width, device=y_hat.device)
-    for tile in _tiles(height, width):
-        top, left, bottom, right = tile
-        t0, l0, b0, r0 = _with_halo(*tile, height, width)
-        part = g_s(y_hat[:, :, t0 // STRIDE : b0 // STRIDE, l0 // STRIDE : r0 // STRIDE].contiguous())
-        x_hat[:, :, top:bottom, left:right] = part[:, :, top - t0 : bottom - t0, left - l0 : right - l0]
-    return x_hat
-
-
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:
     """The 8-bit picture that these integers decode to, (height, width, 3) uint8."""
-    return to_pixels(synthesise(level.plain.networks.g_s, latents.y_hat())[:, :, :height, :width])
+    pixels = np.empty((height, width, 3), np.uint8)
+    for tile in tiles(*_size(latents.y)):
+        rows, cols = slices(tile, 1)
+        pixels[rows, cols] = _shown(level, latents, tile)[: height - rows.start, : width - cols.start]
+    return pixels
+
+
+@torch.no_grad()
+def _shown(level: LevelModel, latents: Latents, tile: Box) -> np.ndarray:
+    """The 8-bit pixels of a tile, (h, w, 3) uint8."""
+    box = with_halo(tile, _HALO, *_size(latents.y))
+    return to_pixels(cut(level.plain.networks.g_s(latents.y_hat(box)), tile, 1, box))

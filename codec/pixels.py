@@ -77,6 +77,15 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(planes)[None].to(torch.float32).div_(255)
 
 
+def window(pixels: np.ndarray, top: int, left: int, bottom: int, right: int) -> Tensor:
+    """A part of a picture whose last row and column are repeated for ever, as `to_tensor` gives it."""
+    from torch.nn import functional
+
+    x = to_tensor(pixels[top:bottom, left:right])
+    missing = bottom - top - x.shape[2], right - left - x.shape[3]
+    return functional.pad(x, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else x
+
+
 def to_pixels(x: Tensor) -> np.ndarray:
     """Convert a tensor (1, 3, H, W) to pixels (H, W, 3) uint8: clamped to 0..1, rounded half to even."""
     import torch

@@ -25,7 +25,6 @@ from sgacodec.image import Picture, read_image, write_image
 from sgacodec.metrics import psnr
 from sgacodec.model_file import LevelModel, Model, read_model
 from sgacodec.models import ModelNotFoundError, find_model
-from sgacodec.pixels import pad, to_tensor
 from sgacodec.refine.objective import Problem
 
 PLAIN = Settings(method="none")
@@ -232,18 +231,22 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
 def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np.ndarray) -> None:
     """Else large images have seams, or decode differently from what was measured."""
     for level in (lite_level, tiny.at(1, CPU, CPU)):
-        x = pad(to_tensor(photograph[:330, :460]), 64)
-        y, z = latents.analyse(level, x)
+        picture = photograph[:330, :460]
+        y, z = latents.analyse(level, picture)
         found = latents.commit(level, y, z)
         whole = latents.render(level, found, 330, 460)
         for tile in (64, 128, 192):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(latents, "_TILE", tile)
-                y_tiled, z_tiled = latents.analyse(level, x)
+                y_tiled, z_tiled = latents.analyse(level, picture)
                 tiled = latents.render(level, found, 330, 460)
+                pieces = list(latents.preview(level, y, z))
             assert float((y - y_tiled).abs().max()) < 1e-3
             assert float((z - z_tiled).abs().max()) < 1e-3
             assert np.abs(whole.astype(int) - tiled).max() <= 1
+            for (top, left, bottom, right), shown, _ in pieces:
+                assert np.array_equal(shown[: 330 - top, : 460 - left], tiled[top:bottom, left:right])
+            assert sum(bits for _, _, bits in pieces) == pytest.approx(latents.code_length(level, found), rel=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------- bad files

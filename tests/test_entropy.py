@@ -91,6 +91,7 @@ def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
     whole = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entropy, "_BLOCK", block)
+        patch.setattr(entropy, "_COSTED", block)
         parts = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
         assert np.array_equal(decode(whole[0], indexes, GAUSSIAN), symbols)
     assert parts[0] == whole[0]

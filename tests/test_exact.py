@@ -14,7 +14,6 @@ from torch import nn
 from sgacodec import exact, latents
 from sgacodec.exact import IntegerGains, IntegerHyperDecoder, IntegerLayer, check, check_gains, hyper_decode
 from sgacodec.model_file import LevelModel, Model
-from sgacodec.pixels import pad, to_tensor
 
 INT32 = (-(2**31), 2**31 - 1)
 Pair = tuple[np.ndarray, np.ndarray]
@@ -360,8 +359,8 @@ def test_quantise_refuses_what_does_not_fit() -> None:
 @torch.no_grad()
 def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
     """Else files grow: what is coded is not what was trained (the tables and means of the float network)."""
-    x = pad(to_tensor(photograph), 64)
-    found = latents.commit(lite_level, *latents.analyse(lite_level, x))
+    y, z = latents.analyse(lite_level, photograph)
+    found = latents.commit(lite_level, y, z)
     z_hat = found.z + lite_level.plain.density.median[None, :, None, None]
     scale, mean = lite_level.plain.networks.h_s(z_hat).chunk(2, 1)
     thresholds = torch.from_numpy(exact.scale_thresholds())
@@ -371,8 +370,8 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
     error = (mean - found.mu / 2**exact.MU_BITS).abs()
     assert float(error.square().mean().sqrt()) < 0.005  # in steps of y
     assert float(error.max()) < 0.2  # the means of blocks, which reach tens of steps
-    y = torch.round(latents.analyse(lite_level, x)[0] - mean).to(torch.int32)
-    unquantised = replace(found, y=y, index=index.to(torch.uint8))
+    rounded = torch.round(y - mean).to(torch.int32)
+    unquantised = replace(found, y=rounded, index=index.to(torch.uint8))
     assert latents.code_length(lite_level, found) < 1.002 * latents.code_length(lite_level, unquantised)
 
 

@@ -10,7 +10,6 @@ A round costs one pass of g_s forward and back, about as much as a step of the a
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 
@@ -95,10 +94,13 @@ class _Loss:
     """
 
     def __init__(self, level: LevelModel, problem: Problem, active: Tensor | None = None) -> None:
-        batch = Batch.of(level, [problem])
-        self.synthesise = functools.partial(pixels_of, level, batch)
-        self.x, self.weight, self.active = batch.x, (problem.lmbda * 255**2 / 3) * batch.weight, active
+        self.level, self.batch, self.active = level, Batch.of(level, [problem]), active
+        self.x, self.weight = self.batch.x, (problem.lmbda * 255**2 / 3) * self.batch.weight
         self.price, self.lower, self.higher = (v.to(level.device) for v in prices(level.y_tables))
+
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        """x̂, held as in a `Batch`."""
+        return pixels_of(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
 
     def at(self, y_hat: Tensor, entry: Tensor) -> tuple[float, Tensor]:
         """The loss, of the 8-bit picture, and the gradient of its squared error before the rounding to 8 bits."""

@@ -6,7 +6,7 @@ true      y, z ─commit─► integers ─► λ·255²·MSE + bpp  integer tab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..density import bits
 from ..image import ImageError, Picture
-from ..latents import Latents, analyse, code_length, commit, render
+from ..latents import Box, analyse, preview, slices
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE
-from ..pixels import fill_transparent, pad, to_grey, to_tensor
+from ..pixels import fill_transparent, to_grey, window
 from .fused import coded_latents, weighted_squares
 from .relaxations import Rounding, relax, sample_noise
 
@@ -29,12 +29,11 @@ MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the rati
 
 @dataclass(frozen=True)
 class Candidate:
-    """Latents of one image, the integers they round to and the true loss of those.
+    """Latents of one image and the true loss of the integers they round to.
 
     Attributes
     ----------
     y, z : Tensor (1, M, H/16, W/16), (1, N, H/64, W/64) float32
-    latents : Latents
     mse : float
         Of the visible 8-bit pixels, in 0..1 units.
     bits : float
@@ -45,7 +44,6 @@ class Candidate:
 
     y: Tensor
     z: Tensor
-    latents: Latents
     mse: float
     bits: float
     loss: float
@@ -53,25 +51,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Problem:
-    """One picture to be refined at one level and λ.
+    """One picture, or a part of one, to be refined at one level and λ. It holds bytes: floats are made of a part.
 
     Attributes
     ----------
-    x : Tensor (1, 3, H, W) float32 in 0..1
-        Padded by replication to multiples of 64, colours under alpha 0 filled in.
-    weight : Tensor (1, 1, H, W) float32
-        Of each pixel's squared error: 0 in the padding and under alpha 0, of mean 1 over what is visible.
-    original, visible : ndarray (h, w, 3) uint8, (h, w) bool
+    original : ndarray (h, w, 3) uint8
+        Colours under alpha 0 filled in.
+    visible : ndarray (h, w) bool, optional
+        Where alpha is not 0; None: everywhere.
+    weights : ndarray (h, w) float32 or bool, optional
+        Of each pixel's squared error: 0 under alpha 0, of mean 1 over what is visible; None: 1 everywhere.
+    shape : tuple
+        H and W, what it is padded to by replication: multiples of 64 for a whole picture.
     """
 
     level: LevelModel
     lmbda: float
     metric: str
-    x: Tensor
-    weight: Tensor
     original: np.ndarray
-    visible: np.ndarray
+    visible: np.ndarray | None
+    weights: np.ndarray | None
     grey: bool
+    shape: tuple[int, int]
 
     @staticmethod
     def of(level: LevelModel, picture: Picture, roi: np.ndarray | None, lmbda: float, metric: str) -> Problem:
@@ -88,49 +89,88 @@ class Problem:
         height, width = pixels.shape[:2]
         if metric == "ms-ssim" and min(height, width) <= MS_SSIM_SMALLEST_SIDE:
             raise ImageError(f"metric ms-ssim needs more than {MS_SSIM_SMALLEST_SIDE} pixels a side")
-        visible = np.ones((height, width), bool) if picture.alpha is None else picture.alpha > 0
+        weights = visible = None if picture.alpha is None else picture.alpha > 0
         if picture.alpha is not None:
             pixels = fill_transparent(pixels, picture.alpha)
-        weights = visible.astype(np.float32)
         if roi is not None:
-            if roi.shape != (height, width):
-                raise ValueError(f"the weight map has {roi.shape[1]}x{roi.shape[0]} pixels, not {width}x{height}")
-            weights *= roi.astype(np.float32)
-            if not np.isfinite(weights).all() or weights.min() < 0 or (visible.any() and weights.max() <= 0):
-                raise ValueError("the weight map must have finite weights of at least 0, and one above 0")
-            weights *= visible.sum() / max(float(weights.sum()), 1e-30)
-        x = pad(to_tensor(pixels), HYPER_STRIDE)
-        weight = torch.zeros(1, 1, *x.shape[2:])
-        weight[0, 0, :height, :width] = torch.from_numpy(weights)
-        return Problem(level, lmbda, metric, x, weight, pixels, visible, picture.grey)
+            weights = _weights(roi, np.ones((height, width), bool) if visible is None else visible)
+        shape = height + -height % HYPER_STRIDE, width + -width % HYPER_STRIDE
+        return Problem(level, lmbda, metric, pixels, visible, weights, picture.grey, shape)
+
+    def part(self, box: Box) -> Problem:
+        """What lies in a box of the padded picture, as a problem of its own."""
+        rows, cols = slices(box, 1)
+        original, visible, weights = (
+            None if v is None else v[rows, cols] for v in (self.original, self.visible, self.weights)
+        )
+        assert original is not None
+        shape = box[2] - box[0], box[3] - box[1]
+        return replace(self, original=original, visible=visible, weights=weights, shape=shape)
 
     @property
     def pixels(self) -> int:
-        return self.visible.size
+        return self.original.shape[0] * self.original.shape[1]
+
+    @property
+    def seen(self) -> int:
+        """How many pixels are visible."""
+        return self.pixels if self.visible is None else int(self.visible.sum())
+
+    @property
+    def x(self) -> Tensor:
+        """The padded picture, (1, 3, H, W) float32 in 0..1."""
+        return window(self.original, 0, 0, *self.shape)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of each pixel's squared error, 0 in the padding, (1, 1, H, W) float32."""
+        weight = torch.zeros(1, 1, *self.shape)
+        height, width = self.original.shape[:2]
+        weight[0, 0, :height, :width] = 1 if self.weights is None else torch.from_numpy(self.weights)
+        return weight
 
     def start(self) -> Candidate:
         """The unrefined latents of the encoder networks."""
-        return self.evaluate(*analyse(self.level, self.x))
+        return self.evaluate(*analyse(self.level, self.original))
 
     def evaluate(self, y: Tensor, z: Tensor) -> Candidate:
         """The true loss of latents (1, …): that of the file and the picture they would become."""
-        height, width = self.original.shape[:2]
-        latents = commit(self.level, y, z)
-        shown = render(self.level, latents, height, width)
-        if self.grey:
-            shown = to_grey(shown)
-        error = shown.astype(np.float32)
-        error -= self.original
-        squared = np.square(error, out=error).mean(axis=2) / 255.0**2  # (h, w)
-        mse = float(squared[self.visible].mean(dtype=np.float64)) if self.visible.any() else 0.0
-        weight = self.weight[0, 0, :height, :width].numpy()
-        distortion = 255.0**2 * float((squared * weight).mean(dtype=np.float64))
-        if self.metric == "ms-ssim":
-            seen = np.where(weight[:, :, None] > 0, shown, self.original)
+        squares = weighted = spent = 0.0
+        seen = self.original.copy() if self.metric == "ms-ssim" else None
+        for box, shown, bits_of_box in preview(self.level, y, z):
+            part = self.part(box)
+            shown = shown[: part.original.shape[0], : part.original.shape[1]]
+            if self.grey:
+                shown = to_grey(shown)
+            error = shown.astype(np.float32)
+            error -= part.original
+            squared = np.square(error, out=error).mean(axis=2) / 255.0**2  # (h, w)
+            squares += float(squared.sum(dtype=np.float64, where=True if part.visible is None else part.visible))
+            if seen is not None:
+                place = seen[slices(box, 1)]
+                np.copyto(place, shown, where=True if part.weights is None else part.weights[:, :, None] > 0)
+            if part.weights is not None:
+                squared *= part.weights
+            weighted += float(squared.sum(dtype=np.float64))
+            spent += bits_of_box
+        distortion = 255.0**2 * weighted / self.pixels
+        if seen is not None:
             pair = [torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (seen, self.original)]
             distortion = MS_SSIM_SCALE * float(1 - ms_ssim(*pair))
-        spent = code_length(self.level, latents)
-        return Candidate(y, z, latents, mse, spent, self.lmbda * distortion + spent / self.pixels)
+        return Candidate(y, z, squares / max(1, self.seen), spent, self.lmbda * distortion + spent / self.pixels)
+
+
+def _weights(roi: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """A weight map (h, w), 0 where nothing is visible and of mean 1 elsewhere, float32."""
+    height, width = visible.shape
+    if roi.shape != (height, width):
+        raise ValueError(f"the weight map has {roi.shape[1]}x{roi.shape[0]} pixels, not {width}x{height}")
+    weights = roi.astype(np.float32)
+    weights *= visible
+    if not np.isfinite(weights).all() or weights.min() < 0 or (visible.any() and weights.max() <= 0):
+        raise ValueError("the weight map must have finite weights of at least 0, and one above 0")
+    weights *= visible.sum() / max(float(weights.sum()), 1e-30)
+    return weights
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -153,13 +193,16 @@ class Batch:
         Pixels, and the weight of each squared error; (B, s², …) for grey pictures, of which all are or none is.
     scale : Tensor (B,)
         1 / pixels of each image.
-    active_y, active_z : Tensor (1, H/16, W/16, 1), (1, H/64, W/64, 1) bool, optional
+    window : pair of slices, optional
+        Rows and columns of y whose pixels these are; None for all.
+    active_y, active_z : Tensor (1, h, w, 1) bool, optional
         The latents that may change; None for all.
     """
 
     x: Tensor
     weight: Tensor
     scale: Tensor
+    window: tuple[slice, slice] | None = None
     active_y: Tensor | None = None
     active_z: Tensor | None = None
 
@@ -248,7 +291,7 @@ def relaxed_loss(
     y_hat, y_bits = coded_latents(y, side.parameters, tau, rounding, noise, batch.active_y, exponential)
 
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        x_hat = pixels_of(level, batch, y_hat.permute(0, 3, 1, 2))
+        x_hat = pixels_of(level, batch, y_hat)
     if metric == "ms-ssim":
         distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(level.plain.networks.g_s))
     else:
@@ -257,9 +300,12 @@ def relaxed_loss(
 
 
 def pixels_of(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
-    """x̂ of ŷ (B, M, H/16, W/16), held as `batch.x` is."""
+    """x̂ of ŷ (B, h, w, M), held as `batch.x` is."""
     g_s = level.plain.networks.g_s
-    x_hat: Tensor = getattr(g_s, "unshuffled", g_s)(y_hat)
+    if batch.window is not None:
+        rows, cols = batch.window
+        y_hat = y_hat[:, rows, cols]
+    x_hat: Tensor = getattr(g_s, "unshuffled", g_s)(y_hat.permute(0, 3, 1, 2))
     if x_hat.shape[1] > batch.x.shape[1]:  # what a grey file shows is the mean of the colours
         x_hat = x_hat.float().unflatten(1, (3, -1)).mean(dim=1)
     return x_hat

@@ -105,9 +105,9 @@ def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> Side:
 
 
 def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of y and of z; without a gradient Adam leaves z alone."""
+    """Of y and of z; without a gradient Adam leaves z alone. Fused Adam wants the memory layout of the latents."""
     found = torch.autograd.grad(loss.sum(), y if z is None else (y, z))
-    return found[0], None if z is None else found[1]
+    return found[0].contiguous(), None if z is None else found[1].contiguous()
 
 
 def _captured(

@@ -1,8 +1,15 @@
 """Refinement of large pictures: tile by tile, with halos, in bounded memory and without seams.
 
-A tile's latents are refined while the loss is measured over the tile and a halo that is wider than the reach of its
-latents: whatever the loss of that region gains, the loss of the picture gains. Latents in the halo stay rounded and
-fixed, at their refined values where a neighbour has been done before.
+    ┌──────────────────────┐
+    │ wide   y, z and bits │   + 128 pixels: hyper-latents reach that far
+    │   ┌──────────────┐   │
+    │   │ outer pixels │   │   + 32 or 64 pixels: latents reach half as far
+    │   │   ┌──────┐   │   │
+    │   │   │inner │   │   │   the tile: the latents that change
+
+Bits cost little time and pixels much, so a step looks at few pixels around the tile: only where its y reach. What is
+kept is decided by the true loss of all of `wide`: whatever that gains, the picture gains. Latents around the tile stay
+rounded and fixed, at their refined values where a neighbour has been done before.
 """
 
 from __future__ import annotations
@@ -13,9 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..latents import Box, cut, slices, with_halo
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE, STRIDE
 from .flips import polish, rounds_after
@@ -25,28 +34,34 @@ from .settings import Settings
 from .steps import prepared
 
 TILE = 1024  # pixels a side at most, a multiple of 64
-HALO = 128  # pixels around it: latents reach 30 pixels at most, hyper-latents 112 (lite) or, faintly, 142 (mshyper)
+WIDE = 128  # pixels around it: hyper-latents reach 112 (lite) or, faintly, 142 (mshyper)
 
 
 @dataclass(frozen=True)
 class Region:
-    """A tile (inner) and what is looked at for it (outer): top, left, bottom, right in the padded picture."""
+    """A tile (inner), where a step looks at pixels (outer) and where it looks at bits (wide)."""
 
-    inner: tuple[int, int, int, int]
-    outer: tuple[int, int, int, int]
-
-
-def needs_tiles(problem: Problem) -> bool:
-    """Whether a picture is refined in tiles: where it is larger than two of them."""
-    return problem.x.shape[2] * problem.x.shape[3] > 2 * TILE**2
+    inner: Box
+    outer: Box
+    wide: Box
 
 
-def regions(height: int, width: int) -> Iterator[Region]:
+def needs_tiles(height: int, width: int) -> bool:
+    """Whether a padded picture is refined in tiles: where it is larger than two of them."""
+    return height * width > 2 * TILE**2
+
+
+def reach(level: LevelModel) -> int:
+    """How far beyond its own block, or less, a y changes the picture: pixels, rounded up to a multiple of 16."""
+    return 16 if level.plain.architecture.family == "lite" else 32  # 10 and 30
+
+
+def regions(height: int, width: int, reach: int) -> Iterator[Region]:
     """The tiles of a padded picture, row by row, of nearly one size: none is a sliver that MS-SSIM cannot measure."""
     for top, bottom in _spans(height):
         for left, right in _spans(width):
-            outer = max(0, top - HALO), max(0, left - HALO), min(height, bottom + HALO), min(width, right + HALO)
-            yield Region((top, left, bottom, right), outer)
+            inner = top, left, bottom, right
+            yield Region(inner, with_halo(inner, 2 * reach, height, width), with_halo(inner, WIDE, height, width))
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:
@@ -57,123 +72,132 @@ def _spans(length: int) -> Iterator[tuple[int, int]]:
 def refine_tiles(
     level: LevelModel,
     problem: Problem,
-    unrefined: Candidate,
+    start: Candidate,
     settings: Settings,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Candidate, int]:
-    """Refine one large picture; see `loop.refine`."""
+    """Refine one large picture, in place: the tensors of `start` are changed. Else as `loop.refine`."""
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
-    y = unrefined.y.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
-    z = unrefined.z.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
     fast = prepared(level)
-    todo = list(regions(*problem.x.shape[2:]))
+    y, z = start.y, start.z
+    todo = list(regions(*problem.shape, reach(level)))
     steps = settings.steps
     if settings.time_limit is not None:
         largest = max(todo, key=lambda region: _area(region.outer))
-        batch = Batch.of(fast, [_part(problem, largest)])
-        cut = _cut(y, largest, STRIDE), _cut(z, largest, HYPER_STRIDE)
-        fitting = steps_within(settings.time_limit / len(todo), fast, batch, *cut, settings)
+        batch = _batch(fast, problem, largest)
+        latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
+        fitting = steps_within(settings.time_limit / len(todo), fast, batch, *latents, settings)
         steps = min(steps, fitting - rounds_after(fitting, settings))
-    for number, region in enumerate(todo):
-        part = _part(problem, region)
-        batch = replace(
-            Batch.of(fast, [part]),
-            active_y=_mask(region, STRIDE).to(level.device),
-            active_z=_mask(region, HYPER_STRIDE).to(level.device),
-        )
-        done = number * steps
+    rounds = rounds_after(steps, settings)
+    total = (steps + rounds) * len(todo)
+    seen = problem.seen
+    done, bits, squares = 0, start.bits, start.mse * seen  # of the picture as it is
 
-        def report(step: int, done: int = done) -> None:
-            if progress is not None:
-                bpp = unrefined.bits / problem.pixels
-                psnr = -10 * torch.log10(torch.tensor(max(unrefined.mse, 1e-12))).item()
-                progress(Progress(done + step, steps * len(todo), bpp, psnr))
+    def report(step: int, more_bits: float, more_squares: float) -> None:
+        if progress is not None:
+            mse = (squares + more_squares) / max(1, seen)
+            psnr = -10 * math.log10(max(mse, 1e-12))
+            progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr))
 
-        _refine_region(fast, part, region, batch, y, z, settings, steps, report)
+    for region in todo:
+        more_bits, more_squares = _refine_region(fast, problem, region, y, z, settings, steps, report)
+        done, bits, squares = done + steps, bits + more_bits, squares + more_squares
     for region in todo:  # once z is what it will be everywhere
-        _polish_region(fast, _part(problem, region), region, y, z, rounds_after(steps, settings), until)
-    refined = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2))
-    return (refined if refined.loss < unrefined.loss else unrefined), steps
+        more_bits, more_squares = _polish_region(fast, problem, region, y, z, rounds, until)
+        done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
+        report(0, 0.0, 0.0)
+    refined = problem.evaluate(y, z)
+    return (refined if refined.loss <= start.loss else problem.start()), steps
 
 
 def _refine_region(
     level: LevelModel,
-    part: Problem,
+    problem: Problem,
     region: Region,
-    batch: Batch,
     y: Tensor,
     z: Tensor,
     settings: Settings,
     steps: int,
-    report: Callable[[int], None],
-) -> None:
-    """Anneal the latents of one tile and write the best ones into y and z (1, h, w, C)."""
-    region_y, region_z = _cut(y, region, STRIDE), _cut(z, region, HYPER_STRIDE)
-    best = part.evaluate(region_y.permute(0, 3, 1, 2), region_z.permute(0, 3, 1, 2))
+    report: Callable[[int, float, float], None],
+) -> tuple[float, float]:
+    """Anneal the latents of one tile and write the best ones into y and z (1, C, h, w).
 
-    def check(candidate_y: Tensor, candidate_z: Tensor) -> None:
+    Returns
+    -------
+    float, float
+        What the tile has added to the bits and to the squared error of the picture; `report` is told the same.
+    """
+    part = problem.part(region.wide)
+    seen = part.seen
+    first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
+
+    def check(y: Tensor, z: Tensor) -> None:
         nonlocal best
-        candidate = part.evaluate(candidate_y.permute(0, 3, 1, 2).clone(), candidate_z.permute(0, 3, 1, 2).clone())
+        candidate = part.evaluate(*(v.permute(0, 3, 1, 2).clone() for v in (y, z)))
         if candidate.loss < best.loss:
             best = candidate
 
-    anneal(level, batch, region_y.clone(), region_z.clone(), settings, steps, check, report)
-    _write(best, region, y, z)
+    def added() -> tuple[float, float]:
+        return best.bits - first.bits, (best.mse - first.mse) * seen
+
+    anneal(
+        level,
+        _batch(level, problem, region),
+        _channels_last(y, region, STRIDE),
+        _channels_last(z, region, HYPER_STRIDE),
+        settings,
+        steps,
+        check,
+        lambda step: report(step, *added()),
+    )
+    _write(best.y, y, region, STRIDE)
+    _write(best.z, z, region, HYPER_STRIDE)
+    return added()
 
 
 def _polish_region(
-    level: LevelModel, part: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
-) -> None:
-    """Change single integers of the y of one tile for the better."""
-    start = part.evaluate(*(_cut(v, region, stride).permute(0, 3, 1, 2) for v, stride in _strides(y, z)))
-    _write(polish(level, part, start, rounds, _mask(region, STRIDE).to(level.device), until), region, y, z)
+    level: LevelModel, problem: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
+) -> tuple[float, float]:
+    """Change single integers of the y of one tile for the better, in y (1, M, h, w); returns as `_refine_region`."""
+    part = problem.part(region.wide)
+    annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
+    polished = polish(level, part, annealed, rounds, _mask(region, STRIDE).to(level.device), until)
+    _write(polished.y, y, region, STRIDE)
+    return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.seen
 
 
-def _strides(y: Tensor, z: Tensor) -> tuple[tuple[Tensor, int], tuple[Tensor, int]]:
-    return (y, STRIDE), (z, HYPER_STRIDE)
+def _write(found: Tensor, whole: Tensor, region: Region, stride: int) -> None:
+    """Put the latents found for a tile, of all of `wide`, where they belong in those of the picture."""
+    cut(whole, region.inner, stride)[:] = cut(found, region.inner, stride, region.wide)
 
 
-def _write(best: Candidate, region: Region, y: Tensor, z: Tensor) -> None:
-    """Write the latents of a tile into those of the picture."""
-    for (whole, stride), found in zip(_strides(y, z), (best.y, best.z), strict=True):
-        rows, cols = _slices(region.inner, (0, 0), stride)
-        inner_rows, inner_cols = _slices(region.inner, region.outer[:2], stride)
-        whole[:, rows, cols] = found.permute(0, 2, 3, 1)[:, inner_rows, inner_cols]
+def _batch(level: LevelModel, problem: Problem, region: Region) -> Batch:
+    """The pixels of `outer`, those that the tile reaches weighed, and which of the latents of `wide` may change."""
+    part = problem.part(region.outer)
+    rows, cols = slices(with_halo(region.inner, reach(level), *problem.shape), 1, region.outer)
+    weights = np.zeros(part.original.shape[:2], np.float32)
+    weights[rows, cols] = 1 if part.weights is None else part.weights[rows, cols]
+    return replace(
+        Batch.of(level, [replace(part, weights=weights)]),
+        window=slices(region.outer, STRIDE, region.wide),
+        active_y=_mask(region, STRIDE).to(level.device),
+        active_z=_mask(region, HYPER_STRIDE).to(level.device),
+    )
 
 
-def _area(box: tuple[int, int, int, int]) -> int:
+def _area(box: Box) -> int:
     top, left, bottom, right = box
     return (bottom - top) * (right - left)
 
 
-def _slices(box: tuple[int, int, int, int], origin: tuple[int, ...], stride: int) -> tuple[slice, slice]:
-    top, left, bottom, right = box
-    rows = slice((top - origin[0]) // stride, (bottom - origin[0]) // stride)
-    return rows, slice((left - origin[1]) // stride, (right - origin[1]) // stride)
-
-
-def _cut(latents: Tensor, region: Region, stride: int) -> Tensor:
-    """A copy of the latents (1, h, w, C) of a region."""
-    rows, cols = _slices(region.outer, (0, 0), stride)
-    return latents[:, rows, cols].detach().clone(memory_format=torch.contiguous_format)
+def _channels_last(latents: Tensor, region: Region, stride: int) -> Tensor:
+    """A copy of the latents of a region, (1, h, w, C)."""
+    return cut(latents, region.wide, stride).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _mask(region: Region, stride: int) -> Tensor:
     """Which latents of a region belong to its tile, (1, h, w, 1) bool."""
-    top, left, bottom, right = region.outer
-    mask = torch.zeros(1, (bottom - top) // stride, (right - left) // stride, 1, dtype=torch.bool)
-    rows, cols = _slices(region.inner, region.outer[:2], stride)
-    mask[:, rows, cols] = True
-    return mask
-
-
-def _part(problem: Problem, region: Region) -> Problem:
-    """The picture of a region as a problem of its own."""
-    top, left, bottom, right = region.outer
-    return replace(
-        problem,
-        x=problem.x[:, :, top:bottom, left:right],
-        weight=problem.weight[:, :, top:bottom, left:right],
-        original=problem.original[top:bottom, left:right],
-        visible=problem.visible[top:bottom, left:right],
-    )
+    top, left, bottom, right = region.wide
+    mask = torch.zeros(1, 1, (bottom - top) // stride, (right - left) // stride, dtype=torch.bool)
+    cut(mask, region.inner, stride, region.wide)[:] = True
+    return mask.permute(0, 2, 3, 1)
