@@ -38,6 +38,7 @@ from sgacodec.api import Codec, Progress, Settings
 from sgacodec.model_file import LevelModel, read_model
 from sgacodec.networks import Networks, build
 from sgacodec.refine.loop import refine
+from sgacodec.refine.memory import freed_memory_kept
 from sgacodec.refine.objective import Batch, Candidate, Problem
 from sgacodec.refine.steps import prepared, stepper
 
@@ -131,12 +132,13 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             published = PublishedLoop(level, plain, problem)
             start = problem.start()
             y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
-            burst = 50 if device.type == "cuda" else 5  # a whole annealing of ours: z rests in its last part
+            burst = 50 if device.type == "cuda" else 10  # a whole annealing of ours: z rests in its last part
             fast = prepared(level)
             annealings = [stepper(fast, Batch.of(fast, [problem]), y, z, Settings(), burst) for _ in range(runs + 1)]
 
             def ours(annealings: list[Callable[[], None]] = annealings, burst: int = burst) -> None:
-                repeat(annealings.pop(), burst)
+                with freed_memory_kept():
+                    repeat(annealings.pop(), burst)
 
             theirs, own = interleaved([functools.partial(repeat, published.step, burst), ours], device, runs)
             times = [f"{1000 * t / burst:.1f}" for t in (theirs, own)]

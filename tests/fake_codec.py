@@ -42,6 +42,7 @@ class Settings:
     rate: float | None = None
     lr: float | None = None
     schedule: str | None = None
+    rounds: int | None = None
     ssl_a: float | None = None
     r: float | None = None
     n: float | None = None

@@ -118,6 +118,7 @@ def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None
         ("--rate 0.002", "rate", 0.002),
         ("--lr 0.01", "lr", 0.01),
         ("--schedule sga", "schedule", "sga"),
+        ("--rounds 0", "rounds", 0),
         ("--ssl-a 1.4", "ssl_a", 1.4),
         ("--r 0.9", "r", 0.9),
         ("--n 2", "n", 2.0),
@@ -195,7 +196,12 @@ def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytes
     pixels = [np.asarray(Image.open(name), dtype=float) for name in ("photo.png", "out.png")]
     psnr = 10 * np.log10(255**2 / np.mean((pixels[0] - pixels[1]) ** 2))
     assert psnr == pytest.approx(reports[2]["psnr"], abs=1e-3)
-    for line in ("--classes 3 --method atanh", "--method none --ssl-a 2", "--rate 0.1 --schedule cold"):
+    for line in (
+        "--classes 3 --method atanh",
+        "--method none --ssl-a 2",
+        "--method none --rounds 2",
+        "--rate 0.1 --schedule cold",
+    ):
         assert CliRunner().invoke(main, ["encode", "photo.png", "out.sga", *line.split(" ")]).exit_code == 2
 
 

@@ -13,9 +13,9 @@ from sgacodec.image import Picture
 from sgacodec.latents import Latents, code_length, commit
 from sgacodec.model_file import LevelModel
 from sgacodec.refine import flips
-from sgacodec.refine.flips import entries, polish, prices, rounds_after
+from sgacodec.refine.flips import entries, polish, prices
 from sgacodec.refine.loop import refine
-from sgacodec.refine.objective import Candidate, Problem
+from sgacodec.refine.objective import Batch, Candidate, Problem
 from sgacodec.refine.settings import Settings
 
 LMBDA = 0.0075
@@ -31,10 +31,7 @@ def problem(lite_level: LevelModel, photograph: np.ndarray) -> Problem:
 
 @pytest.fixture(scope="module")
 def annealed(lite_level: LevelModel, problem: Problem) -> Candidate:
-    settings = Settings(steps=60)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sgacodec.refine.loop.rounds_after", lambda *_: 0)
-        (candidate,), _ = refine(lite_level, [problem], [problem.start()], settings)
+    (candidate,), _ = refine(lite_level, [problem], [problem.start()], Settings(steps=60, rounds=0))
     return candidate
 
 
@@ -71,7 +68,7 @@ def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: La
 def test_the_loss_of_a_round_is_the_true_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
-    loss = flips._Loss(lite_level, problem)
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
     bits, _ = loss.at(coded.y_hat(), entries(coded, lite_level.y_tables))
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
     assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-5)
@@ -80,7 +77,7 @@ def test_the_loss_of_a_round_is_the_true_one(
 def test_gradient_and_curvature_predict_the_squared_error(
     lite_level: LevelModel, problem: Problem, coded: Latents
 ) -> None:
-    loss = flips._Loss(lite_level, problem)
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
     y_hat = coded.y_hat()
     _, gradient = loss.at(y_hat, entries(coded, lite_level.y_tables))
     curvature = loss.curvature(y_hat)
@@ -123,7 +120,8 @@ def test_what_is_not_active_stays(
 ) -> None:
     active = torch.zeros(1, 8, 8, 1, dtype=torch.bool)
     active[:, 2:6, 4:] = True
-    better = polish(lite_level, problem, annealed, 6, active)
+    batch = replace(Batch.of(lite_level, [problem]), active_y=active)
+    better = polish(lite_level, problem, annealed, 6, lambda _: batch)
     changed = (commit(lite_level, better.y, better.z).y != coded.y).any(dim=1)[..., None]
     assert changed.any()
     assert not (changed & ~active).any()
@@ -163,5 +161,9 @@ def test_it_ends_in_time(
 
 
 def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
-    assert [rounds_after(steps, Settings()) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
-    assert rounds_after(500, Settings(schedule="exp")) == rounds_after(500, Settings(schedule="sga")) == 0
+    assert [Settings().rounds_after(steps) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
+    assert Settings(schedule="exp").rounds_after(500) == Settings(schedule="sga").rounds_after(500) == 0
+    assert Settings(rounds=0).rounds_after(500) == 0
+    assert Settings(rounds=7, schedule="exp").rounds_after(500) == 7
+    with pytest.raises(ValueError, match="rounds must not be negative, not -1"):
+        Settings(rounds=-1).validate()

@@ -21,7 +21,6 @@ from sgacodec.model_file import LevelModel
 from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, objective, steps, tiles
 from sgacodec.refine.annealing import Annealing
-from sgacodec.refine.flips import rounds_after
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
 from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss, relaxed_side
@@ -108,7 +107,7 @@ def test_ssl_lowers_the_loss_by_a_real_margin(codec: Codec, wide: Picture, class
 
 def test_even_a_hopeless_learning_rate_returns_the_unrefined_file(codec: Codec, crop: Picture) -> None:
     plain = one(codec, crop, Settings(method="none"))
-    refined = one(codec, crop, Settings(steps=5, lr=30.0, schedule="exp"))  # without a last pass, that is
+    refined = one(codec, crop, Settings(steps=5, lr=30.0, rounds=0))
     assert refined.data == plain.data
     assert refined.report["rd_loss"] == refined.report["rd_loss_unrefined"] == plain.report["rd_loss"]
     polished = one(codec, crop, Settings(steps=5, lr=30.0)).report
@@ -446,7 +445,7 @@ def test_tiles_gain_what_the_whole_picture_gains_and_leave_no_seams(
     tiled, done = tiles.refine_tiles(lite_level, problem, start, settings, told.append)
     assert done == count
     regions = list(tiles.regions(*problem.shape, tiles.reach(lite_level)))
-    assert told[-1].step == told[-1].steps == (count + rounds_after(count, settings)) * len(regions)
+    assert told[-1].step == told[-1].steps == (count + settings.rounds_after(count)) * len(regions)
     assert told[-1].bpp == pytest.approx(tiled.bits / problem.pixels, rel=1e-3)
     assert told[-1].psnr == pytest.approx(-10 * math.log10(tiled.mse), abs=0.01)
     assert tiled.loss < 0.98 * start.loss

@@ -94,6 +94,12 @@ class Job:
 @click.option("--rate", metavar="C", type=click.FloatRange(0), callback=options.finite, help="Annealing rate.")
 @click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement.")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="Schedule of the temperature.")
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(0),
+    help="Rounds of the last pass.  [default: more after more steps; 0 with exp and sga]",
+)
 @click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope a of ssl.")
 @click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor r of three classes.")
 @click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power n of three classes.")

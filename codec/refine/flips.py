@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,17 +21,12 @@ from torch import Tensor
 from ..entropy import PRECISION, Tables
 from ..latents import Latents, commit
 from ..model_file import LevelModel
+from .fused import weighted_squares
 from .objective import Batch, Candidate, Problem, pixels_of
-from .settings import Settings
 from .steps import reduced_precision
 
 _MARGIN = 0.05  # of the curvature: a change is made where it is predicted to gain more than this
 _PROBES = 2  # random directions that the curvature is measured with
-
-
-def rounds_after(steps: int, settings: Settings) -> int:
-    """How many rounds follow an annealing: 10 after 50 steps, 31 after 500, none where it is to be as published."""
-    return math.isqrt(2 * steps) if settings.schedule in (None, "cold") else 0
 
 
 @torch.no_grad()
@@ -39,7 +35,7 @@ def polish(
     problem: Problem,
     candidate: Candidate,
     rounds: int,
-    active: Tensor | None = None,
+    batch_of: Callable[[LevelModel], Batch] | None = None,
     until: float = math.inf,
 ) -> Candidate:
     """Change single integers of y by one, at most one at each position in each round, and keep the best round.
@@ -48,8 +44,8 @@ def polish(
     ----------
     level : LevelModel
         The problem's, or `steps.prepared` of it.
-    active : Tensor (1, H/16, W/16, 1) bool, optional
-        The positions whose integers may change; None for all.
+    batch_of : callable, optional
+        The pixels to look at and the positions of y whose integers may change, for a level; None: all of the problem's.
     until : float
         Seconds of `time.perf_counter` after which no round begins.
 
@@ -63,9 +59,10 @@ def polish(
     begun = time.perf_counter()
     if reduced_precision(level.device):  # a change gains less than bfloat16 can tell
         level = problem.level
-    loss = _Loss(level, problem, active)
+    loss = _Loss(level, Batch.of(level, [problem]) if batch_of is None else batch_of(level), problem.lmbda)
     latents = commit(level, candidate.y, candidate.z)
     y_hat, entry = latents.y_hat(), entries(latents, level.y_tables)
+    del latents
     unpolished = best = y_hat
     least, gradient = loss.at(y_hat, entry)
     curvature = loss.curvature(y_hat)
@@ -93,9 +90,9 @@ class _Loss:
     :func:`entries` gives it.
     """
 
-    def __init__(self, level: LevelModel, problem: Problem, active: Tensor | None = None) -> None:
-        self.level, self.batch, self.active = level, Batch.of(level, [problem]), active
-        self.x, self.weight = self.batch.x, (problem.lmbda * 255**2 / 3) * self.batch.weight
+    def __init__(self, level: LevelModel, batch: Batch, lmbda: float) -> None:
+        self.level, self.batch = level, batch
+        self.x, self.weight = batch.x, (lmbda * 255**2 / 3) * batch.weight
         self.price, self.lower, self.higher = (v.to(level.device) for v in prices(level.y_tables))
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
@@ -107,11 +104,11 @@ class _Loss:
         with torch.enable_grad():
             y_hat = y_hat.detach().requires_grad_()
             x_hat = self.synthesise(y_hat).clamp(0, 1)
-            squares = ((x_hat - self.x).square() * self.weight).sum()
+            squares = weighted_squares(x_hat, self.x, self.weight)
         (gradient,) = torch.autograd.grad(squares, y_hat)
-        error = (x_hat.detach() * 255).round_().div_(255).sub_(self.x)
+        error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x)
         spent = self.price[entry].sum(dtype=torch.float64)
-        return float((error.square_() * self.weight).sum(dtype=torch.float64) + spent), gradient
+        return float(error.square_().mul_(self.weight).sum(dtype=torch.float64) + spent), gradient
 
     def curvature(self, y_hat: Tensor) -> Tensor:
         """The second derivative of the squared error by each symbol, estimated as channel × position.
@@ -136,8 +133,8 @@ class _Loss:
         down, up = self.lower[entry].sub_(gradient), self.higher[entry].add_(gradient)
         gain, channel = torch.minimum(down, up).add_(curvature, alpha=0.5).min(dim=1, keepdim=True)
         worth = gain < -_MARGIN * curvature.gather(1, channel)
-        if self.active is not None:
-            worth &= self.active.permute(0, 3, 1, 2)
+        if self.batch.active_y is not None:
+            worth &= self.batch.active_y.permute(0, 3, 1, 2)
         sign = torch.where(up.gather(1, channel) < down.gather(1, channel), 1.0, -1.0)
         return torch.zeros_like(gradient).scatter_(1, channel, sign * worth)
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..model_file import LevelModel
-from .flips import polish, rounds_after
+from .flips import polish
+from .memory import freed_memory_kept
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared, stepper
@@ -43,6 +44,7 @@ Report = Callable[[Progress], None]
 Check = Callable[[Tensor, Tensor], None]
 
 
+@freed_memory_kept()
 def refine(
     level: LevelModel,
     problems: list[Problem],
@@ -65,7 +67,7 @@ def refine(
     steps = settings.steps
     if settings.time_limit is not None:
         fitting = steps_within(settings.time_limit, fast, batch, y, z, settings)
-        steps = min(steps, fitting - rounds_after(fitting, settings))  # a round costs about a step
+        steps = min(steps, max(0, fitting - settings.rounds_after(fitting)))  # a round costs about a step
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
@@ -83,7 +85,7 @@ def refine(
 
     report_all_but_the_last(0)
     anneal(fast, batch, y, z, settings, steps, check, report_all_but_the_last)
-    rounds = rounds_after(steps, settings)
+    rounds = settings.rounds_after(steps)
     best = [polish(fast, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
     report(steps)
     return best, steps

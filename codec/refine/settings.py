@@ -35,8 +35,9 @@ class Settings:
         Of the noise: the same seed gives the same bytes on the same device.
     schedule, tau_max, rate, lr : optional
         Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning
-        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant, and no pass
-        over single integers follows.
+        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant.
+    rounds : int, optional
+        Rounds of the last pass, over single integers (see `rounds_after`).
     ssl_a, r, n : float, optional
         Hyperparameters of the rounding, the paper's where not given.
     metric : {"mse", "ms-ssim"}
@@ -57,6 +58,7 @@ class Settings:
     tau_max: float | None = None
     rate: float | None = None
     lr: float | None = None
+    rounds: int | None = None
     ssl_a: float | None = None
     r: float | None = None
     n: float | None = None
@@ -68,14 +70,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name.replace('lmbda', 'lambda')} must be a positive number, not {value}")
-        if self.steps < 0:
-            raise ValueError(f"steps must not be negative, not {self.steps}")
+        for name in ("steps", "rounds"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if sum(t is not None for t in (self.target_bpp, self.target_size, self.target_psnr)) > 1:
             raise ValueError("only one of target_bpp, target_size and target_psnr can be given")
         if self.metric not in ("mse", "ms-ssim"):
             raise ValueError(f"metric must be mse or ms-ssim, not {self.metric!r}")
         if self.method == "none":
-            tuned = ("schedule", "tau_max", "rate", "lr", "ssl_a", "r", "n")
+            tuned = ("schedule", "tau_max", "rate", "lr", "rounds", "ssl_a", "r", "n")
             given = [name for name in tuned if getattr(self, name) is not None]
             if given:
                 raise ValueError(f"{given[0]} has no meaning with method none")
@@ -103,3 +106,9 @@ class Settings:
         if self.tau_max is not None:
             changes["tau_end"] = min(annealing.tau_end, self.tau_max)
         return replace(annealing, **changes)
+
+    def rounds_after(self, steps: int) -> int:
+        """Rounds of the last pass: by default 10 after 50 steps, 31 after 500, none with a schedule of the papers."""
+        if self.rounds is not None:
+            return self.rounds
+        return math.isqrt(2 * steps) if self.schedule in (None, "cold") else 0

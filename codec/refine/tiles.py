@@ -27,8 +27,9 @@ from torch import Tensor
 from ..latents import Box, cut, slices, with_halo
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE, STRIDE
-from .flips import polish, rounds_after
+from .flips import polish
 from .loop import Progress, anneal, steps_within
+from .memory import freed_memory_kept
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared
@@ -47,8 +48,8 @@ class Region:
 
 
 def needs_tiles(height: int, width: int) -> bool:
-    """Whether a padded picture is refined in tiles: where it is larger than two of them."""
-    return height * width > 2 * TILE**2
+    """Whether a padded picture is refined in tiles: where it is a good deal larger than one."""
+    return height * width > 1.25 * TILE**2
 
 
 def reach(level: LevelModel) -> int:
@@ -69,6 +70,7 @@ def _spans(length: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(blocks * i // parts * HYPER_STRIDE for i in range(parts + 1))
 
 
+@freed_memory_kept()
 def refine_tiles(
     level: LevelModel,
     problem: Problem,
@@ -87,8 +89,8 @@ def refine_tiles(
         batch = _batch(fast, problem, largest)
         latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
         fitting = steps_within(settings.time_limit / len(todo), fast, batch, *latents, settings)
-        steps = min(steps, fitting - rounds_after(fitting, settings))
-    rounds = rounds_after(steps, settings)
+        steps = min(steps, max(0, fitting - settings.rounds_after(fitting)))
+    rounds = settings.rounds_after(steps)
     total = (steps + rounds) * len(todo)
     seen = problem.seen
     done, bits, squares = 0, start.bits, start.mse * seen  # of the picture as it is
@@ -161,7 +163,7 @@ def _polish_region(
     """Change single integers of the y of one tile for the better, in y (1, M, h, w); returns as `_refine_region`."""
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
-    polished = polish(level, part, annealed, rounds, _mask(region, STRIDE).to(level.device), until)
+    polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until)
     _write(polished.y, y, region, STRIDE)
     return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.seen
 
