@@ -1,0 +1,35 @@
+"""Freed memory stays with the process while a refinement runs, and only then."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgacodec.refine.memory import freed_memory_kept
+
+SIZE = 50 << 20  # floats, 200 MiB: more than glibc keeps by itself
+STATUS = Path("/proc/self/status")
+
+
+def resident() -> int:
+    """Memory of this process, MiB."""
+    return int(STATUS.read_text().split("VmRSS:")[1].split()[0]) >> 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not STATUS.exists(), reason="needs glibc on Linux")
+def test_what_is_freed_stays_until_the_end() -> None:
+    before = resident()
+    torch.ones(SIZE)
+    assert resident() < before + 50
+    with freed_memory_kept():
+        torch.ones(SIZE)
+        assert resident() > before + 150
+    assert resident() < before + 50
+
+
+def test_errors_pass_through() -> None:
+    with pytest.raises(KeyError), freed_memory_kept():
+        raise KeyError
