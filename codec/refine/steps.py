@@ -141,7 +141,8 @@ def _captured(
         count.add_(1)
 
     torch.cuda.manual_seed(settings.seed)  # the noise of a graph comes from the device's own generator
-    graphs = [_capture(functools.partial(body, alone), device) for alone in (False, True)]
+    kinds = (False, True) if moving < steps else (False,)
+    graphs = [_capture(functools.partial(body, alone), device) for alone in kinds]
     with torch.no_grad():  # undo the warm-up
         y.copy_(start[0])
         z.copy_(start[1])
