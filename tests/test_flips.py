@@ -167,3 +167,23 @@ def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
     assert Settings(rounds=7, schedule="exp").rounds_after(500) == 7
     with pytest.raises(ValueError, match="rounds must not be negative, not -1"):
         Settings(rounds=-1).validate()
+
+
+def test_little_time_goes_to_rounds() -> None:
+    assert Settings().shared_out(8) == (0, 8)
+    assert Settings().shared_out(100) == (86, 14)
+    assert Settings().shared_out(10**6) == (500, 31)
+    assert Settings(metric="ms-ssim").shared_out(8) == (4, 4)
+    assert Settings(schedule="exp").shared_out(8) == (8, 0)
+    assert Settings(rounds=3).shared_out(8) == (5, 3)
+    assert Settings(rounds=30).shared_out(8) == (0, 30)
+    assert Settings().shared_out(0) == (0, 0)
+
+
+def test_little_time_is_enough_to_gain_something(lite_level: LevelModel, problem: Problem) -> None:
+    start = problem.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sgacodec.refine.loop.steps_within", lambda *_: 8)
+        (candidate,), steps = refine(lite_level, [problem], [start], Settings(time_limit=60.0))
+    assert steps == 0
+    assert candidate.loss < 0.98 * start.loss

@@ -191,8 +191,8 @@ def test_progress_counts_to_the_end_and_tells_of_the_best(codec: Codec, crop: Pi
 def test_a_time_limit_shortens_the_annealing(codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 0.1)  # every look at the clock takes a tenth of a second
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
-    report = one(codec, crop, Settings(steps=500, time_limit=2.0)).report
-    assert 3 <= report["steps"] <= 20
+    report = one(codec, crop, Settings(steps=500, time_limit=6.0)).report
+    assert 20 < report["steps"] <= 60
     assert report["rd_loss"] <= report["rd_loss_unrefined"]
 
 
@@ -502,8 +502,8 @@ def test_tiles_keep_a_time_limit(
     monkeypatch.setattr(tiles, "TILE", 128)
     clock = itertools.count(0, 0.1)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
-    _, done = tiles.refine_tiles(lite_level, problem, problem.start(), Settings(steps=500, time_limit=2.0))
-    assert 1 <= done <= 10
+    _, done = tiles.refine_tiles(lite_level, problem, problem.start(), Settings(steps=500, time_limit=12.0))
+    assert 20 < done <= 60
 
 
 # ----------------------------------------------------------------------------------------------------- rate control

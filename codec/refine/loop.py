@@ -64,10 +64,9 @@ def refine(
     fast = prepared(level)
     batch = Batch.of(fast, problems)
     y, z = _joined([c.y for c in unrefined]), _joined([c.z for c in unrefined])
-    steps = settings.steps
+    steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
-        fitting = steps_within(settings.time_limit, fast, batch, y, z, settings)
-        steps = min(steps, max(0, fitting - settings.rounds_after(fitting)))  # a round costs about a step
+        steps, rounds = settings.shared_out(steps_within(settings.time_limit, fast, batch, y, z, settings))
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
@@ -85,7 +84,6 @@ def refine(
 
     report_all_but_the_last(0)
     anneal(fast, batch, y, z, settings, steps, check, report_all_but_the_last)
-    rounds = settings.rounds_after(steps)
     best = [polish(fast, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
     report(steps)
     return best, steps

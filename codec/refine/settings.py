@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from .annealing import SCHEDULES, Annealing
 from .relaxations import METHODS, Rounding, rounding
 
+FEW = 20  # steps
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
 
 
@@ -112,3 +113,13 @@ class Settings:
         if self.rounds is not None:
             return self.rounds
         return math.isqrt(2 * steps) if self.schedule in (None, "cold") else 0
+
+    def shared_out(self, fitting: int) -> tuple[int, int]:
+        """Steps and rounds, about as long as each other, where time is limited to `fitting` of them.
+
+        Up to twenty, rounds alone gain more than an annealing does, where they can be had.
+        """
+        rounds = self.rounds_after(min(self.steps, fitting))
+        if fitting <= FEW and rounds and self.rounds is None and self.metric == "mse":
+            return 0, fitting
+        return min(self.steps, max(0, fitting - rounds)), rounds

@@ -83,14 +83,13 @@ def refine_tiles(
     fast = prepared(level)
     y, z = start.y, start.z
     todo = list(regions(*problem.shape, reach(level)))
-    steps = settings.steps
+    steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
         largest = max(todo, key=lambda region: _area(region.outer))
         batch = _batch(fast, problem, largest)
         latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
-        fitting = steps_within(settings.time_limit / len(todo), fast, batch, *latents, settings)
-        steps = min(steps, max(0, fitting - settings.rounds_after(fitting)))
-    rounds = settings.rounds_after(steps)
+        seconds = settings.time_limit / len(todo)
+        steps, rounds = settings.shared_out(steps_within(seconds, fast, batch, *latents, settings))
     total = (steps + rounds) * len(todo)
     seen = problem.seen
     done, bits, squares = 0, start.bits, start.mse * seen  # of the picture as it is
@@ -101,7 +100,7 @@ def refine_tiles(
             psnr = -10 * math.log10(max(mse, 1e-12))
             progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr))
 
-    for region in todo:
+    for region in todo if steps else ():
         more_bits, more_squares = _refine_region(fast, problem, region, y, z, settings, steps, report)
         done, bits, squares = done + steps, bits + more_bits, squares + more_squares
     for region in todo:  # once z is what it will be everywhere
