@@ -70,7 +70,6 @@ def _spans(length: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(blocks * i // parts * HYPER_STRIDE for i in range(parts + 1))
 
 
-@freed_memory_kept()
 def refine_tiles(
     level: LevelModel,
     problem: Problem,
@@ -111,6 +110,7 @@ def refine_tiles(
     return (refined if refined.loss <= start.loss else problem.start()), steps
 
 
+@freed_memory_kept()
 def _refine_region(
     level: LevelModel,
     problem: Problem,
@@ -156,6 +156,7 @@ def _refine_region(
     return added()
 
 
+@freed_memory_kept()
 def _polish_region(
     level: LevelModel, problem: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
 ) -> tuple[float, float]:
