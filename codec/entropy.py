@@ -70,6 +70,11 @@ class Tables:
         """The entry (counted from the table's start) that stands for the escape, (T,)."""
         return np.diff(self.starts) - 1
 
+    def bits(self) -> np.ndarray:
+        """What an ideal coder spends on each entry, (total,) float64."""
+        bits: np.ndarray = PRECISION - np.log2(self.frequencies)
+        return bits
+
     def model(self, table: int) -> Any:
         """constriction's model of one table, with exactly these integer frequencies.
 
@@ -170,7 +175,7 @@ def shortest(counts: np.ndarray, tables: Tables) -> float:
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
     """Bits that an ideal coder spends on the symbols under these tables, escapes included."""
-    bits = PRECISION - np.log2(tables.frequencies)
+    bits = tables.bits()
     total = 0.0
     for start in range(0, len(symbols), _COSTED):
         table = indexes[start : start + _COSTED]

@@ -200,6 +200,7 @@ def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytes
         "--classes 3 --method atanh",
         "--method none --ssl-a 2",
         "--method none --rounds 2",
+        "--metric ms-ssim --rounds 2",
         "--rate 0.1 --schedule cold",
     ):
         assert CliRunner().invoke(main, ["encode", "photo.png", "out.sga", *line.split(" ")]).exit_code == 2

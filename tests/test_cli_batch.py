@@ -21,7 +21,7 @@ from sgacodec.cli import files
 
 run = test_cli.run
 FAKE = [sys.executable, str(Path(fake_codec.__file__))]
-posix = pytest.mark.skipif(os.name != "posix", reason="signals and devices of POSIX")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and device files")
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_nobody_listens(photos: Path) -> None:
         assert done.stderr == ""
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
 @pytest.mark.parametrize("line", [["encode", "a.png", "-"], ["encode", "a.png", "/dev/full"], ["info", "a.sga"]])
 def test_a_full_disk_is_one_clear_line(photos: Path, line: list[str]) -> None:
     """Else: the user looks for the fault in the image."""

@@ -100,7 +100,7 @@ def test_more_lambda_is_more_quality(codec: Codec, photograph: np.ndarray) -> No
     assert sorted(r["bytes"] for r in reports) == [r["bytes"] for r in reports]
 
 
-@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs")
+@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
 @pytest.mark.parametrize("path", KODAK[3:24:10], ids=lambda p: p.stem)
 def test_kodak(codec: Codec, path: Path) -> None:
     """Else the published curves are not those of the program."""
@@ -110,7 +110,7 @@ def test_kodak(codec: Codec, path: Path) -> None:
 
 
 @pytest.mark.slow  # 24 photographs at three rates
-@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs")
+@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
 @pytest.mark.parametrize("path", KODAK, ids=lambda p: p.stem)
 def test_all_of_kodak(codec: Codec, path: Path) -> None:
     """Else one photograph in the standard set breaks the promise of honest figures."""
@@ -410,7 +410,6 @@ def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
     """Else a file encoded on a GPU is lost on a laptop."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")

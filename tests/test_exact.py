@@ -197,7 +197,6 @@ def test_thread_counts(lite: Model, threads: int) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda(lite: Model, linear: tuple[IntegerHyperDecoder, IntegerGains]) -> None:
     """Else files encoded on a GPU decode on a GPU only."""
     cuda = torch.device("cuda")

@@ -13,7 +13,7 @@ from sgacodec.evaluate.curves import load_curve
 from sgacodec.metrics import Curve
 
 ANCHORS = Path(__file__).parents[2] / "shared" / "anchors"
-published = pytest.mark.skipif(not ANCHORS.is_dir(), reason="the published curves are not here")
+published = pytest.mark.skipif(not ANCHORS.is_dir(), reason="needs the published curves in ../shared/anchors")
 
 RATES = (0.12, 0.2, 0.31, 0.46, 0.66, 0.91, 1.23)
 BASE = Curve("base", RATES, tuple(40 + 10.5 * math.log10(r) for r in RATES))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..entropy import PRECISION, Tables
+from ..entropy import Tables
 from ..latents import Latents, commit
 from ..model_file import LevelModel
 from .fused import weighted_squares
@@ -52,9 +52,9 @@ def polish(
     Returns
     -------
     Candidate
-        Never worse than the given one, which comes back when nothing helps, and where the metric is MS-SSIM.
+        Never worse than the given one, which comes back when nothing helps.
     """
-    if problem.metric != "mse" or rounds == 0 or time.perf_counter() > until:
+    if rounds == 0 or time.perf_counter() > until:
         return candidate
     begun = time.perf_counter()
     if reduced_precision(level.device):  # a change gains less than bfloat16 can tell
@@ -147,7 +147,7 @@ def prices(tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
     price, lower, higher : Tensor (total,) float32
         In bits. A change from the escape or into it costs ∞.
     """
-    price = PRECISION - np.log2(tables.frequencies)
+    price = tables.bits()
     first, escape = tables.starts[:-1], tables.starts[1:] - 1
     higher = np.append(np.diff(price), np.inf)
     lower = -np.roll(higher, 1)

@@ -93,7 +93,12 @@ def state_of(best: list[Candidate], problems: list[Problem], step: int, steps: i
     """What is to be told of the best candidates after a step."""
     bpp = sum(c.bits / p.pixels for c, p in zip(best, problems, strict=True)) / len(best)
     mse = sum(c.mse for c in best) / len(best)
-    return Progress(step, steps, bpp, -10 * math.log10(max(mse, 1e-12)))
+    return Progress(step, steps, bpp, psnr_of(mse))
+
+
+def psnr_of(mse: float) -> float:
+    """PSNR in dB, at most 120: a number also where a picture is exact."""
+    return -10 * math.log10(max(mse, 1e-12))
 
 
 def _joined(latents: list[Tensor]) -> Tensor:

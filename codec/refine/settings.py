@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .annealing import SCHEDULES, Annealing
 from .relaxations import METHODS, Rounding, rounding
 
-FEW = 20  # steps
+_FEW = 20  # steps: where no more fit into the time, rounds alone gain more
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
 
 
@@ -78,6 +78,8 @@ class Settings:
             raise ValueError("only one of target_bpp, target_size and target_psnr can be given")
         if self.metric not in ("mse", "ms-ssim"):
             raise ValueError(f"metric must be mse or ms-ssim, not {self.metric!r}")
+        if self.metric == "ms-ssim" and self.rounds:
+            raise ValueError("rounds belong to the metric mse: what a change does to MS-SSIM is not predicted")
         if self.method == "none":
             tuned = ("schedule", "tau_max", "rate", "lr", "rounds", "ssl_a", "r", "n")
             given = [name for name in tuned if getattr(self, name) is not None]
@@ -109,17 +111,17 @@ class Settings:
         return replace(annealing, **changes)
 
     def rounds_after(self, steps: int) -> int:
-        """Rounds of the last pass: by default 10 after 50 steps, 31 after 500, none with a schedule of the papers."""
+        """Rounds of the last pass: by default 10 after 50 steps, 31 after 500, none with a schedule of the papers.
+
+        None for MS-SSIM either.
+        """
         if self.rounds is not None:
             return self.rounds
-        return math.isqrt(2 * steps) if self.schedule in (None, "cold") else 0
+        return math.isqrt(2 * steps) if self.schedule in (None, "cold") and self.metric == "mse" else 0
 
     def shared_out(self, fitting: int) -> tuple[int, int]:
-        """Steps and rounds, about as long as each other, where time is limited to `fitting` of them.
-
-        Up to twenty, rounds alone gain more than an annealing does, where they can be had.
-        """
+        """Steps and rounds, about as long as each other, where time is limited to `fitting` of them."""
         rounds = self.rounds_after(min(self.steps, fitting))
-        if fitting <= FEW and rounds and self.rounds is None and self.metric == "mse":
+        if fitting <= _FEW and rounds and self.rounds is None:
             return 0, fitting
         return min(self.steps, max(0, fitting - rounds)), rounds

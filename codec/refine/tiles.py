@@ -1,7 +1,7 @@
 """Refinement of large pictures: tile by tile, with halos, in bounded memory and without seams.
 
     ┌──────────────────────┐
-    │ wide   y, z and bits │   + 128 pixels: hyper-latents reach that far
+    │ wide   y, z and bits │   + 128 or 192 pixels: hyper-latents reach that far
     │   ┌──────────────┐   │
     │   │ outer pixels │   │   + 32 or 64 pixels: latents reach half as far
     │   │   ┌──────┐   │   │
@@ -28,14 +28,13 @@ from ..latents import Box, cut, slices, with_halo
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE, STRIDE
 from .flips import polish
-from .loop import Progress, anneal, steps_within
+from .loop import Progress, anneal, psnr_of, steps_within
 from .memory import freed_memory_kept
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared
 
 TILE = 1024  # pixels a side at most, a multiple of 64
-WIDE = 128  # pixels around it: hyper-latents reach 112 (lite) or, faintly, 142 (mshyper)
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,34 @@ def needs_tiles(height: int, width: int) -> bool:
     return height * width > 1.25 * TILE**2
 
 
-def reach(level: LevelModel) -> int:
-    """How far beyond its own block, or less, a y changes the picture: pixels, rounded up to a multiple of 16."""
-    return 16 if level.plain.architecture.family == "lite" else 32  # 10 and 30
+@dataclass(frozen=True)
+class Reach:
+    """How far from its own block, in pixels, a latent is felt.
+
+    Attributes
+    ----------
+    pixels : int
+        By the picture, of a y; rounded up to a multiple of 16.
+    bits : int
+        By the coding of other y, of a z; rounded up to a multiple of 64.
+    """
+
+    pixels: int
+    bits: int
 
 
-def regions(height: int, width: int, reach: int) -> Iterator[Region]:
+def reach_of(level: LevelModel) -> Reach:
+    """10 and 112 pixels, rounded up, for `lite`; 30 and 142 for the others."""
+    return Reach(16, 128) if level.plain.architecture.family == "lite" else Reach(32, 192)
+
+
+def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
     """The tiles of a padded picture, row by row, of nearly one size: none is a sliver that MS-SSIM cannot measure."""
     for top, bottom in _spans(height):
         for left, right in _spans(width):
             inner = top, left, bottom, right
-            yield Region(inner, with_halo(inner, 2 * reach, height, width), with_halo(inner, WIDE, height, width))
+            outer = with_halo(inner, 2 * reach.pixels, height, width)
+            yield Region(inner, outer, with_halo(inner, reach.bits, height, width))
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:
@@ -81,7 +97,7 @@ def refine_tiles(
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     fast = prepared(level)
     y, z = start.y, start.z
-    todo = list(regions(*problem.shape, reach(level)))
+    todo = list(regions(*problem.shape, reach_of(level)))
     steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
         largest = max(todo, key=lambda region: _area(region.outer))
@@ -96,13 +112,12 @@ def refine_tiles(
     def report(step: int, more_bits: float, more_squares: float) -> None:
         if progress is not None:
             mse = (squares + more_squares) / max(1, seen)
-            psnr = -10 * math.log10(max(mse, 1e-12))
-            progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr))
+            progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr_of(mse)))
 
     for region in todo if steps else ():
         more_bits, more_squares = _refine_region(fast, problem, region, y, z, settings, steps, report)
         done, bits, squares = done + steps, bits + more_bits, squares + more_squares
-    for region in todo:  # once z is what it will be everywhere
+    for region in todo if rounds else ():  # once z is what it will be everywhere
         more_bits, more_squares = _polish_region(fast, problem, region, y, z, rounds, until)
         done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
         report(0, 0.0, 0.0)
@@ -176,7 +191,7 @@ def _write(found: Tensor, whole: Tensor, region: Region, stride: int) -> None:
 def _batch(level: LevelModel, problem: Problem, region: Region) -> Batch:
     """The pixels of `outer`, those that the tile reaches weighed, and which of the latents of `wide` may change."""
     part = problem.part(region.outer)
-    rows, cols = slices(with_halo(region.inner, reach(level), *problem.shape), 1, region.outer)
+    rows, cols = slices(with_halo(region.inner, reach_of(level).pixels, *problem.shape), 1, region.outer)
     weights = np.zeros(part.original.shape[:2], np.float32)
     weights[rows, cols] = 1 if part.weights is None else part.weights[rows, cols]
     return replace(
