@@ -365,6 +365,36 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) ->
     assert not (tmp_path / "other.ckpt").exists()
 
 
+def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path, folder: Path) -> None:
+    """Else: more hours for a model begin at nothing when its checkpoint is gone."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    common = ("--batch", 2, "--crop", 64, "--device", "cpu", "-q")
+    assert run(folder, "--out", first, "--steps", 30, "--architecture", "tiny", *common).exit_code == 0
+    begun = run(folder, "--out", second, "--steps", 0, "--init", first, *common)
+    assert begun.exit_code == 0, begun.output
+    before, after = read_model(first).gained, read_model(second).gained
+    for key, value in before.state_dict().items():
+        assert torch.allclose(value, after.state_dict()[key], rtol=1e-3, atol=1e-4), key
+    record = read_info(second).metadata["training"]["recipe"]
+    assert (record["architecture"], record["init"]) == ("tiny", read_info(first).id)
+    assert record["lr"] == pytest.approx(3e-4)
+
+
+def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: weights land in networks of another shape, or in a run that is not theirs."""
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    common = ("--batch", 2, "--crop", 64, "--device", "cpu", "-q")
+    assert run(folder, "--out", first, "--steps", 1, "--architecture", "tiny", *common).exit_code == 0
+    other = run(folder, "--out", second, "--steps", 1, "--architecture", "lite", "--init", first, *common)
+    assert (other.exit_code, "is of tiny" in other.stderr) == (2, True)
+    both = run(folder, "--out", second, "--init", first, "--resume", tmp_path / "first.ckpt", *common)
+    assert (both.exit_code, "either --resume" in both.stderr) == (2, True)
+    monkeypatch.delitem(networks.ARCHITECTURES, "tiny")
+    unknown = run(folder, "--out", second, "--steps", 1, "--init", first, *common)
+    assert (unknown.exit_code, "cannot be trained on" in unknown.stderr) == (1, True)
+    assert not second.exists()
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else: who interrupts a run loses it."""
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from .output import Output
 if TYPE_CHECKING:
     import torch
 
+    from ..hyperprior import GainedHyperprior
     from ..training.checkpoint import State
+    from ..training.crops import Crops
     from ..training.data import Photograph
 
 _JUDGES = 24  # photographs of the validation line, at most
@@ -43,6 +46,7 @@ _PATH = click.Path(path_type=Path)
     help="Train M minutes in all, earlier runs included.",
 )
 @click.option("--resume", type=_PATH, metavar="CHECKPOINT", help="Go on from here, exactly.")
+@click.option("--init", metavar="NAME|PATH", help="Start with the weights of this model, of the same architecture.")
 @click.option("--export-only", type=_PATH, metavar="CHECKPOINT", help="Only make the model of a checkpoint.")
 @click.option("--batch", metavar="N", type=click.IntRange(1, 4096), help="Crops a step.")
 @click.option("--crop", metavar="PIXELS", type=click.IntRange(64, 2048), help="Side of the crops, a multiple of 64.")
@@ -55,7 +59,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), callback=options.finite, help="Learning rate.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="[default: 0]")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", show_default=True, help="Where to compute.")
-@click.option("--bf16/--no-bf16", default=None, help="Convolutions in bfloat16.  [default: yes]")
+@click.option("--bf16/--no-bf16", default=None, help="Convolutions in bfloat16.  [default: where fast]")
 @click.option("--compile/--no-compile", default=None, help="Use torch.compile.  [default: on CUDA with Triton]")
 @click.option(
     "--validation",
@@ -83,6 +87,7 @@ def command(
     name: str | None,
     licence: str,
     resume: Path | None,
+    init: str | None,
     export_only: Path | None,
     device: str,
     validation: Path | None,
@@ -96,7 +101,7 @@ def command(
 
     DATA are folders, tars or single pictures. One model serves all rates. A checkpoint goes to FILE.ckpt every
     few minutes, at the end, and when the run is interrupted with Ctrl-C; --resume goes on from it as if nothing
-    had happened, also with more --steps or --minutes.
+    had happened, also with more --steps or --minutes. --init begins a new run with the weights of a model.
 
     \b
     sgacodec train photos/ --out mine.safetensors --minutes 120
@@ -105,10 +110,11 @@ def command(
     """
     speech = Output(quiet=quiet)
     checkpoint = out.with_suffix(".ckpt")
-    _check_options(out, checkpoint, resume, export_only, wanted)
+    _check_options(out, checkpoint, resume, init, export_only, wanted)
     import torch
 
     from ..training.checkpoint import load_checkpoint
+    from ..training.crops import Crops
     from ..training.data import read_named, split
 
     if threads is not None:
@@ -117,6 +123,7 @@ def command(
     with output.logged(speech):
         # what can be wrong is found before the photographs are read
         state = load_checkpoint(export_only, chosen) if export_only else _resumed(resume, chosen, wanted)
+        earlier = None if init is None else _earlier(init, wanted)
         photographs, judges = read_named(list(sources), _SMALLEST), []
         if validation is not None:
             judges = read_named([validation], _SMALLEST)
@@ -127,9 +134,9 @@ def command(
         interrupted = 0
         if not export_only:
             log_file = log_file or out.with_suffix(".jsonl")
-            state, interrupted = _train(
-                state, photographs, judges, chosen, checkpoint, log_file, save_every, wanted, speech
-            )
+            crops = Crops([p.pixels for p in photographs], chosen)
+            state = state or _begun(earlier, crops, chosen, wanted)
+            state, interrupted = _train(state, crops, judges, chosen, checkpoint, log_file, save_every, speech)
         assert state is not None
         if interrupted:
             output.problem(speech, f"interrupted after {state.step} steps; go on with --resume {checkpoint}")
@@ -138,7 +145,12 @@ def command(
 
 
 def _check_options(
-    out: Path, checkpoint: Path, resume: Path | None, export_only: Path | None, wanted: dict[str, Any]
+    out: Path,
+    checkpoint: Path,
+    resume: Path | None,
+    init: str | None,
+    export_only: Path | None,
+    wanted: dict[str, Any],
 ) -> None:
     """Refuse what contradicts itself, or would overwrite an earlier run."""
     if out.suffix != ".safetensors":
@@ -147,8 +159,8 @@ def _check_options(
         raise click.UsageError(f"--out '{out}': no such folder")
     if export_only:
         given = [key for key, value in wanted.items() if value is not None]
-        if resume or given:
-            raise click.UsageError("--export-only trains nothing: it takes no --resume and no training options")
+        if resume or init or given:
+            raise click.UsageError("--export-only trains nothing: it takes no --resume, --init or training options")
         return
     if wanted["steps"] is not None and wanted["minutes"] is not None:
         raise click.UsageError("either --steps or --minutes")
@@ -158,6 +170,8 @@ def _check_options(
     if resume is not None:
         if wanted["seed"] is not None:
             raise click.UsageError("--seed: a resumed run keeps its own")
+        if init is not None:
+            raise click.UsageError("either --resume, which goes on with a run, or --init, which begins one")
     elif wanted["steps"] is None and wanted["minutes"] is None:
         raise click.UsageError("say how long: --steps or --minutes")
     elif checkpoint.exists():
@@ -191,28 +205,47 @@ def _resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) 
     return load_checkpoint(resume, device, **changed)
 
 
+def _earlier(init: str, wanted: dict[str, Any]) -> GainedHyperprior:
+    """The weights to start with; the architecture that is wanted becomes theirs."""
+    from ..models import find_model
+    from ..training.checkpoint import trainable
+
+    architecture, model_id, gained = trainable(find_model(init))
+    if wanted["architecture"] not in (None, architecture):
+        raise click.UsageError(f"--architecture {wanted['architecture']}: {init} is of {architecture}")
+    wanted.update(architecture=architecture, init=model_id)
+    return gained
+
+
+def _begun(earlier: GainedHyperprior | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
+    """A new run. Weights that have been learnt are changed with a lower learning rate than new ones."""
+    from importlib.util import find_spec
+
+    from ..networks import reduced_precision
+    from ..training.checkpoint import standard_recipe, start
+
+    changed = {key: value for key, value in wanted.items() if value is not None}
+    changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
+    changed.setdefault("bf16", reduced_precision(device))
+    recipe = standard_recipe(changed.pop("architecture", "lite"), **changed)
+    if earlier is not None and "lr" not in changed:
+        recipe = replace(recipe, lr=0.3 * recipe.lr)
+    return start(recipe, crops, device, earlier)
+
+
 def _train(
-    state: State | None,
-    photographs: list[Photograph],
+    state: State,
+    crops: Crops,
     judges: list[Photograph],
     device: torch.device,
     checkpoint: Path,
     log_file: Path,
     save_every: float,
-    wanted: dict[str, Any],
     speech: Output,
 ) -> tuple[State, int]:
     """Train until the end or an interruption; the state, and the exit code of the interruption."""
-    from importlib.util import find_spec
+    from ..training.loop import progress, train
 
-    from ..training.crops import Crops
-    from ..training.loop import progress, standard_recipe, start, train
-
-    crops = Crops([p.pixels for p in photographs], device)
-    if state is None:
-        changed = {key: value for key, value in wanted.items() if value is not None}
-        changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
-        state = start(standard_recipe(changed.pop("architecture", "lite"), **changed), crops, device)
     images = [p.pixels for p in judges[:: max(1, len(judges) // _JUDGES)][:_JUDGES]]
     with training_view.shown(speech) as view, _interruptible() as caught:
 

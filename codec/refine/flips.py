@@ -21,9 +21,9 @@ from torch import Tensor
 from ..entropy import Tables
 from ..latents import Latents, commit
 from ..model_file import LevelModel
+from ..networks import reduced_precision
 from .fused import weighted_squares
 from .objective import Batch, Candidate, Problem, pixels_of
-from .steps import reduced_precision
 
 _MARGIN = 0.05  # of the curvature: a change is made where it is predicted to gain more than this
 _PROBES = 2  # random directions that the curvature is measured with

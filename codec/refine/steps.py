@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model_file import LevelModel
+from ..networks import reduced_precision
 from .layers import replace_layers, subpixel
 from .objective import Batch, Side, relaxed_loss, relaxed_side
 from .relaxations import Rounding, noise_pool, noise_window
@@ -21,14 +22,6 @@ from .settings import Settings
 log = logging.getLogger(__name__)
 
 _GRAPH_WARM_UP = 3  # eager iterations that CUDA wants before a capture
-
-
-def reduced_precision(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are faster than float32 ones: on CUDA, and on CPUs with matrix tiles (AMX)."""
-    if device.type == "cuda":
-        return True
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
 
 
 def prepared(level: LevelModel) -> LevelModel:

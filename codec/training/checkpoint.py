@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hyperprior import GainedHyperprior
+from ..hyperprior import ANCHORS, GainedHyperprior
+from ..model_file import read_model
 from ..networks import ARCHITECTURES
 from .crops import Crops
 from .model import initial_model
@@ -27,6 +28,7 @@ class Recipe:
     `steps` or `minutes` ends the run and is the horizon of the cosine decay; both may be extended on resume.
     Learning rates are `lr` times a factor: transforms, and everything else (of the family "lite"; else 1).
     From progress `final_from` on, crops have `final_crop` pixels a side (0: as before) and a batch half the images.
+    `init` is the id of the model whose weights the run began with, if it was one.
     """
 
     architecture: str = "lite"
@@ -46,6 +48,7 @@ class Recipe:
     final_crop: int = 0
     final_from: float = 0.85
     compile: bool = False
+    init: str = ""
 
 
 @dataclass
@@ -73,7 +76,7 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """
     if architecture not in ARCHITECTURES:
         raise TrainingError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    recipe = Recipe(architecture, bf16=True, ema=0.9995)
+    recipe = Recipe(architecture, ema=0.9995)
     if ARCHITECTURES[architecture].family != "lite":
         recipe = replace(recipe, batch=32, lr=2e-4, lr_end=2e-6, warmup=1000, ema=0.9999, final_crop=384)
     return replace(recipe, **changed)
@@ -104,8 +107,26 @@ def _on_device(model: GainedHyperprior, device: torch.device) -> GainedHyperprio
     return model
 
 
-def start(recipe: Recipe, crops: Crops, device: torch.device) -> State:
-    """A fresh state on `device`.
+def trainable(path: Path) -> tuple[str, str, GainedHyperprior]:
+    """A model file to train on from: the name of its architecture, its id, and its weights, which may be changed.
+
+    Raises
+    ------
+    ModelError
+        When it is not a sound model file.
+    TrainingError
+        When it is not like the models that are trained here: an imported one, say.
+    """
+    model = read_model(path)
+    gained = model.gained
+    names = [name for name, architecture in ARCHITECTURES.items() if architecture == gained.architecture]
+    if not names or gained.anchors != ANCHORS:
+        raise TrainingError(f"{path}: its architecture or its rates are not those of `train`: it cannot be trained on")
+    return names[0], model.id, gained.requires_grad_(True)
+
+
+def start(recipe: Recipe, crops: Crops, device: torch.device, gained: GainedHyperprior | None = None) -> State:
+    """A fresh state on `device`: of new weights, or of those of an earlier model.
 
     Raises
     ------
@@ -115,8 +136,9 @@ def start(recipe: Recipe, crops: Crops, device: torch.device) -> State:
     architecture = ARCHITECTURES[standard_recipe(recipe.architecture).architecture]
     torch.manual_seed(recipe.seed)
     data = torch.Generator().manual_seed(recipe.seed)
-    sample = crops.sample(96, 256, data).cpu()
-    model = _on_device(initial_model(architecture, sample), device)
+    if gained is None:
+        gained = initial_model(architecture, crops.sample(96, 256, data).cpu())
+    model = _on_device(gained, device)
     ema = _on_device(GainedHyperprior(architecture), device)
     ema.load_state_dict(model.state_dict())
     noise = torch.Generator(device=device).manual_seed(recipe.seed)
