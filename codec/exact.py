@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .memory import give_back
 from .tables import SCALES, scale_thresholds
 
 ACTIVATION_MAX = 2**15 - 1
@@ -145,12 +146,18 @@ def run_layer(layer: IntegerLayer, a: Tensor, last: bool) -> Tensor:
     return out if last else out.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
 
 
-def _decode_strip(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tuple[Tensor, Tensor]:
+def _decode_strip(
+    h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, top: int, bottom: int
+) -> tuple[Tensor, Tensor]:
+    """Rows `top` to `bottom` of what `hyper_decode` gives for k."""
     k = k.to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
     a = (k * _column(gains.z_scale) + _column(gains.z_offset)) >> INPUT_BITS
     a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
-    for i, layer in enumerate(h_s.layers):
-        a = run_layer(layer, a, last=i == len(h_s.layers) - 1)
+    for layer in h_s.layers[:-1]:
+        a = run_layer(layer, a, last=False)
+    last = h_s.layers[-1]  # the widest: it shall see no more rows than it needs
+    first = max(0, top - last.padding)
+    a = run_layer(last, a[:, :, first : bottom + last.padding], last=True)[:, :, top - first : bottom - first]
     scale, mean = a.clamp_(-_OUTPUT_MAX, _OUTPUT_MAX).chunk(2, 1)
     gain = _column(gains.scale)
     scale = scale + gain if h_s.kind == "exp" else _shift(scale * gain, GAIN_BITS)
@@ -177,16 +184,17 @@ def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tu
     B, _, h, w = k.shape
     rows = max(1, _STRIP // (16 * w * B))
     if rows >= h:
-        return _decode_strip(h_s, gains, k)
+        return _decode_strip(h_s, gains, k, 0, 4 * h)
     shape = B, len(gains.mean), 4 * h, 4 * w
     index = torch.empty(shape, dtype=torch.uint8, device=k.device)
     mu = torch.empty(shape, dtype=torch.int32, device=k.device)
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
         first, last = max(0, top - _HALO), min(h, bottom + _HALO)
-        inner = slice(4 * (top - first), 4 * (bottom - first))
-        for whole, strip in zip((index, mu), _decode_strip(h_s, gains, k[:, :, first:last]), strict=True):
-            whole[:, :, 4 * top : 4 * bottom] = strip[:, :, inner]
+        strips = _decode_strip(h_s, gains, k[:, :, first:last], 4 * (top - first), 4 * (bottom - first))
+        for whole, strip in zip((index, mu), strips, strict=True):
+            whole[:, :, 4 * top : 4 * bottom] = strip
+        give_back()
     return index, mu
 
 

@@ -25,8 +25,9 @@ from .pixels import to_pixels, window
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in the padded picture
 
-_TILE = 1024  # pixels a side of what the networks see at once
-_HALO = 64  # pixels around a tile: more than the receptive field of g_a or g_s
+_TILE = 1024  # pixels a side of what g_a, h_a and h_s see at once
+_SHOWN = 512  # … and g_s, which has most of its channels at half the resolution of the picture
+_HALO = 64  # pixels around a tile: more than the receptive field of g_a
 _HYPER_HALO = 128  # … of h_a or h_s
 _CHANNELS = 16  # of y rounded at once
 
@@ -83,20 +84,42 @@ def cut(v: Tensor, box: Box, stride: int, origin: tuple[int, ...] = (0, 0)) -> T
     return v[:, :, rows, cols]
 
 
-def tiles(height: int, width: int) -> Iterator[Box]:
-    """What a padded picture is worked through in: itself, or tiles of it where it is large."""
-    if height * width <= 2 * _TILE**2:
-        yield 0, 0, height, width
+def tiles(box: Box, side: int, height: int, width: int) -> Iterator[Box]:
+    """What a box of a picture is worked through in: tiles of `side` pixels, or itself if the picture is not large."""
+    top, left, bottom, right = box
+    if height * width <= 2 * side**2:
+        yield box
         return
-    for top in range(0, height, _TILE):
-        for left in range(0, width, _TILE):
-            yield top, left, min(top + _TILE, height), min(left + _TILE, width)
+    for y in range(top, bottom, side):
+        for x in range(left, right, side):
+            yield y, x, min(y + side, bottom), min(x + side, right)
 
 
 def with_halo(box: Box, halo: int, height: int, width: int) -> Box:
     """A box and the pixels around it, as far as there are any."""
     top, left, bottom, right = box
     return max(0, top - halo), max(0, left - halo), min(height, bottom + halo), min(width, right + halo)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far from its own block, in pixels, a latent is felt.
+
+    Attributes
+    ----------
+    pixels : int
+        By the picture, of a y; rounded up to a multiple of 16.
+    bits : int
+        By the coding of other y, of a z; rounded up to a multiple of 64.
+    """
+
+    pixels: int
+    bits: int
+
+
+def reach_of(level: LevelModel) -> Reach:
+    """10 and 112 pixels, rounded up, for `lite`; 30 and 142 for the others."""
+    return Reach(16, 128) if level.plain.architecture.family == "lite" else Reach(32, 192)
 
 
 def _size(y: Tensor) -> tuple[int, int]:
@@ -121,10 +144,10 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     height, width = h * HYPER_STRIDE, w * HYPER_STRIDE
     y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
     z = torch.empty(1, architecture.N, h, w, device=level.device)
-    for tile in tiles(height, width):
+    for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, _HALO, height, width)
         cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
-    for tile in tiles(height, width):
+    for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, _HYPER_HALO, height, width)
         cut(z, tile, HYPER_STRIDE)[:] = cut(networks.h_a(cut(y, box, STRIDE)), tile, HYPER_STRIDE, box)
     return y, z
@@ -155,7 +178,7 @@ def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.n
         Of the latents in the box.
     """
     height, width = _size(y)
-    for tile in tiles(height, width):
+    for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, _HALO + _HYPER_HALO, height, width)  # what the latents around the tile depend on, too
         around = commit(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
         own = Latents(
@@ -212,15 +235,16 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
 
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:
     """The 8-bit picture that these integers decode to, (height, width, 3) uint8."""
-    pixels = np.empty((height, width, 3), np.uint8)
-    for tile in tiles(*_size(latents.y)):
-        rows, cols = slices(tile, 1)
-        pixels[rows, cols] = _shown(level, latents, tile)[: height - rows.start, : width - cols.start]
-    return pixels
+    return np.ascontiguousarray(_shown(level, latents, (0, 0, *_size(latents.y)))[:height, :width])
 
 
 @torch.no_grad()
-def _shown(level: LevelModel, latents: Latents, tile: Box) -> np.ndarray:
-    """The 8-bit pixels of a tile, (h, w, 3) uint8."""
-    box = with_halo(tile, _HALO, *_size(latents.y))
-    return to_pixels(cut(level.plain.networks.g_s(latents.y_hat(box)), tile, 1, box))
+def _shown(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
+    """The 8-bit pixels of a box, (h, w, 3) uint8."""
+    size = _size(latents.y)
+    pixels = np.empty((box[2] - box[0], box[3] - box[1], 3), np.uint8)
+    for tile in tiles(box, _SHOWN, *size):
+        around = with_halo(tile, reach_of(level).pixels, *size)
+        found = cut(level.plain.networks.g_s(latents.y_hat(around)), tile, 1, around)
+        pixels[slices(tile, 1, box)] = to_pixels(found)
+    return pixels

@@ -238,6 +238,7 @@ def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np
         for tile in (64, 128, 192):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(latents, "_TILE", tile)
+                patch.setattr(latents, "_SHOWN", 64)
                 y_tiled, z_tiled = latents.analyse(level, picture)
                 tiled = latents.render(level, found, 330, 460)
                 pieces = list(latents.preview(level, y, z))

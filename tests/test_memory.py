@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgacodec.refine.memory import freed_memory_kept
+from sgacodec.memory import freed_memory_kept, give_back
 
 SIZE = 50 << 20  # floats, 200 MiB: more than glibc keeps by itself
 STATUS = Path("/proc/self/status")
@@ -19,10 +19,13 @@ def resident() -> int:
     return int(STATUS.read_text().split("VmRSS:")[1].split()[0]) >> 10
 
 
-@pytest.mark.skipif(
+glibc_on_linux = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or not STATUS.exists(),
     reason="other C libraries are left as they are: needs glibc on Linux",
 )
+
+
+@glibc_on_linux
 def test_what_is_freed_stays_until_the_end() -> None:
     before = resident()
     torch.ones(SIZE)
@@ -31,6 +34,19 @@ def test_what_is_freed_stays_until_the_end() -> None:
         torch.ones(SIZE)
         assert resident() > before + 150
     assert resident() < before + 50
+
+
+@glibc_on_linux
+def test_what_is_free_between_other_tensors_is_given_back() -> None:
+    """Else: tensors of many sizes leave holes, and a large picture takes the memory of its tiles over and over."""
+    with freed_memory_kept():
+        freed, kept = torch.ones(SIZE), torch.ones(1 << 20)
+        before = resident()
+        del freed
+        assert resident() > before - 50
+        give_back()
+        assert resident() < before - 150
+        assert float(kept.sum()) == 1 << 20
 
 
 def test_errors_pass_through() -> None:

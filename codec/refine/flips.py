@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..entropy import Tables
 from ..latents import Latents, commit
+from ..memory import give_back
 from ..model_file import LevelModel
 from ..networks import reduced_precision
 from .fused import weighted_squares
@@ -63,9 +64,12 @@ def polish(
     latents = commit(level, candidate.y, candidate.z)
     y_hat, entry = latents.y_hat(), entries(latents, level.y_tables)
     del latents
+    give_back()
     unpolished = best = y_hat
     least, gradient = loss.at(y_hat, entry)
+    give_back()
     curvature = loss.curvature(y_hat)
+    give_back()
     for _ in range(rounds):
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # a round and the evaluation
@@ -79,6 +83,7 @@ def polish(
         curvature = torch.where(move != 0, (curvature + seen) / 2, curvature)
     if best is unpolished:
         return candidate
+    give_back()
     polished = problem.evaluate(best, candidate.z)
     return polished if polished.loss < candidate.loss else candidate
 
@@ -121,7 +126,7 @@ class _Loss:
             x_hat = self.synthesise(y_hat)
         squares = torch.zeros_like(y_hat)
         for seed in range(_PROBES):
-            signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed))
+            signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
             probe = (2 * signs - 1).to(x_hat) * self.weight.sqrt()
             (through,) = torch.autograd.grad(x_hat, y_hat, probe, retain_graph=seed < _PROBES - 1)
             squares += through.square_()

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory import freed_memory_kept
 from ..model_file import LevelModel
 from .flips import polish
-from .memory import freed_memory_kept
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared, stepper

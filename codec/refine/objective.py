@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..density import bits
 from ..image import ImageError, Picture
 from ..latents import Box, analyse, preview, slices
+from ..memory import give_back
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE
 from ..pixels import fill_transparent, to_grey, window
@@ -153,6 +154,8 @@ class Problem:
                 squared *= part.weights
             weighted += float(squared.sum(dtype=np.float64))
             spent += bits_of_box
+            if part.shape != self.shape:  # there are more
+                give_back()
         distortion = 255.0**2 * weighted / self.pixels
         if seen is not None:
             pair = [torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (seen, self.original)]

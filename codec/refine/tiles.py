@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..latents import Box, cut, slices, with_halo
+from ..latents import Box, Reach, cut, reach_of, slices, with_halo
+from ..memory import freed_memory_kept, give_back
 from ..model_file import LevelModel
 from ..networks import HYPER_STRIDE, STRIDE
 from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
-from .memory import freed_memory_kept
 from .objective import Batch, Candidate, Problem
 from .settings import Settings
 from .steps import prepared
@@ -49,27 +49,6 @@ class Region:
 def needs_tiles(height: int, width: int) -> bool:
     """Whether a padded picture is refined in tiles: where it is a good deal larger than one."""
     return height * width > 1.25 * TILE**2
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far from its own block, in pixels, a latent is felt.
-
-    Attributes
-    ----------
-    pixels : int
-        By the picture, of a y; rounded up to a multiple of 16.
-    bits : int
-        By the coding of other y, of a z; rounded up to a multiple of 64.
-    """
-
-    pixels: int
-    bits: int
-
-
-def reach_of(level: LevelModel) -> Reach:
-    """10 and 112 pixels, rounded up, for `lite`; 30 and 142 for the others."""
-    return Reach(16, 128) if level.plain.architecture.family == "lite" else Reach(32, 192)
 
 
 def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
@@ -146,12 +125,14 @@ def _refine_region(
     part = problem.part(region.wide)
     seen = part.seen
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
+    give_back()
 
     def check(y: Tensor, z: Tensor) -> None:
         nonlocal best
         candidate = part.evaluate(*(v.permute(0, 3, 1, 2).clone() for v in (y, z)))
         if candidate.loss < best.loss:
             best = candidate
+        give_back()
 
     def added() -> tuple[float, float]:
         return best.bits - first.bits, (best.mse - first.mse) * seen
@@ -178,6 +159,7 @@ def _polish_region(
     """Change single integers of the y of one tile for the better, in y (1, M, h, w); returns as `_refine_region`."""
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
+    give_back()
     polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until)
     _write(polished.y, y, region, STRIDE)
     return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.seen
