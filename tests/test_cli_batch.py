@@ -222,6 +222,7 @@ def test_an_interrupted_run_leaves_nothing(photos: Path, jobs: int, number: int,
         cwd=photos.parent,
         env={**os.environ, "FAKE_STEPS": "300", "FAKE_READY": str(photos.parent / "ready")},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     _wait_until((photos.parent / "ready").exists)
     if number == signal.SIGINT:
