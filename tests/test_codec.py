@@ -29,6 +29,7 @@ from sgacodec.refine.objective import Problem
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
+kodak = pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_more_lambda_is_more_quality(codec: Codec, photograph: np.ndarray) -> No
     assert sorted(r["bytes"] for r in reports) == [r["bytes"] for r in reports]
 
 
-@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
+@kodak
 @pytest.mark.parametrize("path", KODAK[3:24:10], ids=lambda p: p.stem)
 def test_kodak(codec: Codec, path: Path) -> None:
     """Else the published curves are not those of the program."""
@@ -110,7 +111,7 @@ def test_kodak(codec: Codec, path: Path) -> None:
 
 
 @pytest.mark.slow  # 24 photographs at three rates
-@pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
+@kodak
 @pytest.mark.parametrize("path", KODAK, ids=lambda p: p.stem)
 def test_all_of_kodak(codec: Codec, path: Path) -> None:
     """Else one photograph in the standard set breaks the promise of honest figures."""
