@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from workbench import PHOTOGRAPH, interleaved, machine, picture_of, show, untrained
 
-from sgacodec import bitstream, entropy, latents, models
+from sgacodec import bitstream, latents
 from sgacodec.api import Codec, Settings
-from sgacodec.exact import hyper_decode
-from sgacodec.model_file import LevelModel, write_model
+from sgacodec.coding import range_coder as entropy
+from sgacodec.coding.hyper_decoder import hyper_decode
+from sgacodec.models import catalogue as models
+from sgacodec.models.file import LevelModel, write_model
 
 PARTS = ("decode", "entropy", "commands")
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from sgacodec.exact import MU_BITS
+from sgacodec.coding.hyper_decoder import MU_BITS
+from sgacodec.coding.tables import scale_thresholds
 from sgacodec.hyperprior import ANCHORS
 from sgacodec.image import read_image
 from sgacodec.latents import Latents, code_length, commit, render
-from sgacodec.model_file import LevelModel, read_model
-from sgacodec.models import find_model
+from sgacodec.models.catalogue import find_model
+from sgacodec.models.file import LevelModel, read_model
 from sgacodec.refine.objective import Candidate, Problem
-from sgacodec.tables import scale_thresholds
 
 
 @torch.no_grad()

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.distributions import RelaxedOneHotCategorical
 from workbench import PHOTOGRAPH, interleaved, machine, picture_of, seconds, show, untrained
 
-from sgacodec import models
 from sgacodec.api import Codec, Progress, Settings
 from sgacodec.memory import freed_memory_kept
-from sgacodec.model_file import LevelModel, read_model
-from sgacodec.networks import Networks, build
+from sgacodec.models import catalogue as models
+from sgacodec.models.file import LevelModel, read_model
+from sgacodec.networks.architecture import Networks, build
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch, Candidate, Problem
 from sgacodec.refine.steps import prepared, stepper

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sgacodec.hyperprior import GainedHyperprior
 from sgacodec.image import Picture
-from sgacodec.model_file import Model, export
-from sgacodec.networks import ARCHITECTURES
+from sgacodec.models.file import Model, export
+from sgacodec.networks.architecture import ARCHITECTURES
 
 GAIN = 1.8  # logarithm of an untrained model's gain: files of a trained one's size
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "images" / "coffee.png"

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import bitstream, image, latents, models
+from . import bitstream, image, latents
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .image import Picture
-from .model_file import LevelModel, Model, read_model
-from .networks import HYPER_STRIDE
+from .models import catalogue as models
+from .models.file import LevelModel, Model, read_model
+from .networks.architecture import HYPER_STRIDE
 from .pixels import to_grey
 from .rate_control import has_target, search
 from .refine.loop import Progress, refine
 from .refine.objective import Problem
-from .refine.settings import Settings
 from .refine.tiles import needs_tiles, refine_tiles
+from .settings import Settings
 
 __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "decode", "encode"]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .density import FactorizedDensity
-from .networks import Architecture, Networks, build, freeze, scale_input, scale_output, shift_output
+from .networks.architecture import Architecture, Networks, build, freeze, scale_input, scale_output, shift_output
 
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
 LEVELS = 64

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import entropy
-from .exact import MU_BITS, hyper_decode
-from .model_file import LevelModel
-from .networks import HYPER_STRIDE, STRIDE
+from .coding import range_coder as entropy
+from .coding.hyper_decoder import MU_BITS, hyper_decode
+from .models.file import LevelModel
+from .networks.architecture import HYPER_STRIDE, STRIDE
 from .pixels import to_pixels, window
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in the padded picture

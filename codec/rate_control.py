@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from .refine.settings import Settings
+from .settings import Settings
 
 LAMBDA_MIN, LAMBDA_MAX = 1e-4, 1.0  # beyond the ladder only the refinement's λ changes
 _CHEAP_TRIALS, _TRIALS = 7, 6

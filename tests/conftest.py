@@ -10,8 +10,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from sgacodec import models
-from sgacodec.model_file import LevelModel, Model, read_model
+from sgacodec.models import catalogue as models
+from sgacodec.models.file import LevelModel, Model, read_model
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

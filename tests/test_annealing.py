@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from sgacodec.refine.annealing import LR_FLOOR, SCHEDULES, Annealing, learning_rate, temperature
+from sgacodec.annealing import LR_FLOOR, SCHEDULES, Annealing, learning_rate, temperature
 from sgacodec.refine.relaxations import METHODS
 
 

@@ -14,8 +14,8 @@ from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHy
 
 from sgacodec import bitstream, image
 from sgacodec.api import Codec, Settings
-from sgacodec.checkpoint_import import import_compressai, lambda_of_name
-from sgacodec.models import ModelError, find_model, read_info, verify_model
+from sgacodec.models.catalogue import ModelError, find_model, read_info, verify_model
+from sgacodec.models.compressai_import import import_compressai, lambda_of_name
 from sgacodec.pixels import to_pixels, to_tensor
 
 N, M = 32, 48

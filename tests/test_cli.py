@@ -405,9 +405,10 @@ def test_trace_by_flag_and_by_variable(
 
 def test_the_choices_are_those_of_the_codec() -> None:
     """Else: the command line, which lists them without importing torch, hides a method."""
-    from sgacodec import hyperprior, networks
+    from sgacodec import annealing, hyperprior, settings
     from sgacodec.cli import encode, options
-    from sgacodec.refine import annealing, relaxations, settings
+    from sgacodec.networks import architecture as networks
+    from sgacodec.refine import relaxations
 
     assert ("none", *relaxations.METHODS) == encode.METHODS
     assert encode.SCHEDULES == annealing.SCHEDULES
@@ -479,7 +480,7 @@ def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
 
 def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else: a damaged model is found only when files do not decode."""
-    from sgacodec import models
+    from sgacodec.models import catalogue as models
 
     model_file(tmp_path / "models" / "tiny.safetensors")
     problems = ["the id is not that of the tensors"]

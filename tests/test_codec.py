@@ -23,8 +23,8 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.image import Picture, read_image, write_image
 from sgacodec.metrics import psnr
-from sgacodec.model_file import LevelModel, Model, read_model
-from sgacodec.models import ModelNotFoundError, find_model
+from sgacodec.models.catalogue import ModelNotFoundError, find_model
+from sgacodec.models.file import LevelModel, Model, read_model
 from sgacodec.refine.objective import Problem
 
 PLAIN = Settings(method="none")
@@ -323,7 +323,7 @@ def test_unknown_model(codec: Codec, small: Codec, photograph: np.ndarray, tmp_p
 def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_path: Path, tiny: Model,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Else the name `lite` means one model with --model and another without."""
-    from sgacodec.model_file import write_model
+    from sgacodec.models.file import write_model
 
     write_model(dataclasses.replace(tiny, metadata={**tiny.metadata, "name": "lite"}), tmp_path / "lite.safetensors")
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sgacodec import entropy
 from sgacodec.bitstream import FormatError
-from sgacodec.entropy import PRECISION, Tables, cost, decode, encode
-from sgacodec.model_file import LevelModel
-from sgacodec.tables import gaussian_tables, scale_table
+from sgacodec.coding import range_coder as entropy
+from sgacodec.coding.range_coder import PRECISION, Tables, cost, decode, encode
+from sgacodec.coding.tables import gaussian_tables, scale_table
+from sgacodec.models.file import LevelModel
 
 GAUSSIAN = gaussian_tables()
 FORMAT_MD = ROOT / "docs" / "format.md"

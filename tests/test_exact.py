@@ -11,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sgacodec import exact, latents
-from sgacodec.exact import IntegerGains, IntegerHyperDecoder, IntegerLayer, check, check_gains, hyper_decode
-from sgacodec.model_file import LevelModel, Model
+from sgacodec import latents
+from sgacodec.coding import hyper_decoder as exact
+from sgacodec.coding.hyper_decoder import (
+    IntegerGains,
+    IntegerHyperDecoder,
+    IntegerLayer,
+    check,
+    check_gains,
+    hyper_decode,
+)
+from sgacodec.models.file import LevelModel, Model
 
 INT32 = (-(2**31), 2**31 - 1)
 Pair = tuple[np.ndarray, np.ndarray]

@@ -11,12 +11,12 @@ import torch
 
 from sgacodec.image import Picture
 from sgacodec.latents import Latents, code_length, commit
-from sgacodec.model_file import LevelModel
+from sgacodec.models.file import LevelModel
 from sgacodec.refine import flips
 from sgacodec.refine.flips import entries, polish, prices
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch, Candidate, Problem
-from sgacodec.refine.settings import Settings
+from sgacodec.settings import Settings
 
 LMBDA = 0.0075
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sgacodec.hyperprior import ANCHORS, GainedHyperprior, fold, level_lambdas
 from sgacodec.metrics import psnr
-from sgacodec.model_file import Model
-from sgacodec.networks import (
+from sgacodec.models.file import Model
+from sgacodec.networks.architecture import (
     LITE,
     Architecture,
     BlockTranspose,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgacodec.networks import Architecture, Networks, build, freeze
+from sgacodec.networks.architecture import Architecture, Networks, build, freeze
 from sgacodec.refine.layers import BlockwiseGDN, FrozenConv, FrozenConvTranspose, replace_layers, subpixel
 
 FAMILIES = [

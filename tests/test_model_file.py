@@ -20,10 +20,19 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from sgacodec import exact, model_file, models
-from sgacodec.model_file import Model, export, read_model, verify, write_model
-from sgacodec.models import ModelError, ModelNotFoundError, find_model, find_model_by_id, list_models, read_info
-from sgacodec.networks import Architecture
+from sgacodec.coding import hyper_decoder as exact
+from sgacodec.models import catalogue as models
+from sgacodec.models import file as model_file
+from sgacodec.models.catalogue import (
+    ModelError,
+    ModelNotFoundError,
+    find_model,
+    find_model_by_id,
+    list_models,
+    read_info,
+)
+from sgacodec.models.file import Model, export, read_model, verify, write_model
+from sgacodec.networks.architecture import Architecture
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 CPU = torch.device("cpu")

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgacodec import bitstream, latents
+from sgacodec.annealing import Annealing
 from sgacodec.api import Codec, Encoded, Settings
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
 from sgacodec.image import ImageError, Picture
 from sgacodec.metrics import psnr
-from sgacodec.model_file import LevelModel
-from sgacodec.networks import Architecture
+from sgacodec.models.file import LevelModel
+from sgacodec.networks.architecture import Architecture
 from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, objective, steps, tiles
-from sgacodec.refine.annealing import Annealing
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
 from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss, relaxed_side

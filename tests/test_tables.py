@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from sgacodec.coding.range_coder import PRECISION, Tables, cost
+from sgacodec.coding.tables import (
+    SCALES,
+    factorized_tables,
+    gaussian_tables,
+    scale_table,
+    scale_thresholds,
+    to_frequencies,
+)
 from sgacodec.density import FactorizedDensity, gaussian_bits
-from sgacodec.entropy import PRECISION, Tables, cost
-from sgacodec.tables import SCALES, factorized_tables, gaussian_tables, scale_table, scale_thresholds, to_frequencies
 
 
 def probabilities(tables: Tables, t: int) -> np.ndarray:

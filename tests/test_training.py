@@ -20,12 +20,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-from sgacodec import image, networks
+from sgacodec import image
 from sgacodec.api import Codec, Settings
 from sgacodec.cli import main
-from sgacodec.model_file import read_model, write_model
-from sgacodec.models import read_info, verify_model
-from sgacodec.networks import Architecture
+from sgacodec.models.catalogue import read_info, verify_model
+from sgacodec.models.file import read_model, write_model
+from sgacodec.networks import architecture as networks
+from sgacodec.networks.architecture import Architecture
 from sgacodec.training import checkpoint, loop
 from sgacodec.training.checkpoint import Recipe, State, TrainingError, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch

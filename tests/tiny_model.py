@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from sgacodec.hyperprior import GainedHyperprior
-from sgacodec.model_file import Model, export, write_model
-from sgacodec.networks import Architecture, start_as_dct
+from sgacodec.models.file import Model, export, write_model
+from sgacodec.networks.architecture import Architecture, start_as_dct
 from sgacodec.pixels import to_tensor
 
 ARCHITECTURE = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8, inner=8)

@@ -204,7 +204,7 @@ def check_model(name: str | None) -> None:
     ModelNotFoundError
     """
     if name is not None:
-        from ..models import find_model
+        from ..models.catalogue import find_model
 
         find_model(name)
 

@@ -22,7 +22,7 @@ def debugging() -> bool:
 def exit_code(error: Exception) -> int:
     """Exit code of an error that ends the work on an input, or all of it."""
     from ..bitstream import FormatError
-    from ..models import ModelError, ModelNotFoundError
+    from ..models.catalogue import ModelError, ModelNotFoundError
 
     if isinstance(error, FormatError):
         return BAD_FILE

@@ -11,7 +11,7 @@ from .exits import DONE, combined, debugging, exit_code, one_line
 from .files import STREAM, read_sga
 
 if TYPE_CHECKING:
-    from ..models import ModelInfo
+    from ..models.catalogue import ModelInfo
 
 
 @click.command(short_help="Show what .sga files hold, without decoding them.")
@@ -28,7 +28,7 @@ def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool,
     sgacodec info photo.sga
     sgacodec info --json *.sga
     """
-    from ..models import list_models
+    from ..models.catalogue import list_models
 
     out = options.output(json, quiet, verbose)
     models = {info.id: info for info in list_models()}

@@ -24,7 +24,7 @@ def command() -> None:
 @click.option("--json", is_flag=True, help="Print a JSON array.")
 def list_command(json: bool) -> None:
     """List the installed models."""
-    from ..models import list_models, user_folder
+    from ..models.catalogue import list_models, user_folder
 
     models = list_models()
     if json:
@@ -44,7 +44,7 @@ def list_command(json: bool) -> None:
 @click.argument("name", metavar="NAME|PATH")
 def show_command(name: str) -> None:
     """Show all that a model says of itself, as JSON: architecture, training record, licence."""
-    from ..models import find_model, read_info
+    from ..models.catalogue import find_model, read_info
 
     info = read_info(find_model(name))
     click.echo(json_line({"path": str(info.path), "bytes": info.path.stat().st_size, **info.metadata}, indent=2))
@@ -64,7 +64,7 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 
     The model has one level, that of its training. Nothing in the file is executed.
     """
-    from ..models import SUFFIX, import_checkpoint
+    from ..models.catalogue import SUFFIX, import_checkpoint
 
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(SUFFIX):
         raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
@@ -76,7 +76,7 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 @click.pass_context
 def verify_command(ctx: click.Context, name: str | None) -> None:
     """Check a model, or every installed one: its id, its tables, and the bounds that make decoding exact."""
-    from ..models import find_model, list_models, verify_model
+    from ..models.catalogue import find_model, list_models, verify_model
 
     paths = [find_model(name)] if name is not None else [info.path for info in list_models()]
     damaged = False

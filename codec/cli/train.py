@@ -207,7 +207,7 @@ def _resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) 
 
 def _earlier(init: str, wanted: dict[str, Any]) -> GainedHyperprior:
     """The weights to start with; the architecture that is wanted becomes theirs."""
-    from ..models import find_model
+    from ..models.catalogue import find_model
     from ..training.checkpoint import trainable
 
     architecture, model_id, gained = trainable(find_model(init))
@@ -221,7 +221,7 @@ def _begun(earlier: GainedHyperprior | None, crops: Crops, device: torch.device,
     """A new run. Weights that have been learnt are changed with a lower learning rate than new ones."""
     from importlib.util import find_spec
 
-    from ..networks import reduced_precision
+    from ..networks.architecture import reduced_precision
     from ..training.checkpoint import standard_recipe, start
 
     changed = {key: value for key, value in wanted.items() if value is not None}
@@ -290,7 +290,7 @@ def _export(
     speech: Output,
 ) -> None:
     """Write the model of a state."""
-    from ..model_file import write_model
+    from ..models.file import write_model
     from ..training.export import export_checkpoint, training_record
 
     record = training_record(

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..entropy import Tables
+from ..coding.range_coder import Tables
 from ..latents import Latents, commit
 from ..memory import give_back
-from ..model_file import LevelModel
-from ..networks import reduced_precision
+from ..models.file import LevelModel
+from ..networks.architecture import reduced_precision
 from .fused import weighted_squares
 from .objective import Batch, Candidate, Problem, pixels_of
 

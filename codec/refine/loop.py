@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..memory import freed_memory_kept
-from ..model_file import LevelModel
+from ..models.file import LevelModel
+from ..settings import Settings
 from .flips import polish
 from .objective import Batch, Candidate, Problem
-from .settings import Settings
 from .steps import prepared, stepper
 
 _CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is looked at, as parts of the run

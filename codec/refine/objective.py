@@ -18,8 +18,8 @@ from ..density import bits
 from ..image import ImageError, Picture
 from ..latents import Box, analyse, preview, slices
 from ..memory import give_back
-from ..model_file import LevelModel
-from ..networks import HYPER_STRIDE
+from ..models.file import LevelModel
+from ..networks.architecture import HYPER_STRIDE
 from ..pixels import fill_transparent, to_grey, window
 from .fused import coded_latents, weighted_squares
 from .relaxations import Rounding, relax, sample_noise

@@ -12,12 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..model_file import LevelModel
-from ..networks import reduced_precision
+from ..models.file import LevelModel
+from ..networks.architecture import reduced_precision
+from ..settings import Settings
 from .layers import replace_layers, subpixel
 from .objective import Batch, Side, relaxed_loss, relaxed_side
 from .relaxations import Rounding, noise_pool, noise_window
-from .settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..latents import Box, Reach, cut, reach_of, slices, with_halo
 from ..memory import freed_memory_kept, give_back
-from ..model_file import LevelModel
-from ..networks import HYPER_STRIDE, STRIDE
+from ..models.file import LevelModel
+from ..networks.architecture import HYPER_STRIDE, STRIDE
+from ..settings import Settings
 from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
 from .objective import Batch, Candidate, Problem
-from .settings import Settings
 from .steps import prepared
 
 TILE = 1024  # pixels a side at most, a multiple of 64

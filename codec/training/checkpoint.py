@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..hyperprior import ANCHORS, GainedHyperprior
-from ..model_file import read_model
-from ..networks import ARCHITECTURES
+from ..models.file import read_model
+from ..networks.architecture import ARCHITECTURES
 from .crops import Crops
 from .model import initial_model
 

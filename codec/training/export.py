@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..density import SCALE_BOUND, bits, gaussian_bits
 from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior
-from ..model_file import Model, export
-from ..networks import HYPER_STRIDE
+from ..models.file import Model, export
+from ..networks.architecture import HYPER_STRIDE
 from ..pixels import pad
 from .checkpoint import State
 

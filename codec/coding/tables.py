@@ -7,8 +7,8 @@ import math
 import numpy as np
 import torch
 
-from .density import FactorizedDensity, double
-from .entropy import PRECISION, Tables
+from ..density import FactorizedDensity, double
+from .range_coder import PRECISION, Tables
 
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 256.0

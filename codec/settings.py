@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from .annealing import SCHEDULES, Annealing
-from .relaxations import METHODS, Rounding, rounding
+from .refine.relaxations import METHODS, Rounding, rounding
 
 _FEW = 20  # steps: where no more fit into the time, rounds alone gain more
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4

@@ -14,7 +14,7 @@ from typing import Any
 import constriction
 import numpy as np
 
-from .bitstream import FormatError
+from ..bitstream import FormatError
 
 PRECISION = 24  # the frequencies of a table sum up to 2²⁴, constriction's precision
 _CHUNK = 16  # bits of an escaped distance coded at once

@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from . import exact
-from .entropy import Tables
-from .exact import IntegerGains, IntegerHyperDecoder, IntegerLayer
-from .hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
-from .models import FORMAT, ModelError, read_info
-from .networks import BlockTranspose, architecture_from_dict
-from .tables import SCALES, factorized_tables, gaussian_tables
+from ..coding import hyper_decoder as exact
+from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, IntegerLayer
+from ..coding.range_coder import Tables
+from ..coding.tables import SCALES, factorized_tables, gaussian_tables
+from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
+from ..networks.architecture import BlockTranspose, architecture_from_dict
+from .catalogue import FORMAT, ModelError, read_info
 
 _PEAK_MARGIN = 4.0  # room above the largest activation seen when h_s is quantised
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # the tensors that decoding needs …

@@ -38,7 +38,7 @@ class ModelInfo:
 
 def builtin_folder() -> Path:
     """The folder of the models that are installed with the package."""
-    weights = importlib.import_module(f"{__package__}.weights")
+    weights = importlib.import_module("..weights", __package__)
     return Path(next(iter(weights.__path__)))
 
 
@@ -131,13 +131,13 @@ def _folders() -> str:
 
 def verify_model(path: Path) -> list[str]:
     """Re-derive every table and bound of a model and check its id; the list of problems, empty when sound."""
-    from .model_file import verify
+    from .file import verify
 
     return verify(path)
 
 
 def import_checkpoint(path: Path, name: str, lmbda: float | None = None) -> Path:
     """Turn a CompressAI checkpoint into a model in the user's folder; see `checkpoint_import.import_compressai`."""
-    from .checkpoint_import import import_compressai
+    from .compressai_import import import_compressai
 
     return import_compressai(path, name, lmbda)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .memory import give_back
+from ..memory import give_back
 from .tables import SCALES, scale_thresholds
 
 ACTIVATION_MAX = 2**15 - 1
