@@ -21,6 +21,7 @@ import torch
 from . import bitstream, image, latents
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .image import Picture
+from .metrics import psnr_of_mse
 from .models import catalogue as models
 from .models.file import LevelModel, Model, read_model
 from .networks.architecture import HYPER_STRIDE
@@ -220,7 +221,7 @@ class Codec:
             "height": height,
             "bytes": len(data),
             "bpp": 8 * len(data) / (width * height),
-            "psnr": -10 * math.log10(figures["mse"]) if figures["mse"] > 0 else None,
+            "psnr": psnr_of_mse(figures["mse"]) if figures["mse"] > 0 else None,
             "lambda": settings.lmbda,
             "level": level.level,
             "model": model.name,

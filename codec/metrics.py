@@ -1,36 +1,39 @@
-"""Quality of one image (PSNR, MS-SSIM, R-D loss) and distance between curves (BD-rate, BD-PSNR).
+"""Image quality (PSNR, MS-SSIM, R-D loss) and Bjøntegaard deltas between R-D curves (BD-rate, BD-PSNR).
 
-PSNR and MS-SSIM compare 8-bit images, over all three channels together, as CompressAI's "psnr-rgb" and
-"ms-ssim-rgb" do.
+PSNR and MS-SSIM are computed over all three channels together, as CompressAI's "psnr-rgb" and "ms-ssim-rgb".
 
 Bjøntegaard deltas use the package `bjontegaard` with method "pchip": log₁₀ of the rate (bpp) against PSNR,
-piecewise cubic Hermite interpolation through every point, integrated over the whole interval that both curves
-cover and no further (nothing is extrapolated). On CompressAI's published Kodak curves against mbt2018-mean this
-gives VTM −17.5 % and JPEG +138 %. The older single cubic ("cubic", VCEG-M33) fits four points; through JPEG's
-nineteen it misses the curve and gives +139.3 %.
+piecewise cubic Hermite interpolation through every point, integrated over the interval that both curves cover,
+without extrapolation. On CompressAI's published Kodak curves against mbt2018-mean this gives VTM −17.5 % and
+JPEG +138 %. The older single cubic ("cubic", VCEG-M33) is meant for four points; fitted to JPEG's nineteen points
+it gives +139.3 %.
 
-The packages are imported where they are used.
+torch, pytorch_msssim and bjontegaard are imported inside the functions that need them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BD_METHOD = "pchip"
-MS_SSIM_SMALLEST_SIDE = 160  # an 11-tap window after four halvings: (11 − 1)·2⁴; the side must be larger
+MS_SSIM_MIN_SIDE = 161  # pixels: an 11-tap window at the fifth of five scales, (11 − 1)·2⁴ + 1
 
 
 @dataclass(frozen=True)
 class Curve:
-    """An R-D curve: means over a set of images, one point a setting, in any order.
+    """An R-D curve: means over a set of images, one point per setting, in any order.
 
     Attributes
     ----------
     name : str
-        What a legend shows.
+        Label in tables and legends.
     bpp, psnr : tuple of float
         Bits per pixel and dB, of equal length.
     """
@@ -40,11 +43,11 @@ class Curve:
     psnr: tuple[float, ...]
 
 
-# -------------------------------------------------------------------------------------------------- one image
+# ---------------------------------------------------------------------------------------------- image quality
 
 
 def mse(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean squared error of two uint8 images (H, W, 3) in units of 0..1 pixels.
+    """Mean squared error of two uint8 images (H, W, 3), for pixels scaled to 0..1.
 
     Raises
     ------
@@ -69,14 +72,16 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     ValueError
         As :func:`mse`.
     """
-    error = mse(a, b)
-    return math.inf if error == 0 else -10 * math.log10(error)
+    return psnr_of_mse(mse(a, b))
+
+
+def psnr_of_mse(mse: float) -> float:
+    """PSNR in dB of a mean squared error of pixels in 0..1; infinite for 0."""
+    return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Multi-scale structural similarity (0..1, five scales) of two uint8 images (H, W, 3).
-
-    None when the smaller side is at most 160 pixels: the fifth scale is smaller than the window there.
+    """MS-SSIM (0..1, five scales) of two uint8 images (H, W, 3); None if a side is below `MS_SSIM_MIN_SIDE`.
 
     Raises
     ------
@@ -85,33 +90,44 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float | None:
     """
     if a.shape != b.shape:
         raise ValueError(f"images of different shapes: {a.shape} and {b.shape}")
-    if min(a.shape[:2]) <= MS_SSIM_SMALLEST_SIDE:
+    if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
-    import pytorch_msssim
     import torch
 
     x, y = (torch.tensor(image).permute(2, 0, 1)[None].float() for image in (a, b))  # (1, 3, H, W), 0..255
     with torch.inference_mode():
-        return float(pytorch_msssim.ms_ssim(x, y, data_range=255))
+        return float(ms_ssim_of_tensors(x, y, data_range=255))
+
+
+def ms_ssim_of_tensors(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
+    """MS-SSIM (Wang et al. 2003), differentiable: float images (B, C, H, W) in 0..`data_range` → (B,).
+
+    Both sides have at least `MS_SSIM_MIN_SIDE` pixels.
+    """
+    import pytorch_msssim
+
+    similarity: Tensor = pytorch_msssim.ms_ssim(a, b, data_range=data_range, size_average=False)
+    return similarity
 
 
 def rd_loss(bpp: float, mse: float, lmbda: float) -> float:
-    """Return λ·255²·MSE + bpp, what the encoder minimises; `mse` in units of 0..1 pixels."""
+    """λ·255²·MSE + bpp, the encoder's objective; `mse` for pixels in 0..1."""
     return lmbda * 255**2 * mse + bpp
 
 
-# --------------------------------------------------------------------------------------------------- two curves
+# ------------------------------------------------------------------------------------------- Bjøntegaard deltas
 
 
 def bd_rate(curve: Curve, anchor: Curve) -> float:
-    """Mean change of rate at equal PSNR in percent; negative when `curve` needs fewer bits than `anchor`.
+    """BD-rate: mean change of rate at equal PSNR, in percent; negative if `curve` needs fewer bits than `anchor`.
 
-    The mean is over the PSNR range that both cover (:func:`shared_psnr`) of the difference in log rate.
+    The difference in log rate is averaged over the PSNR range that both curves cover (:func:`shared_psnr`).
 
     Raises
     ------
     ValueError
-        If a curve has fewer than two points or does not rise, or the curves share no PSNR.
+        If a curve has fewer than two points or its PSNR does not increase with the rate, or if the PSNR ranges
+        do not overlap.
     """
     import bjontegaard
 
@@ -121,12 +137,13 @@ def bd_rate(curve: Curve, anchor: Curve) -> float:
 
 
 def bd_psnr(curve: Curve, anchor: Curve) -> float:
-    """Mean change of PSNR in dB at equal rate, over the rates that both cover; positive when `curve` is better.
+    """BD-PSNR: mean change of PSNR in dB at equal rate, over the rates that both cover; positive if `curve` is better.
 
     Raises
     ------
     ValueError
-        If a curve has fewer than two points or does not rise, or the curves share no rate.
+        If a curve has fewer than two points or its PSNR does not increase with the rate, or if the ranges of rates
+        do not overlap.
     """
     import bjontegaard
 
@@ -136,7 +153,7 @@ def bd_psnr(curve: Curve, anchor: Curve) -> float:
 
 
 def shared_psnr(curve: Curve, anchor: Curve) -> tuple[float, float]:
-    """Return the PSNR range in dB that both curves cover, which is what :func:`bd_rate` integrates over.
+    """PSNR range in dB that both curves cover, over which :func:`bd_rate` integrates.
 
     Raises
     ------
@@ -147,7 +164,7 @@ def shared_psnr(curve: Curve, anchor: Curve) -> tuple[float, float]:
 
 
 def _shared(what: str, unit: str, name: str, anchor: str, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Return the interval common to two sorted axes."""
+    """The interval that two sorted axes have in common."""
     low, high = float(max(a[0], b[0])), float(min(a[-1], b[-1]))
     if low >= high:
         raise ValueError(
@@ -158,7 +175,7 @@ def _shared(what: str, unit: str, name: str, anchor: str, a: np.ndarray, b: np.n
 
 
 def _points(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Return rate and PSNR, both rising; equal points once."""
+    """Rates and PSNR values, both (n,) and strictly increasing; duplicate points are dropped."""
     if len(curve.bpp) != len(curve.psnr):
         raise ValueError(f"{curve.name}: {len(curve.bpp)} rates but {len(curve.psnr)} PSNR values")
     points = np.array(sorted(set(zip(curve.bpp, curve.psnr, strict=True))), dtype=np.float64)  # (n, 2)

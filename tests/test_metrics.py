@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sgacodec import metrics
 from sgacodec.evaluate.curves import load_curve
@@ -35,6 +36,7 @@ def test_psnr_of_known_errors() -> None:
     b[0, 0, 0] = 0  # one sample of 192, off by 10
     assert metrics.psnr(a, b) == pytest.approx(10 * math.log10(255**2 * 192 / 100))
     assert metrics.psnr(a, a) == math.inf
+    assert metrics.psnr_of_mse(1e-3) == pytest.approx(30)
 
 
 def test_psnr_does_not_wrap_around() -> None:
@@ -61,6 +63,22 @@ def test_ms_ssim_is_one_for_equal_images_falls_with_noise_and_is_none_when_undef
     assert metrics.ms_ssim(small[:160], noisy[:160]) is None
     with pytest.raises(ValueError, match="shape"):
         metrics.ms_ssim(small, small[:160])
+
+
+def test_ms_ssim_of_tensors_is_one_value_per_image_and_has_a_gradient() -> None:
+    """Lost: refinement for MS-SSIM would optimise another measure than the one that is reported."""
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (2, 161, 170, 3), dtype=np.uint8)
+    noisy = np.clip(images + rng.normal(0, [[[[10]]], [[[40]]]], images.shape), 0, 255).astype(np.uint8)
+    a, b = (torch.from_numpy(v).permute(0, 3, 1, 2).float() / 255 for v in (noisy, images))
+    a.requires_grad_(True)
+    similarity = metrics.ms_ssim_of_tensors(a, b)
+    expected = [metrics.ms_ssim(x, y) for x, y in zip(noisy, images, strict=True)]
+    assert similarity.tolist() == pytest.approx(expected, abs=1e-5)
+    assert similarity[0] > similarity[1]
+    similarity.sum().backward()
+    assert a.grad is not None
+    assert all(gradient.abs().max() > 0 for gradient in a.grad)
 
 
 def test_rd_loss_is_the_encoders_objective() -> None:

@@ -22,7 +22,7 @@ COLUMNS = (
     "bytes",  # of the .sga file
     "bpp",  # 8·bytes/pixels
     "psnr",  # dB, of the 8-bit image that the file decodes to; empty when identical
-    "ms_ssim",  # empty when the smaller side is at most 160 pixels
+    "ms_ssim",  # empty when a side is below 161 pixels
     "rd_loss",  # λ·255²·MSE + bpp, of the same file and image
     "rd_loss_unrefined",  # rd_loss and what the encoder says it gained; equal to rd_loss for method none
     "seconds_encode",

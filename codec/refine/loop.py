@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..memory import freed_memory_kept
+from ..metrics import psnr_of_mse
 from ..models.file import LevelModel
 from ..settings import Settings
 from .flips import polish
@@ -98,7 +99,7 @@ def state_of(best: list[Candidate], problems: list[Problem], step: int, steps: i
 
 def psnr_of(mse: float) -> float:
     """PSNR in dB, at most 120: a number also where a picture is exact."""
-    return -10 * math.log10(max(mse, 1e-12))
+    return psnr_of_mse(max(mse, 1e-12))
 
 
 def _joined(latents: list[Tensor]) -> Tensor:

@@ -18,13 +18,13 @@ from ..density import bits
 from ..image import ImageError, Picture
 from ..latents import Box, analyse, preview, slices
 from ..memory import give_back
+from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.file import LevelModel
 from ..networks.architecture import HYPER_STRIDE
 from ..pixels import fill_transparent, to_grey, window
 from .fused import coded_latents, weighted_squares
 from .relaxations import Rounding, relax, sample_noise
 
-MS_SSIM_SMALLEST_SIDE = 160
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ
 
 
@@ -88,8 +88,8 @@ class Problem:
         """
         pixels = picture.pixels
         height, width = pixels.shape[:2]
-        if metric == "ms-ssim" and min(height, width) <= MS_SSIM_SMALLEST_SIDE:
-            raise ImageError(f"metric ms-ssim needs more than {MS_SSIM_SMALLEST_SIDE} pixels a side")
+        if metric == "ms-ssim" and min(height, width) < MS_SSIM_MIN_SIDE:
+            raise ImageError(f"metric ms-ssim needs at least {MS_SSIM_MIN_SIDE} pixels a side")
         weights = visible = None if picture.alpha is None else picture.alpha > 0
         if picture.alpha is not None:
             pixels = fill_transparent(pixels, picture.alpha)
@@ -158,8 +158,8 @@ class Problem:
                 give_back()
         distortion = 255.0**2 * weighted / self.pixels
         if seen is not None:
-            pair = [torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (seen, self.original)]
-            distortion = MS_SSIM_SCALE * float(1 - ms_ssim(*pair))
+            decoded, x = (torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (seen, self.original))
+            distortion = MS_SSIM_SCALE * float(1 - ms_ssim_of_tensors(decoded, x))
         return Candidate(y, z, squares / max(1, self.seen), spent, self.lmbda * distortion + spent / self.pixels)
 
 
@@ -174,13 +174,6 @@ def _weights(roi: np.ndarray, visible: np.ndarray) -> np.ndarray:
         raise ValueError("the weight map must have finite weights of at least 0, and one above 0")
     weights *= visible.sum() / max(float(weights.sum()), 1e-30)
     return weights
-
-
-def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """MS-SSIM (Wang et al. 2003) of images (B, 3, H, W) in 0..1, both sides above 160; (B,)."""
-    from pytorch_msssim import ms_ssim as library
-
-    return library(a, b, data_range=1.0, size_average=False)
 
 
 @dataclass(frozen=True)
@@ -325,7 +318,7 @@ def _last_layer(layer: Any, features: Tensor) -> Tensor:
 def _relaxed_ms_ssim(x_hat: Tensor, batch: Batch, side: int) -> Tensor:
     """The distortion of MS-SSIM: pixels without weight are taken as perfect, and not counted in the mean."""
     x_hat = torch.where(batch.weight > 0, x_hat.clamp(0, 1), batch.x)
-    similarity = ms_ssim(F.pixel_shuffle(x_hat, side), F.pixel_shuffle(batch.x, side))
+    similarity = ms_ssim_of_tensors(F.pixel_shuffle(x_hat, side), F.pixel_shuffle(batch.x, side))
     padded = batch.x[0, 0].numel() * side**2
     return MS_SSIM_SCALE * (1 - similarity) * (padded * batch.scale)
 

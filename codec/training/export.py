@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..density import SCALE_BOUND, bits, gaussian_bits
 from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior
+from ..metrics import psnr_of_mse
 from ..models.file import Model, export
 from ..networks.architecture import HYPER_STRIDE
 from ..pixels import pad
@@ -41,7 +42,7 @@ def estimate(model: Hyperprior, image: Tensor) -> tuple[float, float]:
     rate = bits(density.likelihood(z_hat)).sum() + gaussian_bits(v, sigma).sum()
     x_hat = (networks.g_s(v + mu).clamp(0, 1) * 255).round() / 255
     mse = (x - x_hat).square().mean()
-    return float(rate) / (height * width), float(-10 * torch.log10(mse))
+    return float(rate) / (height * width), psnr_of_mse(float(mse))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hyperprior import ANCHORS, GainedHyperprior, fold
+from ..metrics import psnr_of_mse, rd_loss
 from .checkpoint import (
     Recipe,
     State,
@@ -151,8 +152,8 @@ def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, A
     for lmbda, (count, bpp, mse) in zip(state.model.anchors, sums.tolist(), strict=True):
         seen = count > 0 and mse > 0
         line["bpp"].append(round(bpp / count, 4) if seen else None)
-        line["psnr"].append(round(-10 * math.log10(mse / count), 3) if seen else None)
-        line["loss"].append(round((lmbda * 255**2 * mse + bpp) / count, 4) if seen else None)
+        line["psnr"].append(round(psnr_of_mse(mse / count), 3) if seen else None)
+        line["loss"].append(round(rd_loss(bpp / count, mse / count, lmbda), 4) if seen else None)
     return line
 
 
