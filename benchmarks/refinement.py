@@ -38,7 +38,8 @@ from sgacodec.api import Codec, Progress, Settings
 from sgacodec.memory import freed_memory_kept
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import LevelModel, read_model
-from sgacodec.networks.architecture import Networks, build
+from sgacodec.networks.architecture import Networks
+from sgacodec.networks.build import build
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch, Candidate, Problem
 from sgacodec.refine.steps import prepared, stepper

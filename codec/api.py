@@ -20,6 +20,7 @@ import torch
 
 from . import bitstream, image, latents
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
+from .device import device_of
 from .image import Picture
 from .metrics import psnr_of_mse
 from .models import catalogue as models
@@ -78,7 +79,7 @@ class Codec:
     """
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
-        self.device = _device(device)
+        self.device = device_of(device)
         self._models: dict[Path, Model] = {}
         self._named = None if model in (None, "auto") else self._cached(models.find_model(str(model)))
         self._levels: dict[tuple[str, int], LevelModel] = {}
@@ -339,20 +340,6 @@ def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) 
     """The picture in a .sga file: a path, or its content."""
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     return Codec(model).decode(data).picture
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"no such device: {name!r} ({torch.cuda.device_count()} CUDA devices here)")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)")
-    return device
 
 
 def _check_padded_size(width: int, height: int, max_pixels: int) -> None:

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .density import FactorizedDensity
-from .networks.architecture import Architecture, Networks, build, freeze, scale_input, scale_output, shift_output
+from .networks.architecture import Architecture, Networks
+from .networks.build import build
+from .networks.gains import scale_input, scale_output, shift_output
+from .networks.mshyper import freeze
 
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
 LEVELS = 64

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgacodec.networks.architecture import Architecture, Networks, build, freeze
+from sgacodec.networks.architecture import Architecture, Networks
+from sgacodec.networks.build import build
+from sgacodec.networks.mshyper import freeze
 from sgacodec.refine.layers import BlockwiseGDN, FrozenConv, FrozenConvTranspose, replace_layers, subpixel
 
 FAMILIES = [

@@ -10,7 +10,8 @@ import torch
 
 from sgacodec.hyperprior import GainedHyperprior
 from sgacodec.models.file import Model, export, write_model
-from sgacodec.networks.architecture import Architecture, start_as_dct
+from sgacodec.networks.architecture import Architecture
+from sgacodec.networks.lite import start_as_dct
 from sgacodec.pixels import to_tensor
 
 ARCHITECTURE = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8, inner=8)

@@ -179,16 +179,12 @@ def _check_options(
 
 
 def _device(name: str) -> torch.device:
-    """The device of a name."""
-    import torch
+    from ..device import device_of
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or int(index or 0) >= count:
-        raise click.UsageError(f"--device '{name}': there is no such device")
-    return torch.device(name)
+    try:
+        return device_of(name)
+    except ValueError:
+        raise click.UsageError(f"--device '{name}': there is no such device") from None
 
 
 def _resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -> State | None:
@@ -221,7 +217,7 @@ def _begun(earlier: GainedHyperprior | None, crops: Crops, device: torch.device,
     """A new run. Weights that have been learnt are changed with a lower learning rate than new ones."""
     from importlib.util import find_spec
 
-    from ..networks.architecture import reduced_precision
+    from ..device import reduced_precision
     from ..training.checkpoint import standard_recipe, start
 
     changed = {key: value for key, value in wanted.items() if value is not None}

@@ -26,7 +26,8 @@ from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, IntegerLay
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES, factorized_tables, gaussian_tables
 from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
-from ..networks.architecture import BlockTranspose, architecture_from_dict
+from ..networks.architecture import architecture_from_dict
+from ..networks.lite import BlockTranspose
 from .catalogue import FORMAT, ModelError, read_info
 
 _PEAK_MARGIN = 4.0  # room above the largest activation seen when h_s is quantised

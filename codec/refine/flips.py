@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..coding.range_coder import Tables
+from ..device import reduced_precision
 from ..latents import Latents, commit
 from ..memory import give_back
 from ..models.file import LevelModel
-from ..networks.architecture import reduced_precision
 from .fused import weighted_squares
 from .objective import Batch, Candidate, Problem, pixels_of
 

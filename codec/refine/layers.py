@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..networks.architecture import FrozenGDN
+from ..networks.mshyper import FrozenGDN
 
 _ROWS = 1024  # pixels that GDN takes at once
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..device import reduced_precision
 from ..models.file import LevelModel
-from ..networks.architecture import reduced_precision
 from ..settings import Settings
 from .layers import replace_layers, subpixel
 from .objective import Batch, Side, relaxed_loss, relaxed_side

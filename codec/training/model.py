@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
 from ..hyperprior import ANCHORS, GainedHyperprior
-from ..networks.architecture import HYPER_STRIDE, STRIDE, Architecture, start_as_dct
+from ..networks.architecture import HYPER_STRIDE, STRIDE, Architecture
+from ..networks.lite import start_as_dct
 
 LAMBDA_REFERENCE = 0.0075
 _START_STD = 2.0  # of mshyper's gained latents at the reference λ: a rate of some bits a pixel, falling at once

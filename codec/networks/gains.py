@@ -1,0 +1,35 @@
+"""Folding per-channel gains into the first or the last layer of a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .lite import BlockTranspose, LiteAnalysis
+
+
+def scale_input(network: nn.Module, gain: Tensor) -> None:
+    """Multiply, in place, the input channels of a network by `gain` (C,) by scaling its first layer."""
+    layer: Any = next(child for child in network.children() if hasattr(child, "weight"))
+    if isinstance(layer, (nn.ConvTranspose2d, BlockTranspose)):
+        layer.weight.data *= gain.view(-1, 1, 1, 1)  # (in, …)
+    else:
+        layer.weight.data *= gain.view(1, -1, 1, 1)  # (out, in, k, k)
+
+
+def scale_output(network: nn.Module, gain: Tensor) -> None:
+    """Multiply, in place, the output channels of a network by `gain` (C,) by scaling its last layers."""
+    layers: list[Any] = list(network.children())[-1:]
+    if isinstance(network, LiteAnalysis):
+        layers = [network.linear, network.residual[-1]]
+    for layer in layers:
+        layer.weight.data *= gain.view(-1, 1, 1, 1)  # (out, in, k, k)
+        if layer.bias is not None:
+            layer.bias.data *= gain
+
+
+def shift_output(network: nn.Sequential, offset: Tensor) -> None:
+    """Add, in place, `offset` (C,) to the output channels of a network through its last bias."""
+    layer: Any = network[-1]
+    layer.bias.data += offset

@@ -1,0 +1,78 @@
+"""The networks of CompressAI's hyperpriors, and its GDN with the parameters computed once.
+
+`mshyper` is `MeanScaleHyperprior` (Minnen et al. 2018, arXiv 1809.02736). `bmshj` is `ScaleHyperprior` (Ballé et al.
+2018, arXiv 1802.01436), for imported weights only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .architecture import Architecture, Networks
+
+
+def _compressai() -> Any:
+    """CompressAI's models: seconds to import, so only where they are needed; its own deprecations are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from compressai import models
+    return models
+
+
+def build_mshyper(a: Architecture) -> Networks:
+    model = _compressai().MeanScaleHyperprior(a.N, a.M)
+    return Networks(model.g_a, model.h_a, model.h_s, model.g_s)
+
+
+class FrozenGDN(nn.Module):
+    """Generalised divisive normalisation (Ballé et al. 2016, arXiv 1511.06281) with its parameters computed once."""
+
+    def __init__(self, gamma: Tensor, beta: Tensor, inverse: bool) -> None:
+        super().__init__()
+        self.register_buffer("gamma", gamma)  # (C, C, 1, 1)
+        self.register_buffer("beta", beta)  # (C,)
+        self.inverse = inverse
+        self.gamma: Tensor
+        self.beta: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = F.conv2d(x * x, self.gamma, self.beta)
+        return x * (torch.sqrt(norm) if self.inverse else torch.rsqrt(norm))
+
+
+@torch.no_grad()
+def freeze(network: nn.Module) -> None:
+    """Stop gradients to the weights of a network, in place, and compute what its layers re-parametrise."""
+    network.requires_grad_(False)
+    layer: Any
+    for name, layer in list(network.named_children()):
+        if hasattr(layer, "gamma_reparam"):  # CompressAI's GDN
+            gamma = layer.gamma_reparam(layer.gamma)[:, :, None, None].detach()
+            setattr(network, name, FrozenGDN(gamma, layer.beta_reparam(layer.beta).detach(), layer.inverse))
+        else:
+            freeze(layer)
+
+
+class Absolute(nn.Module):
+    """|x|: the scale hyperprior's h_a sees magnitudes only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def build_bmshj(a: Architecture) -> Networks:
+    """A scale hyperprior in the shape of a mean-scale one: its h_s has M more outputs, the means, which stay zero.
+
+    ReLUs of h_s are LeakyReLUs of slope 2⁻¹⁶, the smallest that its integer version has; the last one is left out,
+    as scales are bounded below anyway.
+    """
+
+    model = _compressai().ScaleHyperprior(a.N, a.M)
+    up, up_again, conv = model.h_s[0], model.h_s[2], nn.Conv2d(a.N, 2 * a.M, 3, padding=1)
+    h_s = nn.Sequential(up, nn.LeakyReLU(2**-16), up_again, nn.LeakyReLU(2**-16), conv)
+    return Networks(model.g_a, nn.Sequential(Absolute(), *model.h_a), h_s, model.g_s)
