@@ -15,9 +15,9 @@ from rich.table import Table
 from torch import Tensor
 
 from sgacodec.hyperprior import GainedHyperprior
-from sgacodec.image import Picture
 from sgacodec.models.file import Model, export
 from sgacodec.networks.architecture import ARCHITECTURES
+from sgacodec.picture import Picture
 
 GAIN = 1.8  # logarithm of an untrained model's gain: files of a trained one's size
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "images" / "coffee.png"

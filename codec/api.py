@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import bitstream, image, latents
+from . import bitstream, latents
+from .alpha import decode_alpha, encode_alpha
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .device import device_of
-from .image import Picture
+from .image import read_image
 from .metrics import psnr_of_mse
 from .models import catalogue as models
 from .models.file import LevelModel, Model, read_model
 from .networks.architecture import HYPER_STRIDE
+from .picture import Picture
 from .pixels import to_grey
 from .rate_control import has_target, search
 from .refine.loop import Progress, refine
@@ -192,7 +194,7 @@ class Codec:
                 z=payload[0],
                 y=payload[1],
                 grey=picture.grey,
-                alpha=None if picture.alpha is None else image.encode_alpha(picture.alpha),
+                alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
                 icc=picture.icc,
                 exif=picture.exif,
                 xmp=picture.xmp,
@@ -259,7 +261,7 @@ class Codec:
         pixels = latents.render(level, received, file.height, file.width)
         _trace("z, y", received.digest().encode())
         _trace("pixels", pixels.tobytes())
-        alpha = None if file.alpha is None else image.decode_alpha(file.alpha, file.width, file.height)
+        alpha = None if file.alpha is None else decode_alpha(file.alpha, file.width, file.height)
         picture = Picture(to_grey(pixels) if file.grey else pixels, file.grey, alpha, file.icc, file.exif, file.xmp)
         report = {
             "width": file.width,
@@ -332,7 +334,7 @@ def encode(
     source: str | os.PathLike[str] | Picture, settings: Settings | None = None, *, model: str | None = None
 ) -> bytes:
     """The .sga file of one image: a path or a Picture; see `Codec` for many images or a choice of device."""
-    picture = source if isinstance(source, Picture) else image.read_image(source)
+    picture = source if isinstance(source, Picture) else read_image(source)
     return Codec(model).encode([picture], settings)[0].data
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from sgacodec import bitstream
 from sgacodec.bitstream import FormatError, SgaFile
-from sgacodec.image import ImageError, Picture
 from sgacodec.models.catalogue import ModelNotFoundError
+from sgacodec.picture import ImageError, Picture
 
 MODEL_ID = b"\x01\x02\x03\x04"
 DEADLY_RED = 13  # value of the first pixel that kills the process, as running out of memory does

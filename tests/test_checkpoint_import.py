@@ -12,10 +12,11 @@ import pytest
 import torch
 from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHyperprior, ScaleHyperprior
 
-from sgacodec import bitstream, image
+from sgacodec import bitstream
 from sgacodec.api import Codec, Settings
 from sgacodec.models.catalogue import ModelError, find_model, read_info, verify_model
 from sgacodec.models.compressai_import import import_compressai, lambda_of_name
+from sgacodec.picture import Picture
 from sgacodec.pixels import to_pixels, to_tensor
 
 N, M = 32, 48
@@ -72,7 +73,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
 
     pixels = _picture()
     codec = Codec("mine", "cpu")
-    (encoded,) = codec.encode([image.Picture(pixels)], Settings(lmbda=0.013, method="none"))
+    (encoded,) = codec.encode([Picture(pixels)], Settings(lmbda=0.013, method="none"))
     ours = codec.decode(encoded.data).picture.pixels.astype(float) / 255
     with torch.no_grad():
         coded = theirs.compress(to_tensor(pixels))
@@ -93,7 +94,7 @@ def test_it_can_be_refined(home: Path) -> None:
     """Else: an imported model cannot do what the program is for."""
     torch.save(_sensible(ScaleHyperprior).state_dict(), home / "plain.pth")
     import_compressai(home / "plain.pth", "mine", 0.02)
-    picture = image.Picture(_picture()[:64, :64])
+    picture = Picture(_picture()[:64, :64])
     (encoded,) = Codec("mine", "cpu").encode([picture], Settings(lmbda=0.02, steps=20))
     assert encoded.report["rd_loss"] <= encoded.report["rd_loss_unrefined"]
 

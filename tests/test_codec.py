@@ -21,10 +21,11 @@ from PIL import Image
 from sgacodec import api, bitstream, latents
 from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
-from sgacodec.image import Picture, read_image, write_image
+from sgacodec.image import read_image, write_image
 from sgacodec.metrics import psnr
 from sgacodec.models.catalogue import ModelNotFoundError, find_model
 from sgacodec.models.file import LevelModel, Model, read_model
+from sgacodec.picture import Picture
 from sgacodec.refine.objective import Problem
 
 PLAIN = Settings(method="none")

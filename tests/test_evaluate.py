@@ -22,8 +22,8 @@ from sgacodec.api import Settings
 from sgacodec.bitstream import SgaFile
 from sgacodec.cli import batch, main
 from sgacodec.evaluate import curves, report, rows, summary, sweep
-from sgacodec.image import Picture
 from sgacodec.metrics import Curve
+from sgacodec.picture import Picture
 
 LAMBDAS = (0.0016, 0.0075, 0.03)
 ALL = sweep.settings_grid(LAMBDAS, ["none", "ssl"], [50])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sgacodec.image import Picture
 from sgacodec.latents import Latents, code_length, commit
 from sgacodec.models.file import LevelModel
+from sgacodec.picture import Picture
 from sgacodec.refine import flips
 from sgacodec.refine.flips import entries, polish, prices
 from sgacodec.refine.loop import refine

@@ -17,10 +17,10 @@ from sgacodec import bitstream, latents, metrics
 from sgacodec.annealing import Annealing
 from sgacodec.api import Codec, Encoded, Settings
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
-from sgacodec.image import ImageError, Picture
 from sgacodec.metrics import psnr
 from sgacodec.models.file import LevelModel
 from sgacodec.networks.architecture import Architecture
+from sgacodec.picture import ImageError, Picture
 from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, steps, tiles
 from sgacodec.refine.fused import coded_latents, weighted_squares

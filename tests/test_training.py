@@ -20,13 +20,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
-from sgacodec import image
 from sgacodec.api import Codec, Settings
 from sgacodec.cli import main
 from sgacodec.models.catalogue import read_info, verify_model
 from sgacodec.models.file import read_model, write_model
 from sgacodec.networks import architecture as networks
 from sgacodec.networks.architecture import Architecture
+from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
 from sgacodec.training.checkpoint import Recipe, State, TrainingError, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch
@@ -212,7 +212,7 @@ def test_the_exported_model_is_sound_and_its_ladder_rises(tmp_path: Path, traine
     assert read_model(tmp_path / "tiny.safetensors").id == model.id
 
     codec = Codec(str(tmp_path / "tiny.safetensors"), "cpu")
-    picture = image.Picture(photographs[0].permute(1, 2, 0).contiguous().numpy())
+    picture = Picture(photographs[0].permute(1, 2, 0).contiguous().numpy())
     curve = []
     for lmbda in model.lambdas[::9]:
         (encoded,) = codec.encode([picture], Settings(lmbda=lmbda, method="none"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..api import Codec, Settings
-    from ..image import Picture
+    from ..picture import Picture
 
 EFFORT_STEPS = (0, 50, 150, 500, 2000)
 SCHEDULES = ("exp", "sga", "cold")
@@ -273,7 +273,8 @@ def read_roi(name: str, picture: Picture) -> np.ndarray:
     """Read the weights of a picture's pixels: (H, W) float32 in 0..1."""
     import numpy as np
 
-    from ..image import ImageError, read_image
+    from ..image import read_image
+    from ..picture import ImageError
 
     mask = read_image(name).pixels  # (H, W, 3)
     if mask.shape != picture.pixels.shape:

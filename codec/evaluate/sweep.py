@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .. import metrics
-from ..image import Picture, read_image
+from ..image import read_image
+from ..picture import Picture
 from .rows import Row, append_row, key, read_rows, repair, rounded
 
 if TYPE_CHECKING:

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..alpha import fill_transparent
 from ..density import bits
-from ..image import ImageError, Picture
 from ..latents import Box, analyse, preview, slices
 from ..memory import give_back
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.file import LevelModel
 from ..networks.architecture import HYPER_STRIDE
-from ..pixels import fill_transparent, to_grey, window
+from ..picture import ImageError, Picture
+from ..pixels import to_grey, window
 from .fused import coded_latents, weighted_squares
 from .relaxations import Rounding, relax, sample_noise
 

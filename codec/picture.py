@@ -1,0 +1,44 @@
+"""The record of a decoded image: what the codec codes, whatever file it came from. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, coded or written. The message is one line and names the file, if there is one."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is coded: 8-bit RGB, with transparency and metadata beside it.
+
+    Attributes
+    ----------
+    pixels : ndarray
+        (H, W, 3) uint8 RGB; three equal channels when `grey`.
+    grey : bool
+        The image has one colour channel, and is written with one.
+    alpha : ndarray, optional
+        (H, W) uint8, not premultiplied; None when opaque.
+    icc : bytes, optional
+        ICC profile of the pixels.
+    exif : bytes, optional
+        EXIF as a TIFF stream, without ``Exif\\0\\0`` before it. Its orientation is not applied to the pixels.
+    xmp : bytes, optional
+        XMP packet.
+    warnings : tuple of str
+        What was lost in reading, one line each.
+    """
+
+    pixels: np.ndarray
+    grey: bool = False
+    alpha: np.ndarray | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    warnings: tuple[str, ...] = ()

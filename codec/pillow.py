@@ -1,0 +1,133 @@
+"""Pillow with a pixel limit of ours, and with samples of more than 8 bits rounded to 8."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from .picture import ImageError
+
+_TO_8_BIT = ((np.arange(2**16, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)  # round(v / 257)
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # raw mode: 8-bit difference between neighbouring values of the stored sample
+
+_lock = threading.RLock()  # Pillow's pixel limit and Python's warning filters are global
+
+
+@contextlib.contextmanager
+def limited_pillow(max_pixels: int) -> Iterator[None]:
+    """Replace Pillow's pixel limit by `max_pixels`, and suppress its warnings.
+
+    Pillow raises ``DecompressionBombError`` or ``DecompressionBombWarning`` for an image above the limit.
+    """
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list[str]]:
+    """Decode the first frame of an opened image.
+
+    Pillow keeps 16 bits for one channel only. For the others the high and the low bytes are decoded in two
+    passes (grey with alpha: in one, as four 8-bit channels), so that rounding is right: v / 257, not v >> 8.
+
+    Parameters
+    ----------
+    stored : Image
+        As ``Image.open`` returns it.
+    stream : binary file
+        The file that it was opened from; read a second time where two passes are needed.
+
+    Returns
+    -------
+    Image
+        8-bit samples, in any of Pillow's modes.
+    list of str
+        Warnings for the user, one line each.
+
+    Raises
+    ------
+    ImageError
+        If the samples are floating-point numbers, or integers outside 0 to 65535.
+    """
+    layout = _layout(stored)
+    kind, _, depth = layout.partition(";")
+    wide = depth.startswith("16") or any(
+        tile.codec_name.startswith("ppm") and tile.args[1] > 255 for tile in _tiles(stored)
+    )
+    samples: np.ndarray | None = None  # (H, W, C) uint16
+    if layout == "LA;16B":
+        _set_layout(stored, "RGBA")
+        samples = np.array(stored).view(">u2")  # 4 bytes -> 2 samples a pixel
+    elif kind == stored.mode in ("RGB", "RGBA") and depth in _OTHER_BYTE:
+        samples = np.array(stored).astype(np.uint16) << 8
+        low = Image.open(stream)
+        _set_layout(low, f"{kind};{_OTHER_BYTE[depth]}")
+        samples |= np.array(low)
+    else:
+        stored.load()
+    if stored.mode in ("I", "F"):
+        samples = _wide_samples(stored)
+    elif stored.mode.startswith("I;16"):
+        samples = np.array(stored)[..., None]
+
+    notes = ["samples of more than 8 bits are reduced to 8"]
+    transparent = stored.info.get("transparency")
+    if samples is None:
+        if stored.mode == "L" and isinstance(transparent, int):
+            stored.info["transparency"] = transparent * _GREY_STEPS.get(layout, 1)
+        return stored, notes if wide else []
+    eight = _TO_8_BIT[samples]
+    if transparent is not None and samples.shape[2] in (1, 3):  # PNG's colour that stands for transparency
+        alpha = np.where((samples == np.asarray(transparent)).all(axis=2), 0, 255).astype(np.uint8)
+        eight = np.dstack([eight, alpha])
+    return Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight), notes
+
+
+def _layout(im: Image.Image) -> str:
+    """How Pillow unpacks the file's samples (its raw mode, as "RGB;16B"); empty if it does not say."""
+    found = {str(tile.args if isinstance(tile.args, str) else (tile.args or [""])[0]) for tile in _tiles(im)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _tiles(im: Image.Image) -> list[Any]:
+    return list(getattr(im, "tile", []))
+
+
+def _set_layout(im: Image.Image, layout: str) -> None:
+    """Make Pillow unpack the file's samples as `layout` says."""
+    im.tile = [  # type: ignore[attr-defined]
+        tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:])) for tile in _tiles(im)
+    ]
+    im._mode = layout.partition(";")[0]
+
+
+def _wide_samples(im: Image.Image) -> np.ndarray:
+    """The samples (H, W, 1) of a 32-bit mode, if all are 16-bit integers."""
+    if im.mode == "F":
+        raise ImageError("floating-point samples are not supported: convert the image to 8 or 16 bits")
+    samples = np.array(im)[..., None]
+    if samples.min() < 0 or samples.max() > 65535:
+        raise ImageError("32-bit samples are not supported: convert the image to 8 or 16 bits")
+    return samples
+
+
+def to_plain_mode(im: Image.Image) -> Image.Image:
+    """Convert an image of 8-bit samples to L, LA, RGB or RGBA."""
+    if im.mode in ("1", "L", "LA", "La"):
+        mode = "LA" if im.has_transparency_data else "L"
+    else:
+        mode = "RGBA" if im.has_transparency_data else "RGB"
+    return im if im.mode == mode else im.convert(mode)
