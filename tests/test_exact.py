@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sgacodec import latents
-from sgacodec.coding import hyper_decoder as exact
+from sgacodec.coding import hyper_decoder, integer_layers
 from sgacodec.coding.hyper_decoder import (
+    MU_BITS,
     IntegerGains,
     IntegerHyperDecoder,
-    IntegerLayer,
     check,
     check_gains,
+    fingerprint,
     hyper_decode,
 )
+from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, convolve, input_rows
+from sgacodec.coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
+from sgacodec.coding.tables import scale_thresholds
 from sgacodec.models.file import LevelModel, Model
 
 INT32 = (-(2**31), 2**31 - 1)
@@ -34,7 +38,7 @@ def reference_layer(layer: IntegerLayer, a: np.ndarray) -> np.ndarray:
     """The sums of one layer in int64: loops over kernel taps, as docs/format.md writes them."""
     weight = layer.weight.numpy().astype(np.int64)
     B, _, H, W = a.shape
-    k, s, p = layer.kernel, layer.stride, layer.padding
+    k, s, p = layer.weight.shape[-1], layer.stride, layer.padding
     if not layer.transposed:
         padded = np.pad(a, ((0, 0), (0, 0), (p, p), (p, p)))
         out = np.zeros((B, weight.shape[0], H, W), dtype=np.int64)
@@ -122,11 +126,9 @@ def linear(photograph: np.ndarray) -> tuple[IntegerHyperDecoder, IntegerGains]:
         nn.Conv2d(7, 2 * M, 3, padding=1),
     )
     h_s[-1].weight.data *= 10
-    integer = exact.quantise(h_s, [20.0, 10.0, 5.0], "linear")
+    integer = quantise_hyper_decoder(h_s, [20.0, 10.0, 5.0], "linear")
     ones = torch.linspace(0.5, 2, M)
-    gains = exact.quantise_gains(
-        "linear", exact.activation_bits(20.0), torch.linspace(1, 3, N), torch.randn(N), ones, ones
-    )
+    gains = quantise_gains("linear", activation_bits(20.0), torch.linspace(1, 3, N), torch.randn(N), ones, ones)
     return integer, gains
 
 
@@ -184,11 +186,27 @@ def test_batch_memory_layout_and_strips(
         others.append(hyper_decode(h_s, gains, k.to(torch.int64)))
         for rows in (1, 2, 3, 10):
             with monkeypatch.context() as patch:
-                patch.setattr(exact, "_STRIP", rows * 16 * 4 * 3)
+                patch.setattr(hyper_decoder, "_STRIP", rows * 16 * 4 * 3)
                 others.append(hyper_decode(h_s, gains, k))
         for other in others:
             assert torch.equal(other[0], index)
             assert torch.equal(other[1], mu)
+
+
+def test_input_rows_are_the_rows_an_output_depends_on(
+    tiny: Model, linear: tuple[IntegerHyperDecoder, IntegerGains]
+) -> None:
+    """Guards against strips of a large image that lack a row: their entropy parameters would be wrong."""
+    for layer in {layer.weight.shape[2:]: layer for layer in (*tiny.h_s.layers, *linear[0].layers)}.values():
+        a = torch.from_numpy(symbols(1, (1, layer.in_channels, 12, 3), 1000)).long()
+        whole = convolve(layer, a)
+        for changed in range(12):
+            other = a.clone()
+            other[:, :, changed] += 1
+            affected = (convolve(layer, other) != whole).any(3).any(1)[0]
+            for first, end in ((0, 1), (7, 8), (4, 9), (whole.shape[2] - 1, whole.shape[2])):
+                low, high = input_rows(layer, first, end)
+                assert bool(affected[first:end].any()) == (low <= changed < high)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -210,11 +228,10 @@ def test_cuda(lite: Model, linear: tuple[IntegerHyperDecoder, IntegerGains]) -> 
     cuda = torch.device("cuda")
     assert lite.exact_on(cuda)
     for (h_s, gains), N in (((lite.h_s, lite.gains[30]), lite.gained.architecture.N), (linear, 6)):
-        on_cuda = IntegerGains(gains.z_scale.cuda(), gains.z_offset.cuda(), gains.scale.cuda(), gains.mean.cuda())
         for largest in (5, 60, 2**31 - 1):
             k = torch.from_numpy(symbols(9, (2, N, 12, 16), largest))
             expected = hyper_decode(h_s, gains, k)
-            found = hyper_decode(h_s.to(cuda), on_cuda, k.cuda())
+            found = hyper_decode(h_s.to(cuda), gains.to(cuda), k.cuda())
             assert torch.equal(found[0].cpu(), expected[0])
             assert torch.equal(found[1].cpu(), expected[1])
 
@@ -309,18 +326,18 @@ def test_check_refuses_what_is_not_proved(tiny: Model) -> None:
     layer = h_s.layers[0]
     int64 = torch.iinfo(torch.int64)
     for bad, message in (
-        (_changed(h_s, 0, weight=layer.weight.float() + 0.5), "integers"),
-        (_changed(h_s, 0, weight=layer.weight.to(torch.int64)), "integers"),
-        (_changed(h_s, 0, bias=layer.bias.double()), "integers"),
+        (_changed(h_s, 0, weight=layer.weight.float() + 0.5), "int16"),
+        (_changed(h_s, 0, weight=layer.weight.to(torch.int64)), "int16"),
+        (_changed(h_s, 0, bias=layer.bias.double()), "int64"),
         (_changed(h_s, 0, bias=torch.full_like(layer.bias, int64.min)), r"2\^63"),
         (_changed(h_s, 0, bias=torch.full_like(layer.bias, int64.max)), r"2\^63"),
-        (_changed(h_s, 0, bias=layer.bias[1:]), "fit together"),
-        (_changed(h_s, 0, shift=layer.shift[1:]), "fit together"),
+        (_changed(h_s, 0, bias=layer.bias[1:]), "channels"),
+        (_changed(h_s, 0, shift=layer.shift[1:]), "channels"),
         (_changed(h_s, 0, shift=torch.zeros_like(layer.shift)), "shift"),
         (_changed(h_s, 0, shift=torch.full_like(layer.shift, 63)), "shift"),
         (_changed(h_s, 0, slope=-1), "shift"),
         (_changed(h_s, 0, slope=2**16), "shift"),
-        (_changed(h_s, 1, weight=h_s.layers[1].weight[1:]), "fit together"),
+        (_changed(h_s, 1, weight=h_s.layers[1].weight[1:]), "channels"),
         (replace(h_s, thresholds=h_s.thresholds[1:]), "thresholds"),
         (replace(h_s, thresholds=h_s.thresholds.double()), "thresholds"),
         (replace(h_s, thresholds=h_s.thresholds.flip(0)), "ascend"),
@@ -354,10 +371,10 @@ def test_quantise_refuses_what_does_not_fit() -> None:
     layer = nn.Conv2d(2, 4, 1)
     layer.weight.data.fill_(1e6)
     with pytest.raises(ValueError, match="too large"):
-        exact.quantise(nn.Sequential(layer), [1e4], "exp")
+        quantise_hyper_decoder(nn.Sequential(layer), [1e4], "exp")
     ones = torch.ones(3)
     with pytest.raises(ValueError, match="out of range"):
-        exact.quantise_gains("exp", 9, ones, ones, ones, 5000 * ones)
+        quantise_gains("exp", 9, ones, ones, ones, 5000 * ones)
 
 
 # ------------------------------------------------------------------------------------------------------ precision
@@ -370,11 +387,11 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
     found = latents.commit(lite_level, y, z)
     z_hat = found.z + lite_level.plain.density.median[None, :, None, None]
     scale, mean = lite_level.plain.networks.h_s(z_hat).chunk(2, 1)
-    thresholds = torch.from_numpy(exact.scale_thresholds())
+    thresholds = torch.from_numpy(scale_thresholds())
     index = torch.bucketize(scale.double().contiguous(), thresholds)
     assert float((index == found.index).double().mean()) > 0.99
     assert int((index - found.index.long()).abs().max()) <= 1
-    error = (mean - found.mu / 2**exact.MU_BITS).abs()
+    error = (mean - found.mu / 2**MU_BITS).abs()
     assert float(error.square().mean().sqrt()) < 0.005  # in steps of y
     assert float(error.max()) < 0.2  # the means of blocks, which reach tens of steps
     rounded = torch.round(y - mean).to(torch.int32)
@@ -403,13 +420,13 @@ def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: 
             peaks.append(float(a.abs().max()) * 1.1)
         a = layer(a)
     ones = torch.ones(4)
-    h_i = exact.quantise(h_s, peaks, "exp")
-    gains = exact.quantise_gains("exp", exact.activation_bits(peaks[0]), gain, torch.zeros(4), ones, ones)
+    h_i = quantise_hyper_decoder(h_s, peaks, "exp")
+    gains = quantise_gains("exp", activation_bits(peaks[0]), gain, torch.zeros(4), ones, ones)
     index, mu = hyper_decode(h_i, gains, k)
     scale, mean = a.chunk(2, 1)
     tolerance = 0.002 * float(a.abs().max()) + 2**-10
-    assert float((mu / 2**exact.MU_BITS - mean).abs().max()) <= tolerance
-    thresholds = torch.from_numpy(exact.scale_thresholds())
+    assert float((mu / 2**MU_BITS - mean).abs().max()) <= tolerance
+    thresholds = torch.from_numpy(scale_thresholds())
     low, high = (torch.bucketize((scale + d).double().contiguous(), thresholds) for d in (-tolerance, tolerance))
     assert bool(((low <= index) & (index <= high)).all())
 
@@ -419,15 +436,15 @@ def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: 
 
 def test_fingerprint_notices_one_weight(tiny: Model) -> None:
     """Else a device or a file that computes wrongly passes its self-check."""
-    assert exact.fingerprint(tiny.h_s, tiny.gains[0]) == tiny.fingerprint
+    assert fingerprint(tiny.h_s, tiny.gains[0]) == tiny.fingerprint
     for i, layer in enumerate(tiny.h_s.layers):
         weight = layer.weight.clone()
         middle = tuple(s // 2 for s in weight.shape)
         weight[middle] ^= 0x100
-        assert exact.fingerprint(_changed(tiny.h_s, i, weight=weight), tiny.gains[0]) != tiny.fingerprint
+        assert fingerprint(_changed(tiny.h_s, i, weight=weight), tiny.gains[0]) != tiny.fingerprint
         bias = layer.bias.clone()
         bias += 1 << (layer.shift + 4)
-        assert exact.fingerprint(_changed(tiny.h_s, i, bias=bias), tiny.gains[0]) != tiny.fingerprint
+        assert fingerprint(_changed(tiny.h_s, i, bias=bias), tiny.gains[0]) != tiny.fingerprint
 
 
 def test_fingerprint_tries_large_sums(lite: Model) -> None:
@@ -439,8 +456,7 @@ def test_fingerprint_tries_large_sums(lite: Model) -> None:
         largest.append(float(a.abs().max()))
         return sums
 
-    convolve = exact.convolve
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exact, "convolve", watch)
-        exact.fingerprint(lite.h_s, lite.gains[0])
-    assert max(largest) == exact.ACTIVATION_MAX
+        patch.setattr(integer_layers, "convolve", watch)
+        fingerprint(lite.h_s, lite.gains[0])
+    assert max(largest) == ACTIVATION_MAX

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
-from sgacodec.coding import hyper_decoder as exact
+from sgacodec.coding.hyper_decoder import MU_BITS, hyper_decode
+from sgacodec.coding.tables import scale_thresholds
 from sgacodec.models import catalogue as models
 from sgacodec.models import file as model_file
 from sgacodec.models.catalogue import (
@@ -92,10 +93,10 @@ def test_float_h_s_is_the_integer_one(tiny: Model) -> None:
     """Else refinement optimises another decoder than the one that decodes."""
     level = tiny.at(1, CPU, CPU)
     k = torch.randint(-6, 7, (1, 8, 3, 3), generator=torch.Generator().manual_seed(0))
-    index, mu = exact.hyper_decode(level.h_s, level.gains, k)
+    index, mu = hyper_decode(level.h_s, level.gains, k)
     scale, mean = level.plain.networks.h_s(k + level.plain.density.median[None, :, None, None]).chunk(2, 1)
-    assert float((mean - mu / 2**exact.MU_BITS).abs().max()) < 0.02
-    near = torch.bucketize(scale.double().contiguous(), torch.from_numpy(exact.scale_thresholds()))
+    assert float((mean - mu / 2**MU_BITS).abs().max()) < 0.02
+    near = torch.bucketize(scale.double().contiguous(), torch.from_numpy(scale_thresholds()))
     assert float((near == index).double().mean()) > 0.99
 
 

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from ..coding import hyper_decoder as exact
-from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, IntegerLayer
+from ..coding.hyper_decoder import SCALE_BITS, IntegerGains, IntegerHyperDecoder, check, check_gains, fingerprint
+from ..coding.integer_layers import IntegerLayer
+from ..coding.quantise import activation_bits, integer_thresholds, quantise_gains, quantise_hyper_decoder
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES, factorized_tables, gaussian_tables
 from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
@@ -94,11 +95,10 @@ class Model:
                 if isinstance(module, BlockTranspose):  # its weight is a matrix, not a kernel
                     module.weight.data = module.weight.data.contiguous()
         plain.density.to(device)
-        gains = IntegerGains(*(v.to(exact_device) for v in asdict_shallow(self.gains[level])))
         return LevelModel(
             plain,
             self.h_s.to(exact_device),
-            gains,
+            self.gains[level].to(exact_device),
             self.y_tables,
             self.z_tables[level],
             level,
@@ -109,8 +109,7 @@ class Model:
 
     def exact_on(self, device: torch.device) -> bool:
         """Whether the exact path gives the stored fingerprint on this device."""
-        gains = IntegerGains(*(v.to(device) for v in asdict_shallow(self.gains[0])))
-        return exact.fingerprint(self.h_s.to(device), gains) == self.fingerprint
+        return fingerprint(self.h_s.to(device), self.gains[0].to(device)) == self.fingerprint
 
 
 def asdict_shallow(gains: IntegerGains) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -155,15 +154,15 @@ def export(
                 peaks[i] = max(peaks[i], _PEAK_MARGIN * float(a.abs().max()))
                 i += 1
             a = layer(a)
-    h_s = exact.quantise(gained.h_s, peaks, gained.architecture.scale)
-    bits = tuple(exact.activation_bits(p) for p in peaks)
+    h_s = quantise_hyper_decoder(gained.h_s, peaks, gained.architecture.scale)
+    bits = tuple(activation_bits(p) for p in peaks)
     _dequantise(gained.h_s, h_s, bits)
     gains, z_tables = [], []
     for lmbda in level_lambdas(gained.anchors, levels):
         gains.append(_level_gains(gained, h_s.kind, bits[0], lmbda))
         z_tables.append(factorized_tables(fold_density(gained, lmbda)))
     draft = Model(name, "", gained, h_s, tuple(gains), gaussian_tables(), tuple(z_tables), bits, "", {})
-    draft = replace(draft, fingerprint=exact.fingerprint(h_s, gains[0]))
+    draft = replace(draft, fingerprint=fingerprint(h_s, gains[0]))
     metadata = {
         "format": FORMAT,
         "name": name,
@@ -182,14 +181,14 @@ def export(
 def _level_gains(gained: GainedHyperprior, kind: str, bits: int, lmbda: float) -> IntegerGains:
     g_y, g_z, _ = gained.gains(lmbda)
     gain = g_y * gained.y_unit
-    return exact.quantise_gains(kind, bits, g_z, gained.density.median, gain, gain)
+    return quantise_gains(kind, bits, g_z, gained.density.median, gain, gain)
 
 
 def _dequantise(float_h_s: nn.Sequential, h_s: IntegerHyperDecoder, bits: tuple[int, ...]) -> None:
     """Set the float h_s to exactly what its integers stand for."""
     convolutions = [m for m in float_h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     for i, (conv, layer) in enumerate(zip(convolutions, h_s.layers, strict=True)):
-        target = float(bits[i + 1]) if i + 1 < len(bits) else float(exact.SCALE_BITS)
+        target = float(bits[i + 1]) if i + 1 < len(bits) else float(SCALE_BITS)
         exponent = layer.shift.double() + target - bits[i]
         shape = (1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)
         conv.weight.data = (layer.weight.double() * torch.exp2(-exponent).view(shape)).float()
@@ -313,7 +312,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
         for i, conv in enumerate(convolutions)
     )
     h_s = IntegerHyperDecoder(layers, tensors["exact.thresholds"], architecture.scale)
-    exact.check(h_s)
+    check(h_s)
     bits = tuple(int(b) for b in metadata["bits"])
     if len(bits) != len(layers) or any(
         layer.weight.shape != conv.weight.shape for layer, conv in zip(layers, convolutions, strict=True)
@@ -327,7 +326,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     if not 1 <= len(gains) <= LEVELS or len(gains) != metadata["levels"] or len(z_tables) != len(gains):
         raise ValueError("the number of levels is not the same everywhere")
     for level_gains in gains:
-        exact.check_gains(level_gains, architecture.N, architecture.M)
+        check_gains(level_gains, architecture.N, architecture.M)
     if len(y_tables) != SCALES or any(len(tables) != architecture.N for tables in z_tables):
         raise ValueError("the number of probability tables is wrong")
     gained.requires_grad_(False)
@@ -357,7 +356,7 @@ def verify(path: Path) -> list[str]:
     problems = []
     if not model.exact_on(torch.device("cpu")):
         problems.append("the exact path does not give the stored fingerprint")
-    if int((model.h_s.thresholds - exact.integer_thresholds(model.h_s.kind)).abs().max()) > 1:
+    if int((model.h_s.thresholds - integer_thresholds(model.h_s.kind)).abs().max()) > 1:
         problems.append("the thresholds of the scales are not those of the tables")
     pairs = [("y", model.y_tables, gaussian_tables())]
     for level, lmbda in enumerate(model.lambdas):
