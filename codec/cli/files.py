@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import sys
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import click
+
+from ..atomic import atomic_file
 
 STREAM = "-"
 _IMAGE_TYPES = (
@@ -235,14 +236,8 @@ def write_bytes(destination: str, data: bytes) -> None:
                 file.write(data)
             return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = os.path.join(os.path.dirname(path), f".sgacodec-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with atomic_file(path) as file:
             file.write(data)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, destination) from None
-        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, destination) from None

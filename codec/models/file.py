@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from ..atomic import atomic_file
 from ..coding.hyper_decoder import SCALE_BITS, IntegerGains, IntegerHyperDecoder, check, check_gains, fingerprint
 from ..coding.integer_layers import IntegerLayer
 from ..coding.quantise import activation_bits, integer_thresholds, quantise_gains, quantise_hyper_decoder
@@ -257,15 +256,8 @@ def write_model(model: Model, path: Path) -> None:
     """Write the file beside `path` and rename it."""
     data = to_safetensors(_tensors(model), metadata={"sgacodec": json.dumps(model.metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def read_model(path: Path) -> Model:

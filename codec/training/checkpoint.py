@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..atomic import atomic_file
 from ..hyperprior import ANCHORS, GainedHyperprior
 from ..models.file import read_model
 from ..networks.architecture import ARCHITECTURES
@@ -153,7 +153,6 @@ def save_checkpoint(state: State, path: Path) -> None:
     TrainingError
         When it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     record = {
         "recipe": asdict(state.recipe),
         "model": state.model.state_dict(),
@@ -166,17 +165,12 @@ def save_checkpoint(state: State, path: Path) -> None:
         "crops": state.crops,
     }
     try:
-        with temporary.open("wb") as stream:
-            torch.save(record, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with atomic_file(path, sync=True) as file:
+            torch.save(record, file)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         kept = "; the last one is intact" if path.exists() else ""
         raise TrainingError(f"{path}: the checkpoint could not be written ({reason}){kept}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
