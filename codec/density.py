@@ -64,16 +64,20 @@ class FactorizedDensity(nn.Module):
         return mass.reshape(C, B, H, W).transpose(0, 1)
 
     @torch.no_grad()
-    def quantile(self, logit: float) -> Tensor:
-        """Where the logit of the cumulative distribution reaches `logit`, (C,), by bisection in float64."""
-        density = self if self.biases[0].dtype == torch.float64 else double(self)
-        low = torch.full_like(density.biases[0][:, :1, :1], -1e5)
-        high = -low
+    def inverse_logits_cumulative(self, logits: Tensor) -> Tensor:
+        """Values whose `logits_cumulative` are `logits`, (C, 1, n) → (C, 1, n), by bisection between ±1e5."""
+        low, high = torch.full_like(logits, -1e5), torch.full_like(logits, 1e5)
         for _ in range(60):
             middle = (low + high) / 2
-            below = density.logits_cumulative(middle) < logit
+            below = self.logits_cumulative(middle) < logits
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return ((low + high) / 2).flatten()
+        return (low + high) / 2
+
+    @torch.no_grad()
+    def quantile(self, logit: float) -> Tensor:
+        """The value of each channel at which the cumulative distribution has this logit, (C,) float64."""
+        density = self if self.biases[0].dtype == torch.float64 else double(self)
+        return density.inverse_logits_cumulative(torch.full_like(density.biases[0][:, :1, :1], logit)).flatten()
 
     @torch.no_grad()
     def update_median(self) -> None:

@@ -30,7 +30,7 @@ from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
 from sgacodec.training.checkpoint import Recipe, State, TrainingError, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch
-from sgacodec.training.data import DataError, read_named, read_photographs, split
+from sgacodec.training.data import DataError, read_photographs, split
 from sgacodec.training.export import export_checkpoint
 from sgacodec.training.loop import progress, step, train
 from sgacodec.training.model import forward, initial_model
@@ -301,7 +301,7 @@ def test_bad_pictures_are_skipped_and_none_is_an_error(tmp_path: Path, caplog: p
     (tmp_path / "sub" / "0.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "sub" / "empty.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
-        assert [p.name for p in read_named([tmp_path])] == ["sub/1.jpg", "sub/2.jpg"]
+        assert [p.name for p in read_photographs([tmp_path])] == ["sub/1.jpg", "sub/2.jpg"]
     assert "0.jpg" in caplog.text
     assert "empty.png" in caplog.text
 

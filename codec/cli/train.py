@@ -115,7 +115,7 @@ def command(
 
     from ..training.checkpoint import load_checkpoint
     from ..training.crops import Crops
-    from ..training.data import read_named, split
+    from ..training.data import read_photographs, split
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -124,9 +124,9 @@ def command(
         # what can be wrong is found before the photographs are read
         state = load_checkpoint(export_only, chosen) if export_only else _resumed(resume, chosen, wanted)
         earlier = None if init is None else _earlier(init, wanted)
-        photographs, judges = read_named(list(sources), _SMALLEST), []
+        photographs, judges = read_photographs(list(sources), _SMALLEST), []
         if validation is not None:
-            judges = read_named([validation], _SMALLEST)
+            judges = read_photographs([validation], _SMALLEST)
         else:
             photographs, judges = split(photographs)
         held_out = [] if validation is not None else judges

@@ -40,15 +40,6 @@ class Comparison:
     note: str = ""
 
 
-def load_curve(path: Path | str) -> Curve:
-    """Load a file that holds one curve; see :func:`load_curves`."""
-    curves = load_curves(path)
-    if len(curves) != 1:
-        names = "; ".join(curve.name for curve in curves)
-        raise ValueError(f"{path}: {len(curves)} curves where one is wanted ({names})")
-    return curves[0]
-
-
 def load_curves(path: Path | str) -> list[Curve]:
     """Load the R-D curves of a file.
 

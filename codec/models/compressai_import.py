@@ -168,12 +168,7 @@ def density_samples(density: FactorizedDensity) -> list[Tensor]:
     p = torch.rand(channels, 1, _SAMPLES * 16, generator=generator).clamp(1e-5, 1 - 1e-5)
     flat = p.view(channels, _SAMPLES, 16)[:, ::2]
     flat.copy_(flat[:, :, :1].clone().expand_as(flat))
-    target = torch.log(p / (1 - p))
-    low, high = torch.full_like(p, -1e5), torch.full_like(p, 1e5)
-    for _ in range(50):
-        middle = (low + high) / 2
-        below = density.logits_cumulative(middle) < target
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    values = density.inverse_logits_cumulative(torch.log(p / (1 - p)))
     median = density.median.view(-1, 1, 1)
-    z_hat = torch.round((low + high) / 2 - median) + median
+    z_hat = torch.round(values - median) + median
     return list(z_hat.view(channels, _SAMPLES, 1, 4, 4).permute(1, 2, 0, 3, 4))

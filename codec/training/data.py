@@ -55,7 +55,7 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         yield source.name, source.read_bytes()
 
 
-def read_named(sources: list[Path], min_side: int = 1) -> list[Photograph]:
+def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]:
     """Decode every photograph of `sources`; one that cannot be read is skipped with a warning.
 
     Parameters
@@ -91,11 +91,6 @@ def read_named(sources: list[Path], min_side: int = 1) -> list[Photograph]:
     if not found:
         raise DataError(f"no photograph in {', '.join(map(str, sources))}")
     return found
-
-
-def read_photographs(sources: list[Path], min_side: int = 1) -> list[Tensor]:
-    """The pixels of `read_named`, uint8 (3, H, W) each."""
-    return [photograph.pixels for photograph in read_named(sources, min_side)]
 
 
 def split(photographs: list[Photograph]) -> tuple[list[Photograph], list[Photograph]]:

@@ -18,33 +18,10 @@ from torch import Tensor, nn
 
 from ..hyperprior import ANCHORS, GainedHyperprior, fold
 from ..metrics import psnr_of_mse, rd_loss
-from .checkpoint import (
-    Recipe,
-    State,
-    TrainingError,
-    load_checkpoint,
-    save_checkpoint,
-    standard_recipe,
-    start,
-)
+from .checkpoint import State, TrainingError, save_checkpoint
 from .crops import Crops, upload
 from .export import estimate
 from .model import compiled_losses, forward
-
-__all__ = [
-    "Crops",
-    "Recipe",
-    "State",
-    "TrainingError",
-    "load_checkpoint",
-    "progress",
-    "save_checkpoint",
-    "standard_recipe",
-    "start",
-    "step",
-    "train",
-    "validate",
-]
 
 log = logging.getLogger(__name__)
 
