@@ -17,12 +17,12 @@ import torch
 
 from sgacodec.coding.hyper_decoder import MU_BITS
 from sgacodec.coding.tables import scale_thresholds
-from sgacodec.hyperprior import ANCHORS
 from sgacodec.image import read_image
 from sgacodec.latents import Latents, code_length, commit, render
 from sgacodec.models.catalogue import find_model
 from sgacodec.models.file import LevelModel, read_model
 from sgacodec.refine.objective import Candidate, Problem
+from sgacodec.settings import ANCHORS
 
 
 @torch.no_grad()

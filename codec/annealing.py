@@ -9,7 +9,7 @@ Sources: SGA+ is Perugachi-Diaz et al. 2024 (arXiv 2401.17789), SGA is Yang et a
 import math
 from dataclasses import dataclass
 
-from .refine.relaxations import METHODS
+from .rounding import METHODS
 
 SCHEDULES = ("exp", "sga", "cold")
 LR_SCHEDULES = ("constant", "cosine")

@@ -23,17 +23,12 @@ from .networks.architecture import Architecture, Networks
 from .networks.build import build
 from .networks.gains import scale_input, scale_output, shift_output
 from .networks.mshyper import freeze
-
-ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
-LEVELS = 64
+from .settings import ANCHORS, LEVELS, level_lambda
 
 
 def level_lambdas(anchors: tuple[float, ...] = ANCHORS, levels: int = LEVELS) -> list[float]:
     """The λ ladder: `levels` values, geometric from the first anchor to the last."""
-    if levels == 1:
-        return [anchors[0]]
-    ratio = math.log(anchors[-1] / anchors[0])
-    return [anchors[0] * math.exp(ratio * i / (levels - 1)) for i in range(levels)]
+    return [level_lambda(level, (anchors[0], anchors[-1]), levels) for level in range(levels)]
 
 
 class GainedHyperprior(nn.Module):

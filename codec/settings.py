@@ -1,4 +1,7 @@
-"""What an encoder may be told about one image."""
+"""Settings of one encoding, and the ladder of λ that models share.
+
+The command line reads its choices here, so nothing that is imported loads torch.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,22 @@ import math
 from dataclasses import dataclass, replace
 
 from .annealing import SCHEDULES, Annealing
-from .refine.relaxations import METHODS, Rounding, rounding
+from .rounding import METHODS as ROUNDINGS
+from .rounding import Rounding, rounding
+
+METHODS = ("none", *ROUNDINGS)  # of `Settings.method`
+EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
+ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)  # the λ at which gains are trained: those of SGA+
+LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, unless the model says otherwise
+LEVELS = 64
 
 _FEW = 20  # steps: where no more fit into the time, rounds alone gain more
-EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
+
+
+def level_lambda(level: int, ladder: tuple[float, float] = LADDER, levels: int = LEVELS) -> float:
+    """λ of a level: geometric from the low end of the ladder (level 0) to the high one (level `levels` − 1)."""
+    low, high = ladder
+    return low if levels <= 1 else low * math.exp(math.log(high / low) * level / (levels - 1))
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,8 @@ class Settings:
             if given:
                 raise ValueError(f"{given[0]} has no meaning with method none")
             return
-        if self.method not in METHODS:
-            raise ValueError(f"method must be one of none, {', '.join(METHODS)}, not {self.method!r}")
+        if self.method not in ROUNDINGS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         self.rounding()

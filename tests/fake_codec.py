@@ -20,37 +20,11 @@ from sgacodec import bitstream
 from sgacodec.bitstream import FormatError, SgaFile
 from sgacodec.models.catalogue import ModelNotFoundError
 from sgacodec.picture import ImageError, Picture
+from sgacodec.settings import Settings
 
 MODEL_ID = b"\x01\x02\x03\x04"
 DEADLY_RED = 13  # value of the first pixel that kills the process, as running out of memory does
 BAD_RED = 14  # value of the first pixel that cannot be encoded
-
-
-@dataclass(frozen=True)
-class Settings:
-    lmbda: float = 0.0075
-    level_lambda: float | None = None
-    target_bpp: float | None = None
-    target_size: int | None = None
-    target_psnr: float | None = None
-    method: str = "ssl"
-    classes: int = 2
-    steps: int = 500
-    time_limit: float | None = None
-    seed: int = 0
-    tau_max: float | None = None
-    rate: float | None = None
-    lr: float | None = None
-    schedule: str | None = None
-    rounds: int | None = None
-    ssl_a: float | None = None
-    r: float | None = None
-    n: float | None = None
-    metric: str = "mse"
-
-    def validate(self) -> None:
-        if self.classes == 3 and self.method not in ("linear", "cosine", "ssl"):
-            raise ValueError(f"--classes 3 does not go with --method {self.method}")
 
 
 @dataclass(frozen=True)

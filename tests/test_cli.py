@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +114,13 @@ def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None
         ("--time-limit 2.5", "time_limit", 2.5),
         ("--seed 3", "seed", 3),
         ("--tau-max 0.5", "tau_max", 0.5),
-        ("--rate 0.002", "rate", 0.002),
+        ("--schedule exp --rate 0.002", "rate", 0.002),
         ("--lr 0.01", "lr", 0.01),
         ("--schedule sga", "schedule", "sga"),
         ("--rounds 0", "rounds", 0),
         ("--ssl-a 1.4", "ssl_a", 1.4),
-        ("--r 0.9", "r", 0.9),
-        ("--n 2", "n", 2.0),
+        ("--classes 3 --r 0.9", "r", 0.9),
+        ("--classes 3 --n 2", "n", 2.0),
         ("--metric ms-ssim", "metric", "ms-ssim"),
     ],
 )
@@ -401,22 +400,6 @@ def test_trace_by_flag_and_by_variable(
     monkeypatch.setattr(fake_codec.Codec, "decode", decode)
     run("encode", "photo.png", "out.sga", "--device", "cpu")
     assert "pixels 0123abcd" in run("decode", "out.sga", "out.png", *traced).stderr
-
-
-def test_the_choices_are_those_of_the_codec() -> None:
-    """Else: the command line, which lists them without importing torch, hides a method."""
-    from sgacodec import annealing, hyperprior, settings
-    from sgacodec.cli import encode, options
-    from sgacodec.networks import architecture as networks
-    from sgacodec.refine import relaxations
-
-    assert ("none", *relaxations.METHODS) == encode.METHODS
-    assert encode.SCHEDULES == annealing.SCHEDULES
-    assert encode.EFFORT_STEPS == settings.EFFORTS
-    assert encode.HYPER_STRIDE == networks.HYPER_STRIDE
-    assert (hyperprior.ANCHORS[0], hyperprior.ANCHORS[-1]) == options.LADDER
-    assert options.LEVELS == hyperprior.LEVELS
-    assert {field.name for field in fields(fake_codec.Settings)} == {field.name for field in fields(settings.Settings)}
 
 
 # ---------------------------------------------------------------------------------------------- info, models

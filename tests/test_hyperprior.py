@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgacodec.hyperprior import ANCHORS, GainedHyperprior, fold, level_lambdas
+from sgacodec.hyperprior import GainedHyperprior, fold, level_lambdas
 from sgacodec.metrics import psnr
 from sgacodec.models.file import Model
 from sgacodec.networks.architecture import LITE, Architecture, architecture_from_dict
 from sgacodec.networks.build import build
 from sgacodec.networks.lite import BlockTranspose, dct_basis, start_as_dct, unit_ycbcr
 from sgacodec.pixels import to_tensor
+from sgacodec.settings import ANCHORS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by compressai
 MSHYPER = Architecture("mshyper", N=6, M=10, scale="linear")

@@ -25,8 +25,10 @@ from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, steps, tiles
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
+from sgacodec.refine.noise import sample_noise
 from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss, relaxed_side
-from sgacodec.refine.relaxations import Rounding, relax, rounding, sample_noise
+from sgacodec.refine.relaxations import relax
+from sgacodec.rounding import Rounding, rounding
 
 LMBDA = 0.0075
 EVERY_ROUNDING = [(m, 2) for m in ("ste", "noise", "danneal", "atanh", "linear", "cosine", "ssl")]

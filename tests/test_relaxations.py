@@ -7,19 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgacodec.refine.relaxations import (
-    BLOCK,
-    METHODS,
-    THREE_CLASS_METHODS,
-    Rounding,
-    log_weights,
-    noise_pool,
-    noise_window,
-    probabilities,
-    relax,
-    rounding,
-    sample_noise,
-)
+from sgacodec.refine.curves import log_weights, probabilities
+from sgacodec.refine.noise import noise_pool, noise_window, sample_noise
+from sgacodec.refine.relaxations import BLOCK, relax
+from sgacodec.rounding import METHODS, THREE_CLASS_METHODS, Rounding, rounding
 
 TWO = [rounding(m) for m in ("danneal", "atanh", "linear", "cosine", "ssl")] + [rounding("ssl", a=0.7)]
 THREE = [rounding(m, 3) for m in THREE_CLASS_METHODS]

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..annealing import SCHEDULES
+from ..networks.architecture import HYPER_STRIDE
+from ..settings import EFFORTS, LADDER, METHODS, Settings
 from . import batch, files, options, output
 from .batch import Outcome
 from .exits import one_line
@@ -18,16 +21,12 @@ from .files import STREAM, Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..api import Codec, Settings
+    from ..api import Codec
     from ..picture import Picture
 
-EFFORT_STEPS = (0, 50, 150, 500, 2000)
-SCHEDULES = ("exp", "sga", "cold")
-METHODS = ("none", "ste", "noise", "danneal", "atanh", "linear", "cosine", "ssl")
 TARGETS = ("target_bpp", "target_size", "target_psnr")
 CUDA_GROUP = 4  # images of one padded shape that are refined as one batch
 PENDING = 16  # pictures kept in memory while others of their shape are looked for
-HYPER_STRIDE = 64
 
 _above_0 = click.FloatRange(min=0, min_open=True)
 
@@ -147,7 +146,7 @@ def command(
     _check_choices(chosen)
     tasks = files.plan(names, files_from, out_dir, files.ENCODING)
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
-    lmbda, (low, high) = chosen["lmbda"], options.LADDER
+    lmbda, (low, high) = chosen["lmbda"], LADDER
     if lmbda is not None and chosen["level_lambda"] is None and not low <= lmbda <= high:
         output.note(out, f"warning: lambda is outside the models' range of {low} to {high}; the nearest level is used")
     if no_overwrite:
@@ -171,12 +170,10 @@ def _check_choices(chosen: dict[str, Any]) -> None:
 
 def _settings(chosen: dict[str, Any]) -> Settings:
     """The encoder's settings from the command line's."""
-    from ..api import Settings
-
     values = {name: value for name, value in chosen.items() if value is not None}
     effort = values.pop("effort", None)
     if effort is not None:
-        values["steps"] = EFFORT_STEPS[effort]
+        values["steps"] = EFFORTS[effort]
     settings = Settings(**values)
     try:
         settings.validate()

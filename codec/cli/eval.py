@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..settings import ANCHORS, METHODS
 from . import batch, options, output
-from .encode import METHODS
 from .exits import DONE, FAILED, one_line
 
 if TYPE_CHECKING:
     from ..evaluate.summary import Summary
     from ..metrics import Curve
-
-DEFAULT_LAMBDAS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)
 
 T = TypeVar("T")
 
@@ -64,7 +62,7 @@ def _steps(text: str) -> int:
     "lmbdas",
     metavar="L[,L...]",
     multiple=True,
-    default=[",".join(map(str, DEFAULT_LAMBDAS))],
+    default=[",".join(map(str, ANCHORS))],
     show_default=True,
     callback=_list_of(_lambda, "numbers"),
     help="Points of the curve (also several times).",

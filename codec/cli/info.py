@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..settings import LADDER, LEVELS, level_lambda
 from . import options, output
 from .exits import DONE, combined, debugging, exit_code, one_line
 from .files import STREAM, read_sga
@@ -89,11 +90,10 @@ def describe(data: bytes, models: dict[str, ModelInfo]) -> dict[str, Any]:
 
 def _lambda(level: int, model: ModelInfo | None) -> float:
     """λ of a level: on the model's own ladder if it is installed, else on the usual one."""
-    (low, high), levels = options.LADDER, options.LEVELS
-    if model is not None:
-        anchors = model.metadata.get("anchors") or [low, high]
-        low, high, levels = anchors[0], anchors[-1], model.metadata.get("levels", levels)
-    return float(low) if levels <= 1 else float(low * (high / low) ** (level / (levels - 1)))
+    if model is None:
+        return level_lambda(level)
+    anchors = model.metadata.get("anchors") or LADDER
+    return level_lambda(level, (anchors[0], anchors[-1]), model.metadata.get("levels", LEVELS))
 
 
 def _table(name: str, report: dict[str, Any]) -> list[str]:

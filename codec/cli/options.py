@@ -13,9 +13,6 @@ import click
 from ..bitstream import DEFAULT_MAX_PIXELS
 from .output import Output
 
-LADDER = (0.0016, 0.045)  # λ of a model's lowest and highest level, unless it says otherwise
-LEVELS = 64
-
 
 def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):

@@ -22,17 +22,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from .. import metrics
 from ..image import read_image
 from ..picture import Picture
+from ..settings import Settings
 from .rows import Row, append_row, key, read_rows, repair, rounded
-
-if TYPE_CHECKING:
-    from ..api import Settings
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif")
 TABLE, FILES = "results.tsv", "files"
@@ -113,8 +111,6 @@ def settings_grid(
     ValueError
         If a combination is not possible.
     """
-    from ..api import Settings
-
     steps, lmbdas = list(steps), list(lmbdas)
     grid = []
     for method in dict.fromkeys(methods):
@@ -252,8 +248,6 @@ def _image_id(path: Path) -> str:
 
 def _model_at(codec: CodecLike, lmbda: float) -> Row:
     """Ask which model serves λ, by coding a small grey square with it."""
-    from ..api import Settings
-
     square = Picture(np.full((_PROBE, _PROBE, 3), 128, np.uint8))
     report = codec.encode([square], Settings(lmbda=lmbda, method="none"))[0].report
     return {"model_id": report["model_id"]}

@@ -25,9 +25,10 @@ from ..coding.integer_layers import IntegerLayer
 from ..coding.quantise import activation_bits, integer_thresholds, quantise_gains, quantise_hyper_decoder
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES, factorized_tables, gaussian_tables
-from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
+from ..hyperprior import GainedHyperprior, Hyperprior, fold, fold_density, level_lambdas
 from ..networks.architecture import architecture_from_dict
 from ..networks.lite import BlockTranspose
+from ..settings import LEVELS
 from .catalogue import FORMAT, ModelError, read_info
 
 _PEAK_MARGIN = 4.0  # room above the largest activation seen when h_s is quantised

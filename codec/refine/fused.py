@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..density import LIKELIHOOD_BOUND, SCALE_BOUND
-from .relaxations import BLOCK, Rounding, value_and_slope
+from ..rounding import Rounding
+from .relaxations import BLOCK, value_and_slope
 
 
 def coded_latents(

@@ -23,8 +23,10 @@ from ..models.file import LevelModel
 from ..networks.architecture import HYPER_STRIDE
 from ..picture import ImageError, Picture
 from ..pixels import to_grey, window
+from ..rounding import Rounding
 from .fused import coded_latents, weighted_squares
-from .relaxations import Rounding, relax, sample_noise
+from .noise import sample_noise
+from .relaxations import relax
 
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ
 

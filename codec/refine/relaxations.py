@@ -27,168 +27,19 @@ image compression", 2020 (arXiv 2006.04240), called SGA.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-METHODS = ("ste", "noise", "danneal", "atanh", "linear", "cosine", "ssl")
-THREE_CLASS_METHODS = ("linear", "cosine", "ssl")
+from ..rounding import Rounding
+from .noise import sample_noise
 
 EPS = 1e-6  # arguments stay in [EPS, 1 − EPS]; beyond, the gradient is zero
 ATANH_EPS = 1e-5  # the same for atanh, as in SGA
 LOGIT_FLOOR = -40.0  # e^−40 is nothing beside 1, and far from denormal numbers, which CPUs handle slowly
-MAX_A = 20.0  # σ(−a·logit(0.98)) must stay a normal float32
-MAX_N = 100.0
 BLOCK = 1 << 15  # elements
-
-# The authors' settings, by (method, classes). What does not apply to a method is 1 and has no effect.
-_DEFAULTS: dict[tuple[str, int], dict[str, float]] = {
-    ("ssl", 2): {"a": 2.3},
-    ("linear", 3): {"r": 0.98, "n": 1.5},
-    ("cosine", 3): {"r": 0.98, "n": 2.0},
-    ("ssl", 3): {"a": 1.4, "r": 0.98, "n": 1.4},
-}
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How latents are relaxed. Make one with :func:`rounding`, which fills in the published settings.
-
-    Attributes
-    ----------
-    method : str
-        One of `METHODS`.
-    classes : int
-        2 or 3; 3 only for `THREE_CLASS_METHODS`.
-    a : float
-        Slope of the sigmoid scaled logit (ssl).
-    r, n : float
-        Scale of the distance and power of the weight (three classes).
-    """
-
-    method: str
-    classes: int = 2
-    a: float = 1.0
-    r: float = 1.0
-    n: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; allowed: {', '.join(METHODS)}")
-        if self.classes not in (2, 3):
-            raise ValueError(f"classes must be 2 or 3, not {self.classes!r}")
-        if self.classes == 3 and self.method not in THREE_CLASS_METHODS:
-            allowed = ", ".join(THREE_CLASS_METHODS)
-            raise ValueError(f"method {self.method!r} has two classes only; three classes: {allowed}")
-        for name, value, limit in (("a", self.a, MAX_A), ("r", self.r, 1.0), ("n", self.n, MAX_N)):
-            if not 0 < value <= limit:
-                raise ValueError(f"{name} must be above 0 and at most {limit:g}, not {value!r}")
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether :func:`relax` draws noise."""
-        return self.method not in ("ste", "danneal")
-
-
-def rounding(
-    method: str,
-    classes: int = 2,
-    a: float | None = None,
-    r: float | None = None,
-    n: float | None = None,
-) -> Rounding:
-    """A checked `Rounding`, with the published setting for everything left out.
-
-    Raises
-    ------
-    ValueError
-        For an unknown method, an option that the method does not have, or a value out of range; the message
-        says what is allowed.
-    """
-    values = dict(_DEFAULTS.get((method, classes), {}))
-    bare = Rounding(method, classes)  # says what is wrong with the method or the classes first
-    for name, value in (("a", a), ("r", r), ("n", n)):
-        if value is None:
-            continue
-        if name not in values:
-            owners = "method ssl" if name == "a" else "three classes"
-            raise ValueError(f"{name} is for {owners} only, not for {bare.method} with {bare.classes} classes")
-        values[name] = float(value)
-    return Rounding(method, classes, **values)
-
-
-# --- noise -------------------------------------------------------------------
-
-
-def sample_noise(
-    shape: Sequence[int],
-    rounding: Rounding,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor | None:
-    """Noise as :func:`relax` takes it, for latents of `shape`.
-
-    Returns
-    -------
-    Tensor or None
-        `noise`: U(−½, ½), of `shape`. Two classes: G₂ − G₁ ~ Logistic(0, 1), of `shape`. Three classes:
-        (G₋ − G₀, G₊ − G₀) with G₀ of the class in the middle, of (2, *shape). None for `ste` and `danneal`.
-    """
-    if not rounding.stochastic:
-        return None
-    size = (2, *shape) if rounding.classes == 3 else tuple(shape)
-    u = torch.rand(size, generator=generator, device=device, dtype=dtype)
-    if rounding.method == "noise":
-        return u.sub_(0.5)
-    tiny = 2.0**-53 if dtype == torch.float64 else 2.0**-24  # rand can return 0
-    if rounding.classes == 2:
-        return torch.logit(u, eps=tiny)
-    # The two differences have the joint CDF 1/(1 + e^−x + e^−y): x is logistic, and given x the CDF of y is
-    # ((1 + e^−x)/(1 + e^−x + e^−y))². Both are inverted here, with two logarithms instead of six.
-    first, second = u.clamp_(tiny, 1 - tiny).unbind(0)
-    ratio = (1 - second) / (second.sqrt() + second)  # second^−½ − 1 without cancellation
-    return torch.stack((torch.logit(first), (first / ratio).log()))
-
-
-def noise_pool(
-    shape: Sequence[int],
-    rounding: Rounding,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor | None:
-    """Noise for many steps, drawn once: at least twice what one step on latents of `shape` needs.
-
-    Drawing takes as long as all the rest of a relaxation on a CPU. A window at a random offset
-    (:func:`noise_window`) costs nothing, is independent between elements, and repeats a value for one element
-    only when an offset is drawn twice.
-
-    Returns
-    -------
-    Tensor or None
-        (samples,), or (2, samples) for three classes; None for `ste` and `danneal`.
-    """
-    count = math.prod(shape)
-    samples = count + max(count, 1 << 16)
-    return sample_noise((samples,), rounding, generator=generator, device=device, dtype=dtype)
-
-
-def noise_window(pool: Tensor, shape: Sequence[int], offset: int) -> Tensor:
-    """A view of `pool` as noise for latents of `shape`; `offset` in 0 … samples − numel, both included."""
-    count = math.prod(shape)
-    if not 0 <= offset <= pool.shape[-1] - count:
-        raise ValueError(f"offset must be in 0 … {pool.shape[-1] - count}, not {offset}")
-    return pool.narrow(-1, offset, count).view(*pool.shape[:-1], *shape)
-
-
-# --- the relaxation ----------------------------------------------------------
 
 
 def relax(
@@ -381,46 +232,3 @@ def _three_class_in_blocks(
         if slope is not None and part_slope is not None:
             slope[part] = part_slope
     return value.view(v.shape), None if slope is None else slope.view(v.shape)
-
-
-# --- reference, for curves and tests -----------------------------------------
-
-
-def log_weights(distance: Tensor, rounding: Rounding) -> Tensor:
-    """Unnormalised log-probability of a class at `distance` from v, as the papers print it.
-
-    Two classes: f(u) for a distance u in [0, 1] (SGA eq. 6 for atanh, SGA+ section 3.2 for the others). Three
-    classes: n·log f(r·d) for a distance d in [0, 1½] (SGA+ section 3.3). :func:`relax` uses closed forms of
-    differences of these.
-    """
-    method, a, n = rounding.method, rounding.a, rounding.n
-    if method in ("ste", "noise"):
-        raise ValueError(f"method {method!r} has no class weights")
-    if method in ("atanh", "danneal"):
-        return -torch.atanh(distance.clamp(-1 + ATANH_EPS, 1 - ATANH_EPS))
-    reach = rounding.r / 1.5 if method == "ssl" and rounding.classes == 3 else rounding.r
-    q = (distance * reach).clamp(EPS, 1 - EPS)
-    if method == "linear":
-        return n * torch.log1p(-q)
-    if method == "cosine":
-        power = n if rounding.classes == 3 else 2.0
-        return power * torch.log(torch.cos(math.pi / 2 * q))
-    return n * torch.nn.functional.logsigmoid(-a * torch.logit(q))
-
-
-def probabilities(v: Tensor, rounding: Rounding, tau: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Class values and their probabilities without noise, softmax(f/τ²): the curves of SGA+ figure 1.
-
-    Returns
-    -------
-    classes, probabilities : Tensor
-        Both (classes, *v.shape), v's dtype; ⌊v⌋ and ⌊v⌋ + 1, or the three integers around round(v). `ste` has
-        probabilities 0 and 1; `noise` has no classes and raises ValueError.
-    """
-    offsets = (-1, 0, 1) if rounding.classes == 3 else (0, 1)
-    base = v.round() if rounding.classes == 3 else v.floor()
-    classes = torch.stack([base + k for k in offsets])
-    if rounding.method == "ste":
-        return classes, (classes == v.round()).to(v.dtype)
-    logits = log_weights((v - classes).abs(), rounding) / tau**2
-    return classes, torch.softmax(logits, dim=0)

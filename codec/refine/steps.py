@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..device import reduced_precision
 from ..models.file import LevelModel
+from ..rounding import Rounding
 from ..settings import Settings
 from .layers import replace_layers, subpixel
+from .noise import noise_pool, noise_window
 from .objective import Batch, Side, relaxed_loss, relaxed_side
-from .relaxations import Rounding, noise_pool, noise_window
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ..atomic import atomic_file
-from ..hyperprior import ANCHORS, GainedHyperprior
+from ..hyperprior import GainedHyperprior
 from ..models.file import read_model
 from ..networks.architecture import ARCHITECTURES
+from ..settings import ANCHORS
 from .crops import Crops
 from .model import initial_model
 

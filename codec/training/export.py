@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..density import SCALE_BOUND, bits, gaussian_bits
-from ..hyperprior import LEVELS, GainedHyperprior, Hyperprior
+from ..hyperprior import GainedHyperprior, Hyperprior
 from ..metrics import psnr_of_mse
 from ..models.file import Model, export
 from ..networks.architecture import HYPER_STRIDE
 from ..pixels import pad
+from ..settings import LEVELS
 from .checkpoint import State
 
 _SAMPLES = 24  # photographs on which the range of the hyper-decoder's activations is measured

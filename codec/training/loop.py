@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hyperprior import ANCHORS, GainedHyperprior, fold
+from ..hyperprior import GainedHyperprior, fold
 from ..metrics import psnr_of_mse, rd_loss
+from ..settings import ANCHORS
 from .checkpoint import State, TrainingError, save_checkpoint
 from .crops import Crops, upload
 from .export import estimate

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
-from ..hyperprior import ANCHORS, GainedHyperprior
+from ..hyperprior import GainedHyperprior
 from ..networks.architecture import HYPER_STRIDE, STRIDE, Architecture
 from ..networks.lite import start_as_dct
+from ..settings import ANCHORS
 
 LAMBDA_REFERENCE = 0.0075
 _START_STD = 2.0  # of mshyper's gained latents at the reference λ: a rate of some bits a pixel, falling at once
