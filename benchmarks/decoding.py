@@ -26,7 +26,8 @@ from sgacodec.api import Codec, Settings
 from sgacodec.coding import range_coder as entropy
 from sgacodec.coding.hyper_decoder import hyper_decode
 from sgacodec.models import catalogue as models
-from sgacodec.models.file import LevelModel, write_model
+from sgacodec.models.file import write_model
+from sgacodec.models.level import LevelModel
 
 PARTS = ("decode", "entropy", "commands")
 
@@ -69,7 +70,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
 
             synthesis, whole, pack, unpack, exact = interleaved(
                 [
-                    functools.partial(level.plain.networks.g_s, y_hat),
+                    functools.partial(level.folded.networks.g_s, y_hat),
                     functools.partial(codec.decode, data),
                     functools.partial(latents.pack, level, found),
                     entropy_decode,

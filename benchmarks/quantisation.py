@@ -20,7 +20,8 @@ from sgacodec.coding.tables import scale_thresholds
 from sgacodec.image import read_image
 from sgacodec.latents import Latents, code_length, commit, render
 from sgacodec.models.catalogue import find_model
-from sgacodec.models.file import LevelModel, read_model
+from sgacodec.models.file import read_model
+from sgacodec.models.level import LevelModel
 from sgacodec.refine.objective import Candidate, Problem
 from sgacodec.settings import ANCHORS
 
@@ -29,9 +30,9 @@ from sgacodec.settings import ANCHORS
 def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
     """The integers and ŷ that the float hyper-decoder would give for the same y and z."""
     committed = commit(level, exact.y, exact.z)
-    median = level.plain.density.median[None, :, None, None]
-    scale, mu = level.plain.networks.h_s(committed.z + median).chunk(2, 1)
-    log_sigma = scale if level.plain.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
+    median = level.folded.density.median[None, :, None, None]
+    scale, mu = level.folded.networks.h_s(committed.z + median).chunk(2, 1)
+    log_sigma = scale if level.folded.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
     index = torch.bucketize(log_sigma.double().contiguous(), torch.from_numpy(scale_thresholds()))
     y = torch.round(exact.y - mu)
     return replace(committed, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu

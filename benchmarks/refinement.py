@@ -37,7 +37,8 @@ from workbench import PHOTOGRAPH, interleaved, machine, picture_of, seconds, sho
 from sgacodec.api import Codec, Progress, Settings
 from sgacodec.memory import freed_memory_kept
 from sgacodec.models import catalogue as models
-from sgacodec.models.file import LevelModel, read_model
+from sgacodec.models.file import read_model
+from sgacodec.models.level import LevelModel
 from sgacodec.networks.architecture import Networks
 from sgacodec.networks.build import build
 from sgacodec.refine.loop import refine
@@ -69,11 +70,11 @@ class PublishedLoop:
 
     def step(self) -> None:
         tau = min(1.0, math.exp(-0.001 * self.count))
-        median = self.level.plain.density.median[None, :, None, None]
+        median = self.level.folded.density.median[None, :, None, None]
         z_hat = relaxed(self.z - median, tau) + median
-        z_bits = -torch.log2(self.level.plain.density.likelihood(z_hat).clamp(min=1e-9)).sum()
+        z_bits = -torch.log2(self.level.folded.density.likelihood(z_hat).clamp(min=1e-9)).sum()
         scale, mu = self.networks.h_s(z_hat).chunk(2, 1)
-        sigma = (torch.exp(scale) if self.level.plain.architecture.scale == "exp" else scale).clamp(min=0.11)
+        sigma = (torch.exp(scale) if self.level.folded.architecture.scale == "exp" else scale).clamp(min=0.11)
         v_hat = relaxed(self.y - mu, tau)
         y_bits = -torch.log2(gaussian_likelihood(v_hat, sigma).clamp(min=1e-9)).sum()
         x_hat = self.networks.g_s(v_hat + mu)
@@ -104,11 +105,11 @@ def gaussian_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
 def plain_networks(level: LevelModel) -> Networks:
     """The networks in NCHW, of torch's own layers, and of CompressAI's (only their speed counts there)."""
-    if level.plain.architecture.family == "lite":
-        networks = copy.deepcopy(level.plain.networks)
+    if level.folded.architecture.family == "lite":
+        networks = copy.deepcopy(level.folded.networks)
         networks.g_s.blocks = transposed(networks.g_s.blocks)
     else:
-        networks = build(level.plain.architecture)
+        networks = build(level.folded.architecture)
     for _, network in networks.items():
         network.requires_grad_(False).to(level.device).to(memory_format=torch.contiguous_format)
     return networks

@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sgacodec.hyperprior import GainedHyperprior
-from sgacodec.models.file import Model, export
+from sgacodec.models.export import export
+from sgacodec.models.level import Model
 from sgacodec.networks.architecture import ARCHITECTURES
 from sgacodec.picture import Picture
 

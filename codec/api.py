@@ -25,7 +25,8 @@ from .device import device_of
 from .image import read_image
 from .metrics import psnr_of_mse
 from .models import catalogue as models
-from .models.file import LevelModel, Model, read_model
+from .models.file import read_model
+from .models.level import LevelModel, Model
 from .networks.architecture import HYPER_STRIDE
 from .picture import Picture
 from .pixels import to_grey

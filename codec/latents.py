@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .coding import range_coder as entropy
 from .coding.hyper_decoder import MU_BITS, hyper_decode
-from .models.file import LevelModel
+from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, STRIDE
 from .pixels import to_pixels, window
 
@@ -119,7 +119,7 @@ class Reach:
 
 def reach_of(level: LevelModel) -> Reach:
     """10 and 112 pixels, rounded up, for `lite`; 30 and 142 for the others."""
-    return Reach(16, 128) if level.plain.architecture.family == "lite" else Reach(32, 192)
+    return Reach(16, 128) if level.folded.architecture.family == "lite" else Reach(32, 192)
 
 
 def _size(y: Tensor) -> tuple[int, int]:
@@ -139,7 +139,7 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     pixels : ndarray (h, w, 3) uint8
         Taken as padded by replication to H × W, multiples of 64.
     """
-    networks, architecture = level.plain.networks, level.plain.architecture
+    networks, architecture = level.folded.networks, level.folded.architecture
     h, w = (-(-side // HYPER_STRIDE) for side in pixels.shape[:2])
     height, width = h * HYPER_STRIDE, w * HYPER_STRIDE
     y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
@@ -156,7 +156,7 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def commit(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) hard on the coded grid: z − median and y − μ(ẑ), μ of the exact path."""
-    median = level.plain.density.median[None, :, None, None]
+    median = level.folded.density.median[None, :, None, None]
     k_z = torch.round(z - median).clamp(-(2.0**30), 2.0**30).to(torch.int32)
     index, mu = hyper_decode(level.h_s, level.gains, k_z.to(level.exact_device))
     index, mu = index.to(level.device), mu.to(level.device)
@@ -221,7 +221,7 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
     FormatError
         When the bytes are not those of an image of this size.
     """
-    architecture = level.plain.architecture
+    architecture = level.folded.architecture
     h, w = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
     channels = np.repeat(np.arange(architecture.N), h * w)
     z = entropy.decode(z_bytes, channels, level.z_tables).reshape(1, architecture.N, h, w)
@@ -245,6 +245,6 @@ def _shown(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
     pixels = np.empty((box[2] - box[0], box[3] - box[1], 3), np.uint8)
     for tile in tiles(box, _SHOWN, *size):
         around = with_halo(tile, reach_of(level).pixels, *size)
-        found = cut(level.plain.networks.g_s(latents.y_hat(around)), tile, 1, around)
+        found = cut(level.folded.networks.g_s(latents.y_hat(around)), tile, 1, around)
         pixels[slices(tile, 1, box)] = to_pixels(found)
     return pixels

@@ -11,7 +11,8 @@ from hypothesis import settings
 from PIL import Image
 
 from sgacodec.models import catalogue as models
-from sgacodec.models.file import LevelModel, Model, read_model
+from sgacodec.models.file import read_model
+from sgacodec.models.level import LevelModel, Model
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,8 +14,9 @@ from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHy
 
 from sgacodec import bitstream
 from sgacodec.api import Codec, Settings
-from sgacodec.models.catalogue import ModelError, find_model, read_info, verify_model
+from sgacodec.models.catalogue import ModelError, find_model, read_info
 from sgacodec.models.compressai_import import import_compressai, lambda_of_name
+from sgacodec.models.verify import verify
 from sgacodec.picture import Picture
 from sgacodec.pixels import to_pixels, to_tensor
 
@@ -68,7 +69,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
     theirs = _sensible(kind)
     torch.save({"state_dict": theirs.state_dict()}, home / "some-4-0a1b2c3d.pth.tar")
     path = import_compressai(home / "some-4-0a1b2c3d.pth.tar", "mine")
-    assert verify_model(path) == []
+    assert verify(path) == []
     assert find_model("mine") == path
 
     pixels = _picture()

@@ -463,12 +463,13 @@ def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
 
 def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else: a damaged model is found only when files do not decode."""
-    from sgacodec.models import catalogue as models
+    from sgacodec.models import compressai_import, verify
 
     model_file(tmp_path / "models" / "tiny.safetensors")
     problems = ["the id is not that of the tensors"]
-    monkeypatch.setattr(models, "verify_model", lambda path: problems)
-    monkeypatch.setattr(models, "import_checkpoint", lambda path, name, lmbda: Path(f"{name}.safetensors"))
+    monkeypatch.setattr(verify, "verify", lambda path: problems)
+    imported = Path("mine.safetensors")
+    monkeypatch.setattr(compressai_import, "import_compressai", lambda path, name, lmbda: imported)
     result = run("models", "verify", "tiny")
     assert result.exit_code == 4
     assert problems[0] in result.stderr

@@ -24,7 +24,8 @@ from sgacodec.bitstream import FormatError
 from sgacodec.image import read_image, write_image
 from sgacodec.metrics import psnr
 from sgacodec.models.catalogue import ModelNotFoundError, find_model
-from sgacodec.models.file import LevelModel, Model, read_model
+from sgacodec.models.file import read_model
+from sgacodec.models.level import LevelModel, Model
 from sgacodec.picture import Picture
 from sgacodec.refine.objective import Problem
 

@@ -18,7 +18,7 @@ from sgacodec.bitstream import FormatError
 from sgacodec.coding import range_coder as entropy
 from sgacodec.coding.range_coder import PRECISION, Tables, cost, decode, encode
 from sgacodec.coding.tables import gaussian_tables, scale_table
-from sgacodec.models.file import LevelModel
+from sgacodec.models.level import LevelModel
 
 GAUSSIAN = gaussian_tables()
 FORMAT_MD = ROOT / "docs" / "format.md"

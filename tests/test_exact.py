@@ -25,7 +25,7 @@ from sgacodec.coding.hyper_decoder import (
 from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, convolve, input_rows
 from sgacodec.coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
 from sgacodec.coding.tables import scale_thresholds
-from sgacodec.models.file import LevelModel, Model
+from sgacodec.models.level import LevelModel, Model
 
 INT32 = (-(2**31), 2**31 - 1)
 Pair = tuple[np.ndarray, np.ndarray]
@@ -385,8 +385,8 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
     """Else files grow: what is coded is not what was trained (the tables and means of the float network)."""
     y, z = latents.analyse(lite_level, photograph)
     found = latents.commit(lite_level, y, z)
-    z_hat = found.z + lite_level.plain.density.median[None, :, None, None]
-    scale, mean = lite_level.plain.networks.h_s(z_hat).chunk(2, 1)
+    z_hat = found.z + lite_level.folded.density.median[None, :, None, None]
+    scale, mean = lite_level.folded.networks.h_s(z_hat).chunk(2, 1)
     thresholds = torch.from_numpy(scale_thresholds())
     index = torch.bucketize(scale.double().contiguous(), thresholds)
     assert float((index == found.index).double().mean()) > 0.99

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sgacodec.latents import Latents, code_length, commit
-from sgacodec.models.file import LevelModel
+from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import flips
 from sgacodec.refine.flips import entries, polish, prices

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sgacodec.hyperprior import GainedHyperprior, fold, level_lambdas
 from sgacodec.metrics import psnr
-from sgacodec.models.file import Model
+from sgacodec.models.level import Model
 from sgacodec.networks.architecture import LITE, Architecture, architecture_from_dict
 from sgacodec.networks.build import build
 from sgacodec.networks.lite import BlockTranspose, dct_basis, start_as_dct, unit_ycbcr
@@ -39,19 +39,19 @@ def test_folded_equals_gained(architecture: Architecture, photograph: np.ndarray
     unit = model.y_unit[None, :, None, None]
     for lmbda in (0.0016, 0.005, 0.045):
         g_y, g_z, d_y = (g[None, :, None, None] for g in model.gains(lmbda))
-        plain = fold(model, lmbda)
+        folded = fold(model, lmbda)
         y0 = model.g_a(x)
         z0 = model.h_a(y0 / unit)
-        y, z = plain.networks.g_a(x), plain.networks.h_a(plain.networks.g_a(x))
+        y, z = folded.networks.g_a(x), folded.networks.h_a(folded.networks.g_a(x))
         close(y, y0 * g_y)
         close(z, z0 * g_z)
-        scale, mean = plain.networks.h_s(z).chunk(2, 1)
+        scale, mean = folded.networks.h_s(z).chunk(2, 1)
         scale0, mean0 = model.h_s(z0).chunk(2, 1)
         gain = g_y * unit
         close(scale, scale0 + torch.log(gain) if architecture.scale == "exp" else scale0 * gain)
         close(mean, mean0 * gain)
-        close(plain.networks.g_s(y), model.g_s(y0 * g_y * d_y))
-        assert torch.allclose(plain.density.median, model.density.median * g_z.flatten())
+        close(folded.networks.g_s(y), model.g_s(y0 * g_y * d_y))
+        assert torch.allclose(folded.density.median, model.density.median * g_z.flatten())
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -134,7 +134,7 @@ def test_block_transpose_gradients() -> None:
 def test_folded_synthesis_keeps_its_matrix(tiny: Model) -> None:
     """Else every forward pass copies megabytes: channels-last is for kernels, and this weight is a matrix."""
     level = tiny.at(0, torch.device("cpu"), torch.device("cpu"))
-    assert level.plain.networks.g_s.blocks.weight.is_contiguous()
+    assert level.folded.networks.g_s.blocks.weight.is_contiguous()
 
 
 def test_transform_bases_are_orthonormal() -> None:

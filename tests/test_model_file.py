@@ -32,7 +32,10 @@ from sgacodec.models.catalogue import (
     list_models,
     read_info,
 )
-from sgacodec.models.file import Model, export, read_model, verify, write_model
+from sgacodec.models.export import export
+from sgacodec.models.file import read_model, write_model
+from sgacodec.models.level import Model
+from sgacodec.models.verify import verify
 from sgacodec.networks.architecture import Architecture
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
@@ -50,7 +53,7 @@ def tampered(path: Path, target: Path, change: Change, *, new_id: bool) -> Path:
     change(tensors, metadata)
     if new_id:
         with contextlib.suppress(KeyError):  # no id can be computed
-            metadata["id"] = model_file._model_id(tensors, metadata)
+            metadata["id"] = model_file.model_id(tensors, metadata)
     data = save({k: v.contiguous() for k, v in sorted(tensors.items())}, metadata={"sgacodec": json.dumps(metadata)})
     target.write_bytes(data)
     return target
@@ -94,7 +97,7 @@ def test_float_h_s_is_the_integer_one(tiny: Model) -> None:
     level = tiny.at(1, CPU, CPU)
     k = torch.randint(-6, 7, (1, 8, 3, 3), generator=torch.Generator().manual_seed(0))
     index, mu = hyper_decode(level.h_s, level.gains, k)
-    scale, mean = level.plain.networks.h_s(k + level.plain.density.median[None, :, None, None]).chunk(2, 1)
+    scale, mean = level.folded.networks.h_s(k + level.folded.density.median[None, :, None, None]).chunk(2, 1)
     assert float((mean - mu / 2**MU_BITS).abs().max()) < 0.02
     near = torch.bucketize(scale.double().contiguous(), torch.from_numpy(scale_thresholds()))
     assert float((near == index).double().mean()) > 0.99
@@ -121,7 +124,7 @@ def test_built_in_models_are_sound() -> None:
 
 def id_after(tiny: Model, change: Callable[[Model], Model]) -> str:
     changed = change(tiny)
-    return model_file._model_id(model_file._tensors(changed), changed.metadata)
+    return model_file.model_id(model_file.tensors_of(changed), changed.metadata)
 
 
 def with_weight(model: Model, key: str) -> Model:
@@ -196,7 +199,7 @@ def test_changed_bytes(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
     except ModelError:
         return
     model.at(0, CPU, CPU)  # whatever is left unnoticed does not concern decoding
-    assert model.id == model_file._model_id(model_file._tensors(model), model.metadata)
+    assert model.id == model_file.model_id(model_file.tensors_of(model), model.metadata)
 
 
 def test_truncated_foreign_empty_missing(tiny_path: Path, tmp_path: Path) -> None:

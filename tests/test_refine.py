@@ -18,7 +18,7 @@ from sgacodec.annealing import Annealing
 from sgacodec.api import Codec, Encoded, Settings
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
 from sgacodec.metrics import psnr
-from sgacodec.models.file import LevelModel
+from sgacodec.models.level import LevelModel
 from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import ImageError, Picture
 from sgacodec.rate_control import TargetError
@@ -271,7 +271,7 @@ def test_z_settles_on_its_grid_and_y_goes_on(lite_level: LevelModel, crop: Pictu
         seen.append((y.detach().clone(), z.detach().clone()))
     moved = [[not torch.equal(a[i], b[i]) for a, b in itertools.pairwise(seen)] for i in (0, 1)]
     assert moved == [9 * [True], 6 * [True] + 3 * [False]]
-    k = seen[-1][1] - level.plain.density.median
+    k = seen[-1][1] - level.folded.density.median
     torch.testing.assert_close(k, k.round(), rtol=0, atol=1e-4)
     assert Annealing.published("ssl").steps_of_z(10) == 10
 
@@ -299,7 +299,7 @@ def test_weights_kept_in_bfloat16_change_nothing(
     ]
     assert torch.equal(*losses)
     assert torch.equal(*(torch.autograd.grad(loss.sum(), y)[0] for loss in losses))
-    assert lite_level.plain.networks.g_s.blocks.weight.dtype == torch.float32  # type: ignore[union-attr]
+    assert lite_level.folded.networks.g_s.blocks.weight.dtype == torch.float32  # type: ignore[union-attr]
 
 
 def test_the_layers_of_refinement_give_the_same_loss(

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from sgacodec.api import Codec, Settings
 from sgacodec.cli import main
-from sgacodec.models.catalogue import read_info, verify_model
+from sgacodec.models.catalogue import read_info
 from sgacodec.models.file import read_model, write_model
+from sgacodec.models.verify import verify
 from sgacodec.networks import architecture as networks
 from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import Picture
@@ -208,7 +209,7 @@ def test_the_exported_model_is_sound_and_its_ladder_rises(tmp_path: Path, traine
     model = export_checkpoint(trained, "tiny", photographs, {"licence": "MIT"})
     assert all(torch.equal(v, before[k]) for k, v in trained.ema.state_dict().items())
     write_model(model, tmp_path / "tiny.safetensors")
-    assert verify_model(tmp_path / "tiny.safetensors") == []
+    assert verify(tmp_path / "tiny.safetensors") == []
     assert read_model(tmp_path / "tiny.safetensors").id == model.id
 
     codec = Codec(str(tmp_path / "tiny.safetensors"), "cpu")
@@ -349,7 +350,7 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) ->
     assert metadata["training"]["steps"] == 3
     assert metadata["training"]["crops"] == 6
     assert metadata["training"]["data"] == ["photos"]
-    assert verify_model(out) == []
+    assert verify(out) == []
     lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 3
     assert len(lines[0]["loss"]) == 6

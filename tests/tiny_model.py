@@ -9,7 +9,9 @@ import numpy as np
 import torch
 
 from sgacodec.hyperprior import GainedHyperprior
-from sgacodec.models.file import Model, export, write_model
+from sgacodec.models.export import export
+from sgacodec.models.file import write_model
+from sgacodec.models.level import Model
 from sgacodec.networks.architecture import Architecture
 from sgacodec.networks.lite import start_as_dct
 from sgacodec.pixels import to_tensor

@@ -64,11 +64,13 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 
     The model has one level, that of its training. Nothing in the file is executed.
     """
-    from ..models.catalogue import SUFFIX, import_checkpoint
+    from ..models.catalogue import SUFFIX
 
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(SUFFIX):
         raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
-    click.echo(f"imported as {import_checkpoint(file, name, lmbda)}")
+    from ..models.compressai_import import import_compressai
+
+    click.echo(f"imported as {import_compressai(file, name, lmbda)}")
 
 
 @command.command("verify")
@@ -76,13 +78,14 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 @click.pass_context
 def verify_command(ctx: click.Context, name: str | None) -> None:
     """Check a model, or every installed one: its id, its tables, and the bounds that make decoding exact."""
-    from ..models.catalogue import find_model, list_models, verify_model
+    from ..models.catalogue import find_model, list_models
+    from ..models.verify import verify
 
     paths = [find_model(name)] if name is not None else [info.path for info in list_models()]
     damaged = False
     for path in paths:
         try:
-            problems = verify_model(path)
+            problems = verify(path)
         except (ValueError, OSError) as error:
             problems = [one_line(error)]
         damaged = damaged or bool(problems)

@@ -127,17 +127,3 @@ def find_model_by_id(model_id: bytes) -> ModelInfo:
 
 def _folders() -> str:
     return f"{builtin_folder()} and {user_folder()}"
-
-
-def verify_model(path: Path) -> list[str]:
-    """Re-derive every table and bound of a model and check its id; the list of problems, empty when sound."""
-    from .file import verify
-
-    return verify(path)
-
-
-def import_checkpoint(path: Path, name: str, lmbda: float | None = None) -> Path:
-    """Turn a CompressAI checkpoint into a model in the user's folder; see `checkpoint_import.import_compressai`."""
-    from .compressai_import import import_compressai
-
-    return import_compressai(path, name, lmbda)

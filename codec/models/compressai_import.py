@@ -18,7 +18,8 @@ from ..density import FactorizedDensity
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import Architecture
 from .catalogue import SUFFIX, ModelError, user_folder
-from .file import export, write_model
+from .export import export
+from .file import write_model
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of CompressAI's qualities 1 to 8
 DEFAULT_LAMBDA = 0.0067

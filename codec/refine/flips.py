@@ -22,7 +22,7 @@ from ..coding.range_coder import Tables
 from ..device import reduced_precision
 from ..latents import Latents, commit
 from ..memory import give_back
-from ..models.file import LevelModel
+from ..models.level import LevelModel
 from .fused import weighted_squares
 from .objective import Batch, Candidate, Problem, pixels_of
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..memory import freed_memory_kept
 from ..metrics import psnr_of_mse
-from ..models.file import LevelModel
+from ..models.level import LevelModel
 from ..settings import Settings
 from .flips import polish
 from .objective import Batch, Candidate, Problem

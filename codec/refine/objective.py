@@ -19,7 +19,7 @@ from ..density import bits
 from ..latents import Box, analyse, preview, slices
 from ..memory import give_back
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
-from ..models.file import LevelModel
+from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE
 from ..picture import ImageError, Picture
 from ..pixels import to_grey, window
@@ -208,7 +208,7 @@ class Batch:
     @staticmethod
     def of(level: LevelModel, problems: list[Problem]) -> Batch:
         """The batch of problems of one padded shape, all grey or none; all latents may change."""
-        side = _shuffle(level.plain.networks.g_s)
+        side = _shuffle(level.folded.networks.g_s)
         colours = 1 if problems[0].grey else 3
 
         def held(v: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def relaxed_side(
     bf16: bool = False,
 ) -> Side:
     """What softly rounded z (B, H/64, W/64, N) says of y; parameters as in `relaxed_loss`."""
-    networks, density = level.plain.networks, level.plain.density
+    networks, density = level.folded.networks, level.folded.density
     v_z = _relax(z - density.median, tau, rounding, noise, batch.active_z)
     z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
     z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
@@ -286,13 +286,13 @@ def relaxed_loss(
     """
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
-    exponential = level.plain.architecture.scale == "exp"
+    exponential = level.folded.architecture.scale == "exp"
     y_hat, y_bits = coded_latents(y, side.parameters, tau, rounding, noise, batch.active_y, exponential)
 
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = pixels_of(level, batch, y_hat)
     if metric == "ms-ssim":
-        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(level.plain.networks.g_s))
+        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _shuffle(level.folded.networks.g_s))
     else:
         distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
     return lmbda * distortion + (y_bits + side.bits) * batch.scale
@@ -300,7 +300,7 @@ def relaxed_loss(
 
 def pixels_of(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     """x̂ of ŷ (B, h, w, M), held as `batch.x` is."""
-    g_s = level.plain.networks.g_s
+    g_s = level.folded.networks.g_s
     if batch.window is not None:
         rows, cols = batch.window
         y_hat = y_hat[:, rows, cols]

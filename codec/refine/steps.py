@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..device import reduced_precision
-from ..models.file import LevelModel
+from ..models.level import LevelModel
 from ..rounding import Rounding
 from ..settings import Settings
 from .layers import replace_layers, subpixel
@@ -31,7 +31,7 @@ def prepared(level: LevelModel) -> LevelModel:
     Where convolutions run in bfloat16 they hold the bfloat16 weights that autocast would make anew in every step; the
     last layer of h_s stays float32: it gives σ and μ. Other CPUs get layers with written-down gradients.
     """
-    networks = level.plain.networks
+    networks = level.folded.networks
     h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
     if reduced_precision(level.device):
         h_s[:-1].bfloat16()
@@ -39,7 +39,7 @@ def prepared(level: LevelModel) -> LevelModel:
     elif level.device.type == "cpu":
         replace_layers(h_s)
         replace_layers(g_s)
-    return replace(level, plain=replace(level.plain, networks=replace(networks, h_s=h_s, g_s=g_s)))
+    return replace(level, folded=replace(level.folded, networks=replace(networks, h_s=h_s, g_s=g_s)))
 
 
 def stepper(
@@ -93,7 +93,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
 @torch.no_grad()
 def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> Side:
     """Round z hard, in place and for good: from here on y alone moves, and μ and σ are what they are."""
-    median = level.plain.density.median
+    median = level.folded.density.median
     z.sub_(median).round_().add_(median)
     return relaxed_side(level, batch, z, 1.0, Rounding("ste"), None, bf16)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..latents import Box, Reach, cut, reach_of, slices, with_halo
 from ..memory import freed_memory_kept, give_back
-from ..models.file import LevelModel
+from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE
 from ..settings import Settings
 from .flips import polish

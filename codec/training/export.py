@@ -13,7 +13,8 @@ from torch import Tensor
 from ..density import SCALE_BOUND, bits, gaussian_bits
 from ..hyperprior import GainedHyperprior, Hyperprior
 from ..metrics import psnr_of_mse
-from ..models.file import Model, export
+from ..models.export import export
+from ..models.level import Model
 from ..networks.architecture import HYPER_STRIDE
 from ..pixels import pad
 from ..settings import LEVELS
