@@ -20,6 +20,7 @@ import torch
 
 from . import bitstream, latents
 from .alpha import decode_alpha, encode_alpha
+from .batching import batch_key
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .device import device_of
 from .image import read_image
@@ -27,7 +28,7 @@ from .metrics import psnr_of_mse
 from .models import catalogue as models
 from .models.file import read_model
 from .models.level import LevelModel, Model
-from .networks.architecture import HYPER_STRIDE
+from .networks.architecture import HYPER_STRIDE, padded_size
 from .picture import Picture
 from .pixels import to_grey
 from .rate_control import has_target, search
@@ -130,7 +131,7 @@ class Codec:
         model = self._encoding_model(settings)
         level = self._at(model, model.level_for(settings.level_lambda or settings.lmbda))
         results: dict[int, Encoded] = {}
-        for group in _groups_of_one_shape(pictures):
+        for group in _batches(pictures):
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
@@ -347,21 +348,20 @@ def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) 
 
 def _check_padded_size(width: int, height: int, max_pixels: int) -> None:
     """Refuse slivers: 1 x 2²⁸ pixels are within the limit, but take the memory of 64 x 2²⁸."""
-    padded = -(-width // HYPER_STRIDE) * -(-height // HYPER_STRIDE) * HYPER_STRIDE**2
-    if padded > max(2 * max_pixels, _PADDED_MINIMUM):
+    if math.prod(padded_size(height, width)) > max(2 * max_pixels, _PADDED_MINIMUM):
         raise bitstream.FormatError(
             f"{width} x {height} pixels, padded to multiples of {HYPER_STRIDE}, are more than twice the limit of "
             f"{max_pixels} (--max-pixels raises it)"
         )
 
 
-def _groups_of_one_shape(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Which pictures are refined together: those of one padded shape, all grey or none; large ones are alone."""
+def _batches(pictures: Sequence[Picture]) -> list[list[int]]:
+    """Indexes of the pictures that are refined together; one that needs tiles is alone."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
-        height, width = (-(-side // HYPER_STRIDE) * HYPER_STRIDE for side in picture.pixels.shape[:2])
+        height, width, grey = batch_key(picture)
         alone = i if needs_tiles(height, width) else -1
-        groups.setdefault((height, width, picture.grey, alone), []).append(i)
+        groups.setdefault((height, width, grey, alone), []).append(i)
     return list(groups.values())
 
 

@@ -130,9 +130,11 @@ def test_images_of_one_shape_share_a_batch_on_cuda(run: Run, photos: Path) -> No
     """Else: a GPU refines one small image at a time, several times slower."""
     for i in range(6):
         picture(photos / f"d{i}.png", size=(20 + i, 12))
+    for name in ("d2.png", "d4.png"):
+        Image.new("L", (20, 12), 128).save(photos / name)
     picture(photos / "large.png", size=(65, 12))
     run("encode", "photos", "--out-dir", "out", "--device", "cuda")
-    assert sorted(count for _, count, _ in fake_codec.CALLS) == [1, 1, 4, 4]
+    assert sorted(count for _, count, _ in fake_codec.CALLS) == [1, 2, 3, 4]  # large, grey, colour
     assert len(names("out")) == 10
     fake_codec.CALLS.clear()
     run("encode", "photos", "--out-dir", "out", "--device", "cpu")

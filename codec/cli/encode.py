@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..annealing import SCHEDULES
-from ..networks.architecture import HYPER_STRIDE
+from ..batching import batch_key
 from ..settings import EFFORTS, LADDER, METHODS, Settings
 from . import batch, files, options, output
 from .batch import Outcome
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ..picture import Picture
 
 TARGETS = ("target_bpp", "target_size", "target_psnr")
-CUDA_GROUP = 4  # images of one padded shape that are refined as one batch
-PENDING = 16  # pictures kept in memory while others of their shape are looked for
+CUDA_GROUP = 4  # images that are refined as one batch on CUDA
+PENDING = 16  # pictures kept in memory until a batch is full
 
 _above_0 = click.FloatRange(min=0, min_open=True)
 
@@ -200,7 +200,7 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         yield from batch.in_processes(functools.partial(encode_file, job=job), tasks, job.jobs, out)
         return
     codec = batch.open_codec(job.model, job.device, job.jobs)
-    pending: dict[tuple[int, int], list[tuple[Task, Picture]]] = {}  # by padded shape
+    pending: dict[tuple[int, int, bool], list[tuple[Task, Picture]]] = {}  # by `batch_key`
     group = CUDA_GROUP if _on_cuda(job.device) else 1
 
     def step(progress: Any) -> None:
@@ -212,10 +212,10 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         except Exception as error:
             yield batch.failure(task, error)
             continue
-        height, width = (-(-side // HYPER_STRIDE) for side in picture.pixels.shape[:2])
-        pending.setdefault((height, width), []).append((task, picture))
-        if len(pending[height, width]) == group:
-            yield from _encode(codec, pending.pop((height, width)), job, step)
+        key = batch_key(picture)
+        pending.setdefault(key, []).append((task, picture))
+        if len(pending[key]) == group:
+            yield from _encode(codec, pending.pop(key), job, step)
         elif sum(map(len, pending.values())) == PENDING:
             yield from _encode(codec, pending.pop(next(iter(pending))), job, step)
     for pictures in pending.values():

@@ -24,6 +24,11 @@ STRIDE = 16  # pixels a latent
 HYPER_STRIDE = 64  # pixels a hyper-latent
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the image that the networks see: rounded up to multiples of HYPER_STRIDE."""
+    return height + -height % HYPER_STRIDE, width + -width % HYPER_STRIDE
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What is needed to build the networks of a model, empty of weights.

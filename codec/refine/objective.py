@@ -20,7 +20,7 @@ from ..latents import Box, analyse, preview, slices
 from ..memory import give_back
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
-from ..networks.architecture import HYPER_STRIDE
+from ..networks.architecture import padded_size
 from ..picture import ImageError, Picture
 from ..pixels import to_grey, window
 from ..rounding import Rounding
@@ -98,7 +98,7 @@ class Problem:
             pixels = fill_transparent(pixels, picture.alpha)
         if roi is not None:
             weights = _weights(roi, np.ones((height, width), bool) if visible is None else visible)
-        shape = height + -height % HYPER_STRIDE, width + -width % HYPER_STRIDE
+        shape = padded_size(height, width)
         return Problem(level, lmbda, metric, pixels, visible, weights, picture.grey, shape)
 
     def part(self, box: Box) -> Problem:
