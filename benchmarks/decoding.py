@@ -55,7 +55,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
             model = codec._decoding_model(file.model_id)
             level = codec._at(model, file.level)
             found = latents.unpack(level, file.z, file.y, height, width)
-            y_hat, k_z = found.y_hat(), found.z.to(level.exact_device)
+            y_hat, k_z = found.y_hat(), found.z.to(level.exact.device)
             index = found.index.cpu().contiguous().numpy().ravel()
             channels = np.repeat(np.arange(k_z.shape[1]), k_z.shape[2] * k_z.shape[3])
 
@@ -74,7 +74,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
                     functools.partial(codec.decode, data),
                     functools.partial(latents.pack, level, found),
                     entropy_decode,
-                    functools.partial(hyper_decode, level.h_s, level.gains, k_z),
+                    functools.partial(hyper_decode, level.exact.h_s, level.exact.gains, k_z),
                 ],
                 device,
                 options.runs,

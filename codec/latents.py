@@ -158,7 +158,7 @@ def commit(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) hard on the coded grid: z − median and y − μ(ẑ), μ of the exact path."""
     median = level.folded.density.median[None, :, None, None]
     k_z = torch.round(z - median).clamp(-(2.0**30), 2.0**30).to(torch.int32)
-    index, mu = hyper_decode(level.h_s, level.gains, k_z.to(level.exact_device))
+    index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k_z.to(level.exact.device))
     index, mu = index.to(level.device), mu.to(level.device)
     k_y = torch.empty_like(mu)
     for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (k_y, y, mu)), strict=True):
@@ -226,7 +226,7 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
     channels = np.repeat(np.arange(architecture.N), h * w)
     z = entropy.decode(z_bytes, channels, level.z_tables).reshape(1, architecture.N, h, w)
     k_z = torch.from_numpy(z)
-    index, mu = hyper_decode(level.h_s, level.gains, k_z.to(level.exact_device))
+    index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k_z.to(level.exact.device))
     flat = index.cpu().contiguous().numpy().ravel()
     y = entropy.decode(y_bytes, flat, level.y_tables).reshape(tuple(index.shape))
     device = level.device

@@ -417,7 +417,7 @@ def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
 def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
     """Else a file encoded on a GPU is lost on a laptop."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
-    assert on_cuda._at(on_cuda._named, 0).exact_device.type == "cuda"  # type: ignore[arg-type]
+    assert on_cuda._at(on_cuda._named, 0).exact.device.type == "cuda"  # type: ignore[arg-type]
     for lmbda in (0.0016, 0.0075, 0.045):
         for one, other in ((on_cpu, on_cuda), (on_cuda, on_cpu)):
             data = encode(one, Picture(photograph), Settings(lmbda=lmbda, method="none")).data

@@ -96,7 +96,7 @@ def test_float_h_s_is_the_integer_one(tiny: Model) -> None:
     """Else refinement optimises another decoder than the one that decodes."""
     level = tiny.at(1, CPU, CPU)
     k = torch.randint(-6, 7, (1, 8, 3, 3), generator=torch.Generator().manual_seed(0))
-    index, mu = hyper_decode(level.h_s, level.gains, k)
+    index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k)
     scale, mean = level.folded.networks.h_s(k + level.folded.density.median[None, :, None, None]).chunk(2, 1)
     assert float((mean - mu / 2**MU_BITS).abs().max()) < 0.02
     near = torch.bucketize(scale.double().contiguous(), torch.from_numpy(scale_thresholds()))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, fingerprint
+from ..coding.passes import ExactPrior
 from ..coding.range_coder import Tables
 from ..hyperprior import GainedHyperprior, Hyperprior, fold, level_lambdas
 from ..networks.lite import BlockTranspose
@@ -23,21 +24,19 @@ class LevelModel:
     ----------
     folded : Hyperprior
         The folded float networks and density on `device`, gradients off.
-    h_s, gains : IntegerHyperDecoder, IntegerGains
-        The exact path, on `exact_device`.
+    exact : ExactPrior
+        The integer networks, on `device` or, where that does not compute exactly, on the CPU.
     y_tables, z_tables : Tables
         Gaussian tables by index; one table a channel of z.
     """
 
     folded: Hyperprior
-    h_s: IntegerHyperDecoder
-    gains: IntegerGains
+    exact: ExactPrior
     y_tables: Tables
     z_tables: Tables
     level: int
     lmbda: float
     device: torch.device
-    exact_device: torch.device
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,12 @@ class Model:
         folded.density.to(device)
         return LevelModel(
             folded=folded,
-            h_s=self.h_s.to(exact_device),
-            gains=self.gains[level].to(exact_device),
+            exact=ExactPrior(h_s=self.h_s, gains=self.gains[level]).to(exact_device),
             y_tables=self.y_tables,
             z_tables=self.z_tables[level],
             level=level,
             lmbda=lmbda,
             device=device,
-            exact_device=exact_device,
         )
 
     def exact_on(self, device: torch.device) -> bool:
