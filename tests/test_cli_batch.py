@@ -14,6 +14,7 @@ from pathlib import Path
 import fake_codec
 import pytest
 import test_cli
+from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
