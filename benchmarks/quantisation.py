@@ -22,7 +22,7 @@ from sgacodec.latents import Latents, code_length, commit, render
 from sgacodec.models.catalogue import find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel
-from sgacodec.refine.objective import Candidate, Problem
+from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.settings import ANCHORS
 
 

@@ -42,7 +42,8 @@ from sgacodec.models.level import LevelModel
 from sgacodec.networks.architecture import Networks
 from sgacodec.networks.build import build
 from sgacodec.refine.loop import refine
-from sgacodec.refine.objective import Batch, Candidate, Problem
+from sgacodec.refine.objective import Batch
+from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.refine.steps import prepared, stepper
 
 PARTS = ("rate", "loss", "memory")

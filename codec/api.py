@@ -33,7 +33,7 @@ from .picture import Picture
 from .pixels import to_grey
 from .rate_control import has_target, search
 from .refine.loop import Progress, refine
-from .refine.objective import Problem
+from .refine.problem import Problem
 from .refine.tiles import needs_tiles, refine_tiles
 from .settings import Settings
 

@@ -27,7 +27,7 @@ from sgacodec.models.catalogue import ModelNotFoundError, find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
 from sgacodec.picture import Picture
-from sgacodec.refine.objective import Problem
+from sgacodec.refine.problem import Problem
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))

@@ -15,7 +15,8 @@ from sgacodec.picture import Picture
 from sgacodec.refine import flips
 from sgacodec.refine.flips import entries, polish, prices
 from sgacodec.refine.loop import refine
-from sgacodec.refine.objective import Batch, Candidate, Problem
+from sgacodec.refine.objective import Batch
+from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.settings import Settings
 
 LMBDA = 0.0075

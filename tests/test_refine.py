@@ -26,7 +26,8 @@ from sgacodec.refine import loop, steps, tiles
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
 from sgacodec.refine.noise import sample_noise
-from sgacodec.refine.objective import Batch, Candidate, Problem, relaxed_loss, relaxed_side
+from sgacodec.refine.objective import Batch, relaxed_loss, relaxed_parameters
+from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.refine.relaxations import relax
 from sgacodec.rounding import Rounding, rounding
 
@@ -76,8 +77,8 @@ def loss_of(
     bf16: bool = False,
 ) -> Tensor:
     """The relaxed loss of y and z, (B,)."""
-    side = relaxed_side(level, batch, z, tau, rounding, noise[1], bf16)
-    return relaxed_loss(level, batch, y, side, tau, rounding, noise[0], LMBDA, metric, bf16)
+    given = relaxed_parameters(level, batch, z, tau, rounding, noise[1], bf16)
+    return relaxed_loss(level, batch, y, given, tau, rounding, noise[0], LMBDA, metric, bf16)
 
 
 def no_noise(settings: str, y: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:

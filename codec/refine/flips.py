@@ -24,7 +24,8 @@ from ..latents import Latents, commit
 from ..memory import give_back
 from ..models.level import LevelModel
 from .fused import weighted_squares
-from .objective import Batch, Candidate, Problem, pixels_of
+from .objective import Batch, synthesise
+from .problem import Candidate, Problem
 
 _MARGIN = 0.05  # of the curvature: a change is made where it is predicted to gain more than this
 _PROBES = 2  # random directions that the curvature is measured with
@@ -102,7 +103,7 @@ class _Loss:
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """x̂, held as in a `Batch`."""
-        return pixels_of(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
+        return synthesise(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
 
     def at(self, y_hat: Tensor, entry: Tensor) -> tuple[float, Tensor]:
         """The loss, of the 8-bit picture, and the gradient of its squared error before the rounding to 8 bits."""

@@ -24,7 +24,8 @@ from ..metrics import psnr_of_mse
 from ..models.level import LevelModel
 from ..settings import Settings
 from .flips import polish
-from .objective import Batch, Candidate, Problem
+from .objective import Batch
+from .problem import Candidate, Problem
 from .steps import prepared, stepper
 
 _CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is looked at, as parts of the run

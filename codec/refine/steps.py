@@ -18,7 +18,7 @@ from ..rounding import Rounding
 from ..settings import Settings
 from .layers import replace_layers, subpixel
 from .noise import noise_pool, noise_window
-from .objective import Batch, Side, relaxed_loss, relaxed_side
+from .objective import Batch, EntropyParameters, relaxed_loss, relaxed_parameters
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
     pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
     bf16 = reduced_precision(level.device)
     optimizer = torch.optim.Adam([y, z], fused=True)
-    side: Side
+    given: EntropyParameters
 
     def window(pool: Tensor | None, v: Tensor) -> Tensor | None:
         if pool is None:
@@ -75,14 +75,14 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         return noise_window(pool, v.shape, int(torch.randint(room, (1,), generator=offsets)))
 
     def step() -> None:
-        nonlocal side
+        nonlocal given
         done, (tau, rate) = next(schedule)
         noise = window(pools[0], y)
         if done < moving:
-            side = relaxed_side(level, batch, z, tau, rounding, window(pools[1], z), bf16)
+            given = relaxed_parameters(level, batch, z, tau, rounding, window(pools[1], z), bf16)
         elif done == moving:
-            side = settle(level, batch, z, bf16)
-        loss = relaxed_loss(level, batch, y, side, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
+            given = settle(level, batch, z, bf16)
+        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
         y.grad, z.grad = _gradients(loss, y, z if done < moving else None)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
@@ -91,11 +91,11 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
 
 
 @torch.no_grad()
-def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> Side:
+def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> EntropyParameters:
     """Round z hard, in place and for good: from here on y alone moves, and μ and σ are what they are."""
     median = level.folded.density.median
     z.sub_(median).round_().add_(median)
-    return relaxed_side(level, batch, z, 1.0, Rounding("ste"), None, bf16)
+    return relaxed_parameters(level, batch, z, 1.0, Rounding("ste"), None, bf16)
 
 
 def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -128,8 +128,8 @@ def _captured(
         tau.copy_(temperatures[count].squeeze(0))
         rate.copy_(rates[count].squeeze(0))
         with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
-            side = settled if alone else relaxed_side(level, batch, z, tau, rounding, None, bf16=True)
-            loss = relaxed_loss(level, batch, y, side, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
+            given = settled if alone else relaxed_parameters(level, batch, z, tau, rounding, None, bf16=True)
+            loss = relaxed_loss(level, batch, y, given, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
         y.grad, z.grad = _gradients(loss, y, None if alone else z)
         optimizer.step()
         count.add_(1)
@@ -151,19 +151,19 @@ def _captured(
         if number == moving:
             found = settle(level, batch, z, bf16=True)
             settled.parameters.copy_(found.parameters)
-            settled.bits.copy_(found.bits)
+            settled.z_bits.copy_(found.z_bits)
         graphs[number >= moving].replay()
 
     return step
 
 
 def _capture(body: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
         for _ in range(_GRAPH_WARM_UP):
             body()
-    torch.cuda.current_stream(device).wait_stream(side)
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         body()

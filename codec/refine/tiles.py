@@ -31,7 +31,8 @@ from ..networks.architecture import HYPER_STRIDE, STRIDE
 from ..settings import Settings
 from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
-from .objective import Batch, Candidate, Problem
+from .objective import Batch
+from .problem import Candidate, Problem
 from .steps import prepared
 
 TILE = 1024  # pixels a side at most, a multiple of 64
@@ -85,7 +86,7 @@ def refine_tiles(
         seconds = settings.time_limit / len(todo)
         steps, rounds = settings.shared_out(steps_within(seconds, fast, batch, *latents, settings))
     total = (steps + rounds) * len(todo)
-    seen = problem.seen
+    seen = problem.visible_pixels
     done, bits, squares = 0, start.bits, start.mse * seen  # of the picture as it is
 
     def report(step: int, more_bits: float, more_squares: float) -> None:
@@ -123,7 +124,7 @@ def _refine_region(
         What the tile has added to the bits and to the squared error of the picture; `report` is told the same.
     """
     part = problem.part(region.wide)
-    seen = part.seen
+    seen = part.visible_pixels
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     give_back()
 
@@ -162,7 +163,7 @@ def _polish_region(
     give_back()
     polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until)
     _write(polished.y, y, region, STRIDE)
-    return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.seen
+    return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.visible_pixels
 
 
 def _write(found: Tensor, whole: Tensor, region: Region, stride: int) -> None:
