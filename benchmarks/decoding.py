@@ -52,8 +52,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
         for name, codec, settings in codecs(Path(folder), device, options.lmbda):
             data = codec.encode([picture], settings)[0].data
             file = bitstream.read(data)
-            model = codec._decoding_model(file.model_id)
-            level = codec._at(model, file.level)
+            level = codec.levels.for_decoding(file)
             found = latents.unpack(level, file.z, file.y, height, width)
             y_hat, k_z = found.y_hat(), found.z.to(level.exact.device)
             index = found.index.cpu().contiguous().numpy().ravel()

@@ -46,7 +46,7 @@ def main() -> None:
     model = read_model(find_model(arguments.model))
     print(f"{'lambda':>8} {'bits, exact against float':>26} {'R-D loss':>10}")
     for lmbda in ANCHORS:
-        level = model.at(model.level_for(lmbda), torch.device("cpu"), torch.device("cpu"))
+        level = model.at(model.level_for(lmbda))
         bits, losses = [0.0, 0.0], [0.0, 0.0]
         for path in arguments.images:
             problem = Problem.of(level, read_image(path), None, lmbda, "mse")

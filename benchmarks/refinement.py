@@ -137,7 +137,7 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
     rows = []
     lite = level_of("lite", device)
     wide = untrained("mshyper-128")
-    mshyper = wide.at(0, device, device if wide.exact_on(device) else torch.device("cpu"))
+    mshyper = wide.at(0, device)
     for name, level in (("lite", lite), ("mshyper-128, untrained", mshyper)):
         plain = plain_networks(level)
         for width, height in ((256, 256), (768, 512)):
@@ -257,8 +257,7 @@ def one_size(image: Path, device: torch.device, megapixels: float, model: str) -
 
 def level_of(model: str, device: torch.device) -> LevelModel:
     loaded = read_model(models.find_model(model))
-    exact = device if loaded.exact_on(device) else torch.device("cpu")
-    return loaded.at(loaded.level_for(0.0075), device, exact)
+    return loaded.at(loaded.level_for(0.0075), device)
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from . import bitstream, latents
 from .alpha import decode_alpha, encode_alpha
@@ -25,9 +24,8 @@ from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .device import device_of
 from .image import read_image
 from .metrics import psnr_of_mse
-from .models import catalogue as models
-from .models.file import read_model
-from .models.level import LevelModel, Model
+from .models.cache import LevelCache
+from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, padded_size
 from .picture import Picture
 from .pixels import to_grey
@@ -42,9 +40,6 @@ __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "de
 log = logging.getLogger(__name__)
 
 _PADDED_MINIMUM = 2**20  # padded pixels that are decoded whatever the limit: a limit of 1 allows an image of 1 x 1
-_LEVELS_HELD = 4  # folded levels kept: tens of megabytes each
-
-_PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
 
 
 @dataclass(frozen=True)
@@ -84,10 +79,7 @@ class Codec:
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
         self.device = device_of(device)
-        self._models: dict[Path, Model] = {}
-        self._named = None if model in (None, "auto") else self._cached(models.find_model(str(model)))
-        self._levels: dict[tuple[str, int], LevelModel] = {}
-        self._exact: dict[str, torch.device] = {}
+        self.levels = LevelCache(model, self.device)
 
     # ------------------------------------------------------------------------------------------------- encode
 
@@ -128,17 +120,16 @@ class Codec:
         if has_target(settings):
             maps = rois or [None] * len(pictures)
             return [self._search(p, settings, roi, progress) for p, roi in zip(pictures, maps, strict=True)]
-        model = self._encoding_model(settings)
-        level = self._at(model, model.level_for(settings.level_lambda or settings.lmbda))
+        level = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
         results: dict[int, Encoded] = {}
         for group in _batches(pictures):
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = self._encode_group(model, level, chosen, weights, settings, progress)
+            coded = self._encode_group(level, chosen, weights, settings, progress)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, figures) in zip(group, coded, strict=True):
-                results[i] = Encoded(data, self._report(model, level, pictures[i], data, settings, seconds, figures))
+                results[i] = Encoded(data, self._report(level, pictures[i], data, settings, seconds, figures))
         return [results[i] for i in range(len(pictures))]
 
     def _search(
@@ -161,7 +152,6 @@ class Codec:
 
     def _encode_group(
         self,
-        model: Model,
         level: LevelModel,
         pictures: list[Picture],
         rois: list[np.ndarray | None],
@@ -189,7 +179,7 @@ class Codec:
             del sent
             self._check(level, digest, payload, picture)
             file = SgaFile(
-                model_id=bytes.fromhex(model.id),
+                model_id=bytes.fromhex(level.model_id),
                 level=level.level,
                 width=picture.pixels.shape[1],
                 height=picture.pixels.shape[0],
@@ -212,7 +202,6 @@ class Codec:
 
     def _report(
         self,
-        model: Model,
         level: LevelModel,
         picture: Picture,
         data: bytes,
@@ -229,8 +218,8 @@ class Codec:
             "psnr": psnr_of_mse(figures["mse"]) if figures["mse"] > 0 else None,
             "lambda": settings.lmbda,
             "level": level.level,
-            "model": model.name,
-            "model_id": model.id,
+            "model": level.model_name,
+            "model_id": level.model_id,
             "method": settings.method,
             "classes": settings.classes if settings.method != "none" else None,
             "steps": figures["steps"],
@@ -255,10 +244,7 @@ class Codec:
         start = time.perf_counter()
         file = bitstream.read(data, max_pixels)
         _check_padded_size(file.width, file.height, max_pixels)
-        model = self._decoding_model(file.model_id)
-        if file.level >= len(model.gains):
-            raise bitstream.FormatError(f"damaged: level {file.level} of a model with {len(model.gains)} levels")
-        level = self._at(model, file.level)
+        level = self.levels.for_decoding(file)
         received = latents.unpack(level, file.z, file.y, file.height, file.width)
         pixels = latents.render(level, received, file.height, file.width)
         _trace("z, y", received.digest().encode())
@@ -268,8 +254,8 @@ class Codec:
         report = {
             "width": file.width,
             "height": file.height,
-            "model": model.name,
-            "model_id": model.id,
+            "model": level.model_name,
+            "model_id": level.model_id,
             "level": file.level,
             "lambda": level.lmbda,
             "integers": received.digest(),
@@ -277,59 +263,6 @@ class Codec:
             "device": str(self.device),
         }
         return Decoded(picture, report)
-
-    # ------------------------------------------------------------------------------------------------- models
-
-    def _cached(self, path: Path) -> Model:
-        if path not in self._models:
-            self._models[path] = read_model(path)
-        return self._models[path]
-
-    def _encoding_model(self, settings: Settings) -> Model:
-        if self._named is not None:
-            return self._named
-        known: dict[str, models.ModelInfo] = {}
-        for info in models.list_models():
-            known.setdefault(info.name, info)  # of two with one name the built-in one, as in find_model
-        for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
-            if name in known and settings.lmbda >= 0.9 * min(known[name].metadata["anchors"]):
-                return self._cached(known[name].path)
-        for name in _PREFERRED["cpu"]:
-            if name in known:
-                return self._cached(known[name].path)
-        raise models.ModelNotFoundError("no built-in model is installed; name one with --model")
-
-    def _decoding_model(self, model_id: bytes) -> Model:
-        if self._named is not None and self._named.id == model_id.hex():
-            return self._named
-        if self._named is not None:
-            raise models.ModelNotFoundError(
-                f"the file needs the model with id {model_id.hex()}, but {self._named.name} has id {self._named.id}"
-            )
-        return self._cached(models.find_model_by_id(model_id).path)
-
-    def _at(self, model: Model, level: int) -> LevelModel:
-        key = (model.id, level)
-        if key not in self._levels:
-            if model.id not in self._exact:
-                self._exact[model.id] = self._exact_device(model)
-            while len(self._levels) >= _LEVELS_HELD:
-                self._levels.pop(next(iter(self._levels)))
-            self._levels[key] = model.at(level, self.device, self._exact[model.id])
-        self._levels[key] = self._levels.pop(key)  # the one used last is the one thrown away last
-        return self._levels[key]
-
-    def _exact_device(self, model: Model) -> torch.device:
-        cpu = torch.device("cpu")
-        if model.exact_on(self.device):
-            return self.device
-        if self.device == cpu or not model.exact_on(cpu):
-            raise models.ModelError(
-                f"{model.name}: integer arithmetic does not give the recorded result on this machine; "
-                "its files cannot be coded here (is the model file damaged?)"
-            )
-        log.warning("%s does not compute exactly; the hyper-decoder runs on the CPU", self.device)
-        return cpu
 
 
 def encode(

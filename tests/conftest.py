@@ -16,7 +16,6 @@ from sgacodec.models.level import LevelModel, Model
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
-CPU = torch.device("cpu")
 
 settings.register_profile("sgacodec", deadline=None)  # the first example pays for imports
 settings.load_profile("sgacodec")
@@ -63,7 +62,7 @@ def lite(lite_path: Path) -> Model:
 @pytest.fixture(scope="session")
 def lite_level(lite: Model) -> LevelModel:
     """The built-in model at the default λ."""
-    return lite.at(lite.level_for(0.0075), CPU, CPU)
+    return lite.at(lite.level_for(0.0075))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from sgacodec import bitstream
 from sgacodec.api import Codec, Settings
 from sgacodec.models.catalogue import ModelError, find_model, read_info
 from sgacodec.models.compressai_import import import_compressai, lambda_of_name
+from sgacodec.models.file import read_model
 from sgacodec.models.verify import verify
 from sgacodec.picture import Picture
 from sgacodec.pixels import to_pixels, to_tensor
@@ -87,8 +88,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
     assert spent > 2000
     assert len(file.y) + len(file.z) == pytest.approx(spent, rel=0.01, abs=24)
     assert encoded.report["lambda"] == 0.013
-    assert codec._named is not None
-    assert codec._named.lambdas == [0.013]
+    assert read_model(path).lambdas == [0.013]
 
 
 def test_it_can_be_refined(home: Path) -> None:

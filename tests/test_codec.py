@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CPU, GOLDEN
+from conftest import GOLDEN
 from PIL import Image
 
 from sgacodec import api, bitstream, latents
@@ -23,6 +23,7 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.image import read_image, write_image
 from sgacodec.metrics import psnr
+from sgacodec.models import cache
 from sgacodec.models.catalogue import ModelNotFoundError, find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
@@ -60,8 +61,7 @@ def as_png(picture: Picture) -> Picture:
 def code_bits(codec: Codec, data: bytes) -> tuple[float, int]:
     """The model's estimate for the integers in a file, and the payload's bits."""
     file = bitstream.read(data)
-    model = codec._decoding_model(file.model_id)
-    level = codec._at(model, file.level)
+    level = codec.levels.for_decoding(file)
     found = latents.unpack(level, file.z, file.y, file.height, file.width)
     return latents.code_length(level, found), 8 * (len(file.z) + len(file.y))
 
@@ -127,8 +127,8 @@ def test_all_of_kodak(codec: Codec, path: Path) -> None:
 def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray) -> None:
     """Else turning the knob up gives a worse picture, and the search for a target gets lost."""
     model = read_model(find_model("lite"))
-    picture, cpu = Picture(photograph[:384, :576]), torch.device("cpu")
-    levels = [model.at(level, cpu, cpu) for level in range(len(model.gains))]
+    picture = Picture(photograph[:384, :576])
+    levels = [model.at(level) for level in range(len(model.gains))]
     starts = [Problem.of(level, picture, None, level.lmbda, "mse").start() for level in levels]
     assert all(a.bits < b.bits for a, b in itertools.pairwise(starts))
     assert all(a.mse > b.mse for a, b in itertools.pairwise(starts))
@@ -200,17 +200,15 @@ def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Pa
     )
 
 
-def test_many_levels_stay_small(small: Codec, photograph: np.ndarray) -> None:
+def test_many_levels_stay_small(photograph: np.ndarray) -> None:
     """Else a sweep over λ keeps every folded level, gigabytes of them."""
-    held = [small._at(small._named, level % 3) for level in range(9) if small._named]
-    assert len(held) == 9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "_LEVELS_HELD", 2)
+        patch.setattr(cache, "_LEVELS_HELD", 2)
         fresh = Codec("lite", device="cpu")
         files = [
             encode(fresh, Picture(photograph[:64, :64]), Settings(lmbda=v, method="none")) for v in (0.002, 0.01, 0.04)
         ]
-        assert len(fresh._levels) == 2
+        assert len(fresh.levels._levels) == 2
         assert [fresh.decode(f.data).report["level"] for f in files] == [f.report["level"] for f in files]
 
 
@@ -233,7 +231,7 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
 
 def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np.ndarray) -> None:
     """Else large images have seams, or decode differently from what was measured."""
-    for level in (lite_level, tiny.at(1, CPU, CPU)):
+    for level in (lite_level, tiny.at(1)):
         picture = photograph[:330, :460]
         y, z = latents.analyse(level, picture)
         found = latents.commit(level, y, z)
@@ -329,7 +327,9 @@ def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_
 
     write_model(dataclasses.replace(tiny, metadata={**tiny.metadata, "name": "lite"}), tmp_path / "lite.safetensors")
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
-    assert Codec(device="cpu")._encoding_model(PLAIN).id == Codec("lite", device="cpu")._named.id != tiny.id  # type: ignore[union-attr]
+    ids = {Codec(model, device="cpu").levels.for_encoding(PLAIN.lmbda).model_id for model in (None, "lite")}
+    assert len(ids) == 1
+    assert tiny.id not in ids
 
 
 def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray) -> None:
@@ -417,7 +417,7 @@ def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
 def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
     """Else a file encoded on a GPU is lost on a laptop."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
-    assert on_cuda._at(on_cuda._named, 0).exact.device.type == "cuda"  # type: ignore[arg-type]
+    assert on_cuda.levels.for_encoding(0.0075).exact.device.type == "cuda"
     for lmbda in (0.0016, 0.0075, 0.045):
         for one, other in ((on_cpu, on_cuda), (on_cuda, on_cpu)):
             data = encode(one, Picture(photograph), Settings(lmbda=lmbda, method="none")).data

@@ -133,7 +133,7 @@ def test_block_transpose_gradients() -> None:
 
 def test_folded_synthesis_keeps_its_matrix(tiny: Model) -> None:
     """Else every forward pass copies megabytes: channels-last is for kernels, and this weight is a matrix."""
-    level = tiny.at(0, torch.device("cpu"), torch.device("cpu"))
+    level = tiny.at(0)
     assert level.folded.networks.g_s.blocks.weight.is_contiguous()
 
 

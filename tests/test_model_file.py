@@ -39,7 +39,6 @@ from sgacodec.models.verify import verify
 from sgacodec.networks.architecture import Architecture
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
-CPU = torch.device("cpu")
 
 
 def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -94,13 +93,41 @@ def test_export_of_mshyper(photograph: np.ndarray, tmp_path: Path) -> None:
 
 def test_float_h_s_is_the_integer_one(tiny: Model) -> None:
     """Else refinement optimises another decoder than the one that decodes."""
-    level = tiny.at(1, CPU, CPU)
+    level = tiny.at(1)
     k = torch.randint(-6, 7, (1, 8, 3, 3), generator=torch.Generator().manual_seed(0))
     index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k)
     scale, mean = level.folded.networks.h_s(k + level.folded.density.median[None, :, None, None]).chunk(2, 1)
     assert float((mean - mu / 2**MU_BITS).abs().max()) < 0.02
     near = torch.bucketize(scale.double().contiguous(), torch.from_numpy(scale_thresholds()))
     assert float((near == index).double().mean()) > 0.99
+
+
+def test_a_device_that_fails_the_self_test_decodes_on_the_cpu(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against files that no other machine can decode: not every BLAS is exact in float64."""
+    tested = []
+
+    def exact_on(model: Model, device: torch.device) -> bool:
+        tested.append(device.type)
+        return device.type == "cpu"
+
+    monkeypatch.setattr(Model, "exact_on", exact_on)
+    model, other = replace(tiny), torch.device("meta")
+    levels = [model.at(level, other) for level in (0, 1)]
+    assert [level.device for level in levels] == [other, other]
+    assert [level.exact.device.type for level in levels] == ["cpu", "cpu"]
+    assert next(levels[0].folded.networks.g_s.parameters()).device == other
+    assert tested == ["meta", "cpu"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "meta does not compute exactly; the hyper-decoder runs on the CPU"
+    ]
+
+
+def test_a_model_that_fails_the_self_test_everywhere_is_not_opened(tiny: Model) -> None:
+    """Guards against coding with entropy parameters that are not those of the model."""
+    with pytest.raises(ModelError, match="recorded result"):
+        replace(tiny, fingerprint="0" * 64).at(0)
 
 
 def test_reading_leaves_the_random_state_alone(tiny_path: Path) -> None:
@@ -196,9 +223,9 @@ def test_changed_bytes(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
     path.write_bytes(data)
     try:
         model = read_model(path)
+        model.at(0)  # whatever is left unnoticed does not concern decoding
     except ModelError:
         return
-    model.at(0, CPU, CPU)  # whatever is left unnoticed does not concern decoding
     assert model.id == model_file.model_id(model_file.tensors_of(model), model.metadata)
 
 

@@ -472,7 +472,7 @@ def test_tiles_gain_what_the_whole_picture_gains_and_leave_no_seams(
 def test_a_wider_decoder_is_tiled_as_well(photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """Latents of mshyper reach farther, through GDN; its weights here are random, so there is little to gain."""
     gained = tiny_model.untrained(Architecture("mshyper", N=8, M=12, scale="linear"), photograph)
-    level = tiny_model.exported(gained, photograph, levels=1).at(0, torch.device("cpu"), torch.device("cpu"))
+    level = tiny_model.exported(gained, photograph, levels=1).at(0)
     problem = Problem.of(level, Picture(np.ascontiguousarray(photograph[:200, :300])), None, LMBDA, "mse")
     start = problem.start()
     before = start.loss

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from ..hyperprior import GainedHyperprior
 from ..networks.architecture import architecture_from_dict
 from ..settings import LEVELS
 from .catalogue import ModelError, read_info
-from .level import Model, asdict_shallow
+from .level import Model
 
+_GAINS = tuple(f.name for f in fields(IntegerGains))
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # the tensors that decoding needs …
 _DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")  # … and the metadata: the id hashes both
 
@@ -42,9 +44,8 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
         tensors[f"exact.{i}.bias"] = layer.bias
         tensors[f"exact.{i}.shift"] = layer.shift.to(torch.uint8)
     tensors["exact.thresholds"] = model.h_s.thresholds
-    columns = zip(*(asdict_shallow(g) for g in model.gains), strict=True)
-    for key, values in zip(("z_scale", "z_offset", "scale", "mean"), columns, strict=True):
-        tensors[f"exact.gains.{key}"] = torch.stack(list(values))  # (levels, channels) int64
+    for key in _GAINS:
+        tensors[f"exact.gains.{key}"] = torch.stack([getattr(g, key) for g in model.gains])  # (levels, C) int64
     tensors.update(_table_tensors("tables.y", [model.y_tables]))
     tensors.update(_table_tensors("tables.z", list(model.z_tables)))
     return {key: value.contiguous() for key, value in sorted(tensors.items())}
@@ -144,8 +145,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     ):
         raise ValueError("the integer hyper-decoder is not that of the architecture")
     dequantise(gained.h_s, h_s, bits)
-    rows = zip(*(tensors[f"exact.gains.{k}"] for k in ("z_scale", "z_offset", "scale", "mean")), strict=True)
-    gains = tuple(IntegerGains(*row) for row in rows)
+    rows = zip(*(tensors[f"exact.gains.{key}"] for key in _GAINS), strict=True)
+    gains = tuple(IntegerGains(**dict(zip(_GAINS, row, strict=True))) for row in rows)
     (y_tables,) = _read_tables(tensors, "tables.y")
     z_tables = tuple(_read_tables(tensors, "tables.z"))
     if not 1 <= len(gains) <= LEVELS or len(gains) != metadata["levels"] or len(z_tables) != len(gains):

@@ -1,47 +1,76 @@
-"""A model in memory, and one level of it on a device."""
+"""A model in memory, and one level of it, ready to run on a device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, fingerprint
 from ..coding.passes import ExactPrior
 from ..coding.range_coder import Tables
 from ..hyperprior import GainedHyperprior, Hyperprior, fold, level_lambdas
 from ..networks.lite import BlockTranspose
+from .catalogue import ModelError
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class LevelModel:
-    """A model at one level, ready to run on one device.
+    """A model at one level, on one device.
 
     Attributes
     ----------
+    model_name, model_id : str
+        Of the model; the id is that of the files, 8 hexadecimal digits.
+    level, lmbda : int, float
+        Position on the ladder of the model, and λ there.
     folded : Hyperprior
-        The folded float networks and density on `device`, gradients off.
+        The float networks and the density of z with the gains of the level folded in, on `device`, without gradients.
     exact : ExactPrior
-        The integer networks, on `device` or, where that does not compute exactly, on the CPU.
+        The integer networks: on `device`, or on the CPU where `device` fails the self-test of integer arithmetic.
     y_tables, z_tables : Tables
-        Gaussian tables by index; one table a channel of z.
+        Integer probability tables: of y by scale index, of z by channel.
     """
 
+    model_name: str
+    model_id: str
+    level: int
+    lmbda: float
+    device: torch.device
     folded: Hyperprior
     exact: ExactPrior
     y_tables: Tables
     z_tables: Tables
-    level: int
-    lmbda: float
-    device: torch.device
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its file holds it, on the CPU."""
+    """The content of a model file, on the CPU.
+
+    Attributes
+    ----------
+    name, id : str
+        The id is 8 hexadecimal digits, a hash of all that decoding depends on (`file.model_id`).
+    gained : GainedHyperprior
+        Its h_s has the values of the integer one.
+    h_s, gains : IntegerHyperDecoder, tuple of IntegerGains
+        Integer hyper-decoder, and its gains at each level.
+    y_tables, z_tables : Tables, tuple of Tables
+        Integer probability tables: of y, shared by all levels; of z at each level.
+    bits : tuple of int
+        Fractional bits of the inputs of the layers of `h_s`.
+    fingerprint : str
+        Result of the self-test of integer arithmetic (`coding.hyper_decoder.fingerprint` at level 0).
+    metadata : dict
+        The JSON entry of the file.
+    """
 
     name: str
     id: str
@@ -53,9 +82,11 @@ class Model:
     bits: tuple[int, ...]
     fingerprint: str
     metadata: dict[str, Any]
+    _tested: dict[torch.device, torch.device] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def lambdas(self) -> list[float]:
+        """λ of each level."""
         return level_lambdas(self.gained.anchors, len(self.gains))
 
     def level_for(self, lmbda: float) -> int:
@@ -63,30 +94,52 @@ class Model:
         logs = np.log(self.lambdas)
         return int(np.argmin(np.abs(logs - np.log(lmbda))))
 
-    def at(self, level: int, device: torch.device, exact_device: torch.device) -> LevelModel:
-        """Fold one level and move it to its devices."""
+    def at(self, level: int, device: torch.device = CPU) -> LevelModel:
+        """One level on a device: its gains folded into a copy of the networks, its integer networks tested.
+
+        The integer networks run on the CPU, with a warning, where `device` fails their self-test. The result of the
+        test is kept.
+
+        Raises
+        ------
+        ModelError
+            When the CPU fails the self-test, too.
+        """
+        exact_device = self._exact_device(device)
         lmbda = self.lambdas[level]
         folded = fold(self.gained, lmbda)
         for _, network in folded.networks.items():
             network.to(device).to(memory_format=torch.channels_last).eval()
             for module in network.modules():
-                if isinstance(module, BlockTranspose):  # its weight is a matrix, not a kernel
+                if isinstance(module, BlockTranspose):  # its weight is the matrix of a GEMM, not a kernel
                     module.weight.data = module.weight.data.contiguous()
         folded.density.to(device)
         return LevelModel(
+            model_name=self.name,
+            model_id=self.id,
+            level=level,
+            lmbda=lmbda,
+            device=device,
             folded=folded,
             exact=ExactPrior(h_s=self.h_s, gains=self.gains[level]).to(exact_device),
             y_tables=self.y_tables,
             z_tables=self.z_tables[level],
-            level=level,
-            lmbda=lmbda,
-            device=device,
         )
 
     def exact_on(self, device: torch.device) -> bool:
-        """Whether the exact path gives the stored fingerprint on this device."""
+        """Whether the integer networks give the recorded fingerprint on a device."""
         return fingerprint(self.h_s.to(device), self.gains[0].to(device)) == self.fingerprint
 
-
-def asdict_shallow(gains: IntegerGains) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return gains.z_scale, gains.z_offset, gains.scale, gains.mean
+    def _exact_device(self, device: torch.device) -> torch.device:
+        if device not in self._tested:
+            if self.exact_on(device):
+                self._tested[device] = device
+            elif device == CPU or self._exact_device(CPU) != CPU:
+                raise ModelError(
+                    f"{self.name}: integer arithmetic does not give the recorded result on this machine; "
+                    "its files cannot be coded here (is the model file damaged?)"
+                )
+            else:
+                log.warning("%s does not compute exactly; the hyper-decoder runs on the CPU", device)
+                self._tested[device] = CPU
+        return self._tested[device]

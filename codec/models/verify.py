@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from ..hyperprior import fold_density
 from .catalogue import ModelError
 from .export import level_gains
 from .file import read_model
-from .level import asdict_shallow
 
 
 def verify(path: Path) -> list[str]:
@@ -35,7 +35,8 @@ def verify(path: Path) -> list[str]:
         fresh = factorized_tables(fold_density(model.gained, lmbda))
         pairs.append((f"z, level {level}", model.z_tables[level], fresh))
         gains = level_gains(model.gained, model.h_s.kind, model.bits[0], lmbda)
-        for stored, derived in zip(asdict_shallow(model.gains[level]), asdict_shallow(gains), strict=True):
+        for key in fields(gains):
+            stored, derived = getattr(model.gains[level], key.name), getattr(gains, key.name)
             if stored.shape != derived.shape or int((stored - derived).abs().max()) > 1 + int(derived.abs().max()) // (
                 1 << 20
             ):

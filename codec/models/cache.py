@@ -1,0 +1,96 @@
+"""The levels that a process has opened: which model is wanted, and what is kept for the next image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..bitstream import FormatError, SgaFile
+from .catalogue import ModelInfo, ModelNotFoundError, find_model, find_model_by_id, list_models
+from .file import read_model
+from .level import LevelModel, Model
+
+_LEVELS_HELD = 4  # folded levels kept: tens of megabytes each
+_PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
+
+
+class LevelCache:
+    """Opens levels on a device; keeps the models it has read and the levels used last.
+
+    Parameters
+    ----------
+    model : str, optional
+        Name or path of the only model to use. None (or "auto"): the best built-in one for an encoding, the one that
+        a file names for a decoding.
+    device : torch.device
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        When the named model does not exist or is damaged.
+    """
+
+    def __init__(self, model: str | None, device: torch.device) -> None:
+        self.device = device
+        self._models: dict[Path, Model] = {}
+        self._levels: dict[tuple[str, int], LevelModel] = {}  # the one used last at the end
+        self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
+
+    def for_encoding(self, lmbda: float, level_lambda: float | None = None) -> LevelModel:
+        """The level to encode with: nearest to `level_lambda`, by default to λ, in the model that suits λ.
+
+        Raises
+        ------
+        ModelNotFoundError, ModelError
+        """
+        model = self._named or self._best(lmbda)
+        return self._open(model, model.level_for(level_lambda or lmbda))
+
+    def for_decoding(self, file: SgaFile) -> LevelModel:
+        """The level that a file was encoded with.
+
+        Raises
+        ------
+        ModelNotFoundError, ModelError
+        FormatError
+            When the model has no such level.
+        """
+        wanted = file.model_id.hex()
+        if self._named is None:
+            model = self._read(find_model_by_id(file.model_id).path)
+        elif self._named.id == wanted:
+            model = self._named
+        else:
+            raise ModelNotFoundError(
+                f"the file needs the model with id {wanted}, but {self._named.name} has id {self._named.id}"
+            )
+        if file.level >= len(model.gains):
+            raise FormatError(f"damaged: level {file.level} of a model with {len(model.gains)} levels")
+        return self._open(model, file.level)
+
+    def _best(self, lmbda: float) -> Model:
+        known: dict[str, ModelInfo] = {}
+        for info in list_models():
+            known.setdefault(info.name, info)  # of two with one name the built-in one, as in find_model
+        for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
+            if name in known and lmbda >= 0.9 * min(known[name].metadata["anchors"]):
+                return self._read(known[name].path)
+        for name in _PREFERRED["cpu"]:
+            if name in known:
+                return self._read(known[name].path)
+        raise ModelNotFoundError("no built-in model is installed; name one with --model")
+
+    def _read(self, path: Path) -> Model:
+        if path not in self._models:
+            self._models[path] = read_model(path)
+        return self._models[path]
+
+    def _open(self, model: Model, level: int) -> LevelModel:
+        key = (model.id, level)
+        if key not in self._levels:
+            while len(self._levels) >= _LEVELS_HELD:
+                self._levels.pop(next(iter(self._levels)))
+            self._levels[key] = model.at(level, self.device)
+        self._levels[key] = self._levels.pop(key)
+        return self._levels[key]
