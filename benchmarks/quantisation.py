@@ -18,7 +18,7 @@ import torch
 from sgacodec.coding.hyper_decoder import MU_BITS
 from sgacodec.coding.tables import scale_thresholds
 from sgacodec.image import read_image
-from sgacodec.latents import Latents, code_length, commit, render
+from sgacodec.latents import Latents, code_length, quantize, render
 from sgacodec.models.catalogue import find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel
@@ -29,13 +29,13 @@ from sgacodec.settings import ANCHORS
 @torch.no_grad()
 def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
     """The integers and ŷ that the float hyper-decoder would give for the same y and z."""
-    committed = commit(level, exact.y, exact.z)
+    quantized = quantize(level, exact.y, exact.z)
     median = level.folded.density.median[None, :, None, None]
-    scale, mu = level.folded.networks.h_s(committed.z + median).chunk(2, 1)
+    scale, mu = level.folded.networks.h_s(quantized.z + median).chunk(2, 1)
     log_sigma = scale if level.folded.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
     index = torch.bucketize(log_sigma.double().contiguous(), torch.from_numpy(scale_thresholds()))
     y = torch.round(exact.y - mu)
-    return replace(committed, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
+    return replace(quantized, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
 
 
 def main() -> None:

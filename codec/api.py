@@ -1,6 +1,6 @@
 """sgacodec as a library: the two pipelines, readable top to bottom.
 
-encode   picture ─► x ─analyse─► y, z ─refine─► y, z ─commit─► integers ─pack─► bytes ─► checked ─► .sga
+encode   picture ─► x ─analyse─► y, z ─refine─► y, z ─quantize─► integers ─pack─► bytes ─► checked ─► .sga
 decode   .sga ─read─► bytes ─unpack─► integers ─render─► pixels ─► picture
 """
 
@@ -173,7 +173,7 @@ class Codec:
         for picture, loss in zip(pictures, before, strict=True):
             after = best.pop(0)
             figures = {"mse": after.mse, "rd_loss": after.loss, "rd_loss_unrefined": loss, "steps": steps}
-            sent = latents.commit(level, after.y, after.z)
+            sent = latents.quantize(level, after.y, after.z)
             del after  # a large picture's floats take more memory than its pixels
             payload, digest = latents.pack(level, sent), sent.digest()
             del sent

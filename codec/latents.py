@@ -1,6 +1,6 @@
 """Between pixels, integers and payload bytes, at one level of a model: what encoder, decoder and refinement share.
 
-x ─analyse─► y, z ─commit─► Latents (integers) ─pack──► z bytes, y bytes
+x ─analyse─► y, z ─quantize─► Latents (integers) ─pack──► z bytes, y bytes
                                 ▲  │
                              unpack└──render─► 8-bit pixels
 
@@ -20,10 +20,9 @@ from torch import Tensor
 from .coding import range_coder as entropy
 from .coding.hyper_decoder import MU_BITS, hyper_decode
 from .models.level import LevelModel
-from .networks.architecture import HYPER_STRIDE, STRIDE
+from .networks.architecture import HYPER_STRIDE, STRIDE, padded_size
 from .pixels import to_pixels, window
-
-Box = tuple[int, int, int, int]  # top, left, bottom, right in the padded picture
+from .tiling import Box, cut, slices, tiles, with_halo
 
 _TILE = 1024  # pixels a side of what g_a, h_a and h_s see at once
 _SHOWN = 512  # … and g_s, which has most of its channels at half the resolution of the picture
@@ -66,41 +65,6 @@ class Latents:
         return content.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------------- tiles
-
-
-def slices(box: Box, stride: int, origin: tuple[int, ...] = (0, 0)) -> tuple[slice, slice]:
-    """Rows and columns of a box in a grid of one position every `stride` pixels that starts at `origin`."""
-    top, left = origin[:2]
-    return (
-        slice((box[0] - top) // stride, (box[2] - top) // stride),
-        slice((box[1] - left) // stride, (box[3] - left) // stride),
-    )
-
-
-def cut(v: Tensor, box: Box, stride: int, origin: tuple[int, ...] = (0, 0)) -> Tensor:
-    """A view of what lies in a box, (B, C, h, w)."""
-    rows, cols = slices(box, stride, origin)
-    return v[:, :, rows, cols]
-
-
-def tiles(box: Box, side: int, height: int, width: int) -> Iterator[Box]:
-    """What a box of a picture is worked through in: tiles of `side` pixels, or itself if the picture is not large."""
-    top, left, bottom, right = box
-    if height * width <= 2 * side**2:
-        yield box
-        return
-    for y in range(top, bottom, side):
-        for x in range(left, right, side):
-            yield y, x, min(y + side, bottom), min(x + side, right)
-
-
-def with_halo(box: Box, halo: int, height: int, width: int) -> Box:
-    """A box and the pixels around it, as far as there are any."""
-    top, left, bottom, right = box
-    return max(0, top - halo), max(0, left - halo), min(height, bottom + halo), min(width, right + halo)
-
-
 @dataclass(frozen=True)
 class Reach:
     """How far from its own block, in pixels, a latent is felt.
@@ -140,10 +104,9 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
         Taken as padded by replication to H × W, multiples of 64.
     """
     networks, architecture = level.folded.networks, level.folded.architecture
-    h, w = (-(-side // HYPER_STRIDE) for side in pixels.shape[:2])
-    height, width = h * HYPER_STRIDE, w * HYPER_STRIDE
+    height, width = padded_size(*pixels.shape[:2])
     y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
-    z = torch.empty(1, architecture.N, h, w, device=level.device)
+    z = torch.empty(1, architecture.N, height // HYPER_STRIDE, width // HYPER_STRIDE, device=level.device)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, _HALO, height, width)
         cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
@@ -154,7 +117,7 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def commit(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
+def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) hard on the coded grid: z − median and y − μ(ẑ), μ of the exact path."""
     median = level.folded.density.median[None, :, None, None]
     k_z = torch.round(z - median).clamp(-(2.0**30), 2.0**30).to(torch.int32)
@@ -180,7 +143,7 @@ def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.n
     height, width = _size(y)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, _HALO + _HYPER_HALO, height, width)  # what the latents around the tile depend on, too
-        around = commit(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
+        around = quantize(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
         own = Latents(
             cut(around.z, tile, HYPER_STRIDE, box),
             *(cut(v, tile, STRIDE, box) for v in (around.y, around.index, around.mu)),
@@ -222,7 +185,7 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
         When the bytes are not those of an image of this size.
     """
     architecture = level.folded.architecture
-    h, w = -(-height // HYPER_STRIDE), -(-width // HYPER_STRIDE)
+    h, w = (side // HYPER_STRIDE for side in padded_size(height, width))
     channels = np.repeat(np.arange(architecture.N), h * w)
     z = entropy.decode(z_bytes, channels, level.z_tables).reshape(1, architecture.N, h, w)
     k_z = torch.from_numpy(z)

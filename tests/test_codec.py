@@ -234,7 +234,7 @@ def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np
     for level in (lite_level, tiny.at(1)):
         picture = photograph[:330, :460]
         y, z = latents.analyse(level, picture)
-        found = latents.commit(level, y, z)
+        found = latents.quantize(level, y, z)
         whole = latents.render(level, found, 330, 460)
         for tile in (64, 128, 192):
             with pytest.MonkeyPatch.context() as patch:

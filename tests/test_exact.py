@@ -384,7 +384,7 @@ def test_quantise_refuses_what_does_not_fit() -> None:
 def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
     """Else files grow: what is coded is not what was trained (the tables and means of the float network)."""
     y, z = latents.analyse(lite_level, photograph)
-    found = latents.commit(lite_level, y, z)
+    found = latents.quantize(lite_level, y, z)
     z_hat = found.z + lite_level.folded.density.median[None, :, None, None]
     scale, mean = lite_level.folded.networks.h_s(z_hat).chunk(2, 1)
     thresholds = torch.from_numpy(scale_thresholds())

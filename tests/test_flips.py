@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgacodec.latents import Latents, code_length, commit
+from sgacodec.latents import Latents, code_length, quantize
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import flips
@@ -38,7 +38,7 @@ def annealed(lite_level: LevelModel, problem: Problem) -> Candidate:
 
 @pytest.fixture(scope="module")
 def coded(lite_level: LevelModel, annealed: Candidate) -> Latents:
-    return commit(lite_level, annealed.y, annealed.z)
+    return quantize(lite_level, annealed.y, annealed.z)
 
 
 def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) -> None:
@@ -111,7 +111,7 @@ def test_a_round_changes_an_integer_of_a_position_by_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
     better = polish(lite_level, problem, annealed, 1)
-    change = commit(lite_level, better.y, better.z).y - coded.y
+    change = quantize(lite_level, better.y, better.z).y - coded.y
     assert change.abs().sum(dim=1).max() == 1
     assert better.loss < annealed.loss
 
@@ -123,7 +123,7 @@ def test_what_is_not_active_stays(
     active[:, 2:6, 4:] = True
     batch = replace(Batch.of(lite_level, [problem]), active_y=active)
     better = polish(lite_level, problem, annealed, 6, lambda _: batch)
-    changed = (commit(lite_level, better.y, better.z).y != coded.y).any(dim=1)[..., None]
+    changed = (quantize(lite_level, better.y, better.z).y != coded.y).any(dim=1)[..., None]
     assert changed.any()
     assert not (changed & ~active).any()
     assert better.loss < annealed.loss

@@ -487,7 +487,7 @@ def test_a_wider_decoder_is_tiled_as_well(photograph: np.ndarray, monkeypatch: p
 def squares(level: LevelModel, candidate: Candidate, picture: Picture) -> np.ndarray:
     """Squared error of each pixel."""
     height, width = picture.pixels.shape[:2]
-    found = latents.commit(level, candidate.y, candidate.z)
+    found = latents.quantize(level, candidate.y, candidate.z)
     shown = latents.render(level, found, height, width)
     return np.square(shown.astype(float) - picture.pixels).mean(axis=2)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..coding.range_coder import Tables
 from ..device import reduced_precision
-from ..latents import Latents, commit
+from ..latents import Latents, quantize
 from ..memory import give_back
 from ..models.level import LevelModel
 from .fused import weighted_squares
@@ -62,7 +62,7 @@ def polish(
     if reduced_precision(level.device):  # a change gains less than bfloat16 can tell
         level = problem.level
     loss = _Loss(level, Batch.of(level, [problem]) if batch_of is None else batch_of(level), problem.lmbda)
-    latents = commit(level, candidate.y, candidate.z)
+    latents = quantize(level, candidate.y, candidate.z)
     y_hat, entry = latents.y_hat(), entries(latents, level.y_tables)
     del latents
     give_back()

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..latents import Box, Reach, cut, reach_of, slices, with_halo
+from ..latents import Reach, reach_of
 from ..memory import freed_memory_kept, give_back
 from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE
 from ..settings import Settings
+from ..tiling import Box, cut, slices, with_halo
 from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
 from .objective import Batch
