@@ -56,7 +56,7 @@ class Batch:
     @staticmethod
     def of(level: LevelModel, problems: list[Problem]) -> Batch:
         """The batch of problems of one padded shape, all grey or none."""
-        factor = _upscale_factor(level.plain.networks.g_s)
+        factor = _upscale_factor(level.folded.networks.g_s)
         colours = 1 if problems[0].grey else 3
 
         def unshuffled(v: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def relaxed_parameters(
     bf16: bool = False,
 ) -> EntropyParameters:
     """The entropy parameters of y for softly rounded z (B, H/64, W/64, N); the arguments are as in `relaxed_loss`."""
-    networks, density = level.plain.networks, level.plain.density
+    networks, density = level.folded.networks, level.folded.density
     v_z = _relax(z - density.median, tau, rounding, noise, batch.active_z)
     z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
     z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
@@ -121,7 +121,7 @@ def relaxed_latents(
     """ŷ (B, H/16, W/16, M) and its bits (B,) for softly rounded y; the arguments are as in `relaxed_loss`."""
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
-    log_scale = level.plain.architecture.scale == "exp"
+    log_scale = level.folded.architecture.scale == "exp"
     return coded_latents(y, given.parameters, tau, rounding, noise, batch.active_y, log_scale)
 
 
@@ -158,7 +158,7 @@ def relaxed_loss(
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = synthesise(level, batch, y_hat)
     if metric == "ms-ssim":
-        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _upscale_factor(level.plain.networks.g_s))
+        distortion = _relaxed_ms_ssim(x_hat.float(), batch, _upscale_factor(level.folded.networks.g_s))
     else:
         distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
     return lmbda * distortion + (y_bits + given.z_bits) * batch.scale
@@ -166,7 +166,7 @@ def relaxed_loss(
 
 def synthesise(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     """x̂ of ŷ (B, h, w, M), in the layout of `batch.x`."""
-    g_s = level.plain.networks.g_s
+    g_s = level.folded.networks.g_s
     if batch.window is not None:
         rows, cols = batch.window
         y_hat = y_hat[:, rows, cols]
