@@ -1,12 +1,17 @@
 """λ for a wanted rate, size or quality.
 
-Bytes and PSNR both rise with λ. Unrefined encodings, which are cheap, bracket λ first; refined ones, which are what
-will be written, then close in by secants inside the bracket.
+Bytes and PSNR both rise with λ. Unrefined encodings, which are fast, bracket λ first; refined encodings then approach
+the target by secants inside the bracket, and the best of them is the result.
+
+A time limit holds for the whole search. The bracket takes at most a third of it; the rest is divided into equal parts
+for a few refined encodings, so that all of them have about the same number of steps. Where no time is left for a
+refined encoding that meets the target, bisection goes on, and the result is unrefined.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -14,9 +19,11 @@ from typing import Generic, TypeVar
 from .settings import Settings
 
 LAMBDA_MIN, LAMBDA_MAX = 1e-4, 1.0  # beyond the ladder only the refinement's λ changes
-_CHEAP_TRIALS, _TRIALS = 7, 6
+_UNREFINED_TRIALS, _TRIALS = 7, 6
+_PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
-_SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # about what log λ + 1 adds to the logarithm of the bytes, and in dB
+_FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
+_SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
 
@@ -27,7 +34,7 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Trial(Generic[Result]):
-    """One encoding: what it was for, what came out, and `error`, the log or dB by which it is over the target."""
+    """One encoding: its λ, its result, and `error`, by how much it is above the target (a logarithm, or dB)."""
 
     lmbda: float
     error: float
@@ -35,7 +42,7 @@ class Trial(Generic[Result]):
 
 
 def has_target(settings: Settings) -> bool:
-    """Whether a target is asked for."""
+    """Whether a target is set."""
     return any(t is not None for t in (settings.target_bpp, settings.target_size, settings.target_psnr))
 
 
@@ -43,53 +50,80 @@ def search(
     settings: Settings,
     encode: Callable[[Settings], Result],
     figures: Callable[[Result], tuple[int, float, float]],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Result:
     """Encode at the λ that meets the target.
 
     Parameters
     ----------
+    settings : Settings
+        With one target. `time_limit` is for the whole search: no refinement goes on after it.
     encode : callable
         Encodes the picture with settings that have a λ and no target.
     figures : callable
         Bytes, bits a pixel and PSNR (dB, inf when lossless) of a result.
+    clock : callable
+        Seconds since an arbitrary moment.
 
     Returns
     -------
     Result
         For `target_size` the largest that is not above it; for `target_psnr` the smallest that is not below it; for
-        `target_bpp` the nearest.
+        `target_bpp` the nearest. It is unrefined where the time limit ends before a refined encoding meets the target.
 
     Raises
     ------
     TargetError
         When no λ meets it.
     """
+    begin = clock()
+    limit = math.inf if settings.time_limit is None else settings.time_limit
     plain = replace(settings, target_bpp=None, target_size=None, target_psnr=None)
 
-    def attempt(lmbda: float, cheap: bool) -> Trial[Result]:
-        chosen = replace(plain, lmbda=lmbda)
-        result = encode(_unrefined(chosen) if cheap else chosen)
-        return Trial(lmbda, _error(settings, *figures(result)), result)
+    def attempt(chosen: Settings) -> Trial[Result]:
+        result = encode(chosen)
+        return Trial(chosen.lmbda, _error(settings, *figures(result)), result)
 
-    refined = settings.method != "none"
     low, high = math.log(LAMBDA_MIN), math.log(LAMBDA_MAX)
     middle = math.log(settings.lmbda)
-    cheap: list[Trial[Result]] = []
-    for _ in range(_CHEAP_TRIALS):
-        cheap.append(attempt(math.exp(middle), True))
-        low, high = (low, middle) if cheap[-1].error > 0 else (middle, high)
-        middle = (low + high) / 2
-    trials: list[Trial[Result]] = []
+    unrefined: list[Trial[Result]] = []
+
+    def bracket(seconds: float) -> None:
+        """Bisect with unrefined encodings, at least one, until `seconds` after the beginning."""
+        nonlocal low, high, middle
+        while len(unrefined) < _UNREFINED_TRIALS and (not unrefined or clock() - begin < seconds):
+            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(middle)))))
+            low, high = (low, middle) if unrefined[-1].error > 0 else (middle, high)
+            middle = (low + high) / 2
+
+    bracket(limit / 3)
     position = middle
-    if len({trial.error > 0 for trial in cheap}) == 1:
+    if len(unrefined) < _UNREFINED_TRIALS:  # no time for more
+        position = _next(settings, unrefined)
+    elif len({trial.error > 0 for trial in unrefined}) == 1:
         # Unrefined encodings do not reach the target, as they do not change beyond the ladder: begin near its end.
-        position = math.log(min(cheap, key=lambda trial: abs(trial.error)).lmbda)
-    for _ in range(_TRIALS):
-        trials.append(attempt(math.exp(position), not refined))
+        position = math.log(min(unrefined, key=lambda trial: abs(trial.error)).lmbda)
+    trials: list[Trial[Result]] = []
+    part = (begin + limit - clock()) / _PARTS
+    while len(trials) < _TRIALS:
+        left = begin + limit - clock()
+        late = left <= 0 or left < part / 2  # too few steps for an encoding that is compared with the others
+        if late:
+            break
+        chosen = replace(plain, lmbda=math.exp(position))
+        if settings.time_limit is not None:
+            chosen = replace(chosen, time_limit=min(part, left))
+        trials.append(attempt(chosen if settings.method != "none" else _unrefined(chosen)))
         if _is_hit(settings, trials[-1].error):
             break
         position = _next(settings, trials)
-    return _best(settings, trials).result
+    best = _best(settings, trials)
+    if best is None and late:
+        bracket(math.inf)
+        best = _best(settings, unrefined)
+    if best is None:
+        raise TargetError(_unreached(settings, trials or unrefined) + (" within the time limit" if late else ""))
+    return best.result
 
 
 def _unrefined(settings: Settings) -> Settings:
@@ -97,6 +131,7 @@ def _unrefined(settings: Settings) -> Settings:
 
 
 def _error(settings: Settings, size: int, bpp: float, psnr: float) -> float:
+    """By how much a result is above the target: the logarithm of the ratio for size and rate, dB for PSNR."""
     if settings.target_size is not None:
         return math.log(size / settings.target_size)
     if settings.target_bpp is not None:
@@ -116,7 +151,7 @@ def _is_hit(settings: Settings, error: float) -> bool:
 def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     """log λ of the next trial: between the nearest trials on both sides of the target, or a step beyond the last.
 
-    It aims at the middle of what counts as a hit.
+    The aim is the middle of the interval that counts as a hit.
     """
     slope, aim = _SLOPE_RATE, 0.0
     if settings.target_size is not None:
@@ -136,22 +171,22 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     return math.log(last.lmbda) + (-step if over else step)
 
 
-def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result]:
+def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result] | None:
+    """The trial to choose; None if none meets the target."""
     if settings.target_bpp is not None:
-        best = min(trials, key=lambda t: abs(t.error))
-        if abs(best.error) > 0.2:
-            raise TargetError(f"no λ gives {settings.target_bpp} bits a pixel; {_reached(best.error)}")
-        return best
+        near = [t for t in trials if abs(t.error) <= _FAR_RATE]
+        return min(near, key=lambda t: abs(t.error), default=None)
     if settings.target_size is not None:
-        fitting = [t for t in trials if t.error <= 0]
-        if not fitting:
-            raise TargetError(f"no λ gives a file of at most {settings.target_size} bytes")
-        return max(fitting, key=lambda t: t.error)
-    fitting = [t for t in trials if t.error >= 0]
-    if not fitting:
-        raise TargetError(f"no λ gives {settings.target_psnr} dB")
-    return min(fitting, key=lambda t: t.error)
+        return max((t for t in trials if t.error <= 0), key=lambda t: t.error, default=None)
+    return min((t for t in trials if t.error >= 0), key=lambda t: t.error, default=None)
 
 
-def _reached(error: float) -> str:
-    return f"the nearest is {100 * (math.exp(error) - 1):+.0f} %"
+def _unreached(settings: Settings, trials: list[Trial[Result]]) -> str:
+    """Why no trial was chosen, in one line."""
+    if settings.target_bpp is not None:
+        nearest = min((t.error for t in trials), key=abs)
+        percent = 100 * (math.exp(nearest) - 1)
+        return f"no λ gives {settings.target_bpp} bits a pixel; the nearest is {percent:+.0f} %"
+    if settings.target_size is not None:
+        return f"no λ gives a file of at most {settings.target_size} bytes"
+    return f"no λ gives {settings.target_psnr} dB"
