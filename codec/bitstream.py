@@ -3,8 +3,8 @@
     magic "SGA" │ version │ model id │ flags │ width │ height │ len z │ z │ [sections] │ y │ CRC-32
         3       │    1    │    4     │   1   │ varint │ varint │ varint │   │            │   │   4
 
-Standard library only, so that looking into a file needs neither torch nor weights. The reader trusts nothing:
-every length is checked against the bytes that are there before it is used.
+Standard library only, so that `sgacodec info` needs neither torch nor weights. The reader checks every length against
+the number of bytes left before it uses it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class UnsupportedVersionError(FormatError):
 
 @dataclass(frozen=True)
 class SgaFile:
-    """Everything that a .sga file holds, entropy-coded payloads left as bytes.
+    """The content of a .sga file, with entropy-coded payloads as bytes.
 
     Attributes
     ----------
     model_id : bytes
-        Four bytes that name the model which decodes the file.
+        Four bytes that identify the model.
     level : int
         Rate level of that model, 0 to 63.
     width, height : int
@@ -111,7 +111,7 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
     data : bytes
         The whole file, and nothing after it.
     max_pixels : int
-        The largest width times height to accept: the memory that decoding needs grows with it.
+        The largest width times height to accept; it bounds the memory that decoding needs.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
 
 
 def sections(file: SgaFile) -> dict[str, int]:
-    """Return the length in bytes of each payload that the file holds, by name, in file order."""
+    """Return the length in bytes of each payload in the file, by name, in file order."""
     extra = {name: len(data) for name, data in _extra_sections(file).items()}
     return {"z": len(file.z), **extra, "y": len(file.y)}
 

@@ -1,6 +1,6 @@
 """The command line: one module a command, imported when the command runs.
 
-    sgacodec ─► main ─► encode ┐                      ┌─► files    names in, names out, atomic writing
+    sgacodec ─► main ─► encode ┐                      ┌─► files    names of inputs and outputs, writing
                         decode ┴► batch ─► api.Codec ─┴─► output   messages, JSON, progress
                         info ───► bitstream           (no torch, no numpy)
                         models ─► models
@@ -21,7 +21,7 @@ import click
 
 from .exits import FAILED, INTERRUPTED, debugging, exit_code, one_line
 
-# name: what the list of commands says about it (kept here, so that listing imports no command)
+# name: its line in the list of commands (kept here, so that listing imports no command)
 _COMMANDS = {
     "encode": "Compress images to .sga files.",
     "decode": "Turn .sga files back into images.",
@@ -33,7 +33,7 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a command when it is asked for, and turns every error into one line."""
+    """A group that imports a command when it is used, and prints every error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in _COMMANDS if importlib.util.find_spec(f"{__name__}.{name}")]
@@ -62,14 +62,14 @@ class _LazyGroup(click.Group):
             if debugging():
                 raise
             _abandon_stdout()
-            if isinstance(error, BrokenPipeError):  # nobody listens
+            if isinstance(error, BrokenPipeError):  # the reader of standard output has gone
                 ctx.exit(FAILED)
             click.echo(f"sgacodec: {one_line(error)}", err=True)
             ctx.exit(exit_code(error))
 
 
 def _abandon_stdout() -> None:
-    """Point standard output at nothing, so that what it could not take is not tried again at exit."""
+    """Redirect standard output to /dev/null, so that Python does not try to flush it again at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""From tasks to outputs: one bad file does not stop the rest, and an interrupted run leaves no half file.
+"""Many inputs: one that fails does not stop the others, and an interrupted run leaves no half file.
 
-Workers read and compute; only this process writes. So stopping a worker at any moment costs nothing.
+Workers read and compute; only the main process writes, so a worker can be terminated at any moment.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """Result of a task.
 
     Attributes
     ----------
     data : bytes, optional
-        What to write; None if the task failed.
+        Content of the output; None if the task failed.
     report : dict
-        What is known about the file, for JSON.
+        Figures of the file, as `--json` prints them.
     notes : tuple of str
         Warnings, one line each.
     error : str
-        What went wrong, in one line.
+        Error message of one line; empty on success.
     code : int
         Exit code of a failure.
     """
@@ -53,12 +53,12 @@ class Outcome:
 
 
 def failure(task: Task, error: Exception) -> Outcome:
-    """The outcome of a task that raised.
+    """The outcome of a task that raised an exception.
 
     Raises
     ------
     Exception
-        The error itself if the user asked for tracebacks.
+        The error itself, with SGACODEC_DEBUG=1.
     """
     if debugging():
         raise error
@@ -68,7 +68,7 @@ def failure(task: Task, error: Exception) -> Outcome:
 
 
 def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
-    """Leave out tasks whose output exists already, and say so (--no-overwrite)."""
+    """The tasks whose output does not exist; the others are reported as skipped (--no-overwrite)."""
     left = []
     for task in tasks:
         if task.destination != STREAM and os.path.lexists(task.destination):
@@ -81,16 +81,16 @@ def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
 
 
 def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describe: Callable[[Outcome], str]) -> int:
-    """Write the outputs as they come and tell the user; return the exit code.
+    """Write and report outcomes as they come; return the exit code.
 
     Parameters
     ----------
     outcomes : generator
-        Works while it is read; closed in the end, so that an interruption stops its workers.
+        Does the work while it is iterated; closed at the end, so that an interruption stops its workers.
     out : Output
-        How to tell.
+        The console.
     describe : function
-        From a success to its line for humans.
+        Makes the line that reports a success.
     """
     codes = []
     with contextlib.closing(outcomes), output.logged(out):
@@ -113,7 +113,7 @@ def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describ
 
 
 def _written(outcome: Outcome) -> Outcome:
-    """The outcome after its data was written; a failure if that failed."""
+    """Write the data of an outcome; the outcome itself, or a failure if writing failed."""
     if outcome.data is None:
         return outcome
     try:
@@ -131,7 +131,7 @@ def _written(outcome: Outcome) -> Outcome:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP unwind the stack like Ctrl-C does, so that temporary files are removed."""
+    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that temporary files are removed as after Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -162,19 +162,19 @@ def in_processes(
     work : function
         Picklable; called in the workers, one task at a time.
     tasks : list of Task
-        A few are handed out ahead, so that memory stays bounded.
+        At most two a process are submitted ahead, so that memory stays bounded.
     jobs : int
         Number of processes.
     out : Output
-        How the workers' log is shown.
+        The console, also of the workers' log.
     """
     import multiprocessing
     from concurrent.futures import Future, ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
-    speech = replace(out, bar=None)  # the bar stays here
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(speech,))
+    console = replace(out, bar=None)  # the progress bar belongs to this process
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(console,))
     left = deque(tasks)
     running: deque[tuple[Task, Future[Outcome]]] = deque()
     try:
@@ -197,7 +197,7 @@ def in_processes(
 
 
 def check_model(name: str | None) -> None:
-    """Find out before processes are started whether the model exists.
+    """Check that the model exists, before processes are started.
 
     Raises
     ------
@@ -211,7 +211,7 @@ def check_model(name: str | None) -> None:
 
 @functools.lru_cache(maxsize=1)
 def open_codec(model: str | None, device: str, jobs: int) -> Codec:
-    """The codec of this process, with its part of the CPU if it is one of several.
+    """The codec of this process, made once; with several processes, each takes its share of the CPU's threads.
 
     Raises
     ------
@@ -236,7 +236,7 @@ def open_codec(model: str | None, device: str, jobs: int) -> Codec:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment. A process started meanwhile never sees it, not even while it starts."""
+    """Block SIGINT in the block. A process that is started in it inherits the block, so Ctrl-C does not reach it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -248,6 +248,6 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_worker(out: output.Output) -> None:
-    """Leave Ctrl-C to the parent process, which stops the workers."""
+    """Ignore Ctrl-C in a worker: the main process handles it, and stops the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output.start_logging(out)

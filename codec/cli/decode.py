@@ -17,7 +17,7 @@ from .files import STREAM, Task
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker must know to decode a file."""
+    """Options that a worker process needs."""
 
     model: str | None
     device: str
@@ -31,7 +31,7 @@ class Job:
 @click.option("--format", metavar="png|ppm|...", help="Type of the images.  [default: by OUT's name, else png]")
 @options.model_options
 @options.batch_options
-@options.speech_options
+@options.console_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -52,8 +52,8 @@ def command(
 
     IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.sga
     becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in
-    DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model; --model gives
-    one that is not among those of `sgacodec models list`.
+    DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model by id; --model gives
+    one that `sgacodec models list` does not show.
 
     \b
     sgacodec decode photo.sga photo.out.png
@@ -74,7 +74,7 @@ def command(
 
 
 def _check_format(name: str) -> None:
-    """Find out before the work whether images of this type can be written."""
+    """Raise a usage error if images of this type cannot be written."""
     from PIL import Image
 
     suffix = os.path.splitext("x" + name)[1].lower() or ".png"
@@ -95,7 +95,7 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         batch.check_model(job.model)
         yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
         return
-    batch.open_codec(job.model, job.device, job.jobs)  # what is wrong with it is wrong for every file
+    batch.open_codec(job.model, job.device, job.jobs)  # an error here is one for all files
     for task in tasks:
         yield decode_file(task, job)
 
@@ -115,5 +115,5 @@ def decode_file(task: Task, job: Job) -> Outcome:
 
 
 def extension_of(destination: str) -> str | None:
-    """The image type that an output's name asks for, None if it does not say."""
+    """The image type in the name of an output; None if it has no extension."""
     return os.path.splitext(destination)[1].lstrip(".") or None

@@ -33,7 +33,7 @@ _above_0 = click.FloatRange(min=0, min_open=True)
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker must know to encode a file."""
+    """Options that a worker process needs."""
 
     settings: Settings
     model: str | None
@@ -52,52 +52,70 @@ class Job:
     metavar="L",
     type=click.FloatRange(1e-4, 1),
     callback=options.finite,
-    help="Trade-off between rate and distortion: larger is better and bigger.  [default: 0.0075]",
+    help="Rate-distortion trade-off: larger values give more bits and better quality.  [default: 0.0075]",
 )
-@click.option("--target-bpp", metavar="B", type=_above_0, callback=options.finite, help="Aim at B bits a pixel.")
-@click.option("--target-size", metavar="BYTES", type=click.IntRange(1), help="Stay within a file size.")
-@click.option("--target-psnr", metavar="DB", type=_above_0, callback=options.finite, help="Aim at a PSNR.")
+@click.option(
+    "--target-bpp",
+    metavar="B",
+    type=_above_0,
+    callback=options.finite,
+    help="Search for the lambda that gives B bits a pixel.",
+)
+@click.option(
+    "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
+)
+@click.option(
+    "--target-psnr",
+    metavar="DB",
+    type=_above_0,
+    callback=options.finite,
+    help="Search for the smallest file of at least DB.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),
     default="ssl",
     show_default=True,
-    help="Refinement; ssl is the best.",
+    help="Rounding method of the refinement; ssl is the best.",
 )
 @options.classes
-@click.option("--steps", metavar="N", type=click.IntRange(0), help="Steps of refinement.  [default: 500]")
+@click.option("--steps", metavar="N", type=click.IntRange(0), help="Refinement steps.  [default: 500]")
 @click.option(
     "--effort",
     metavar="0..4",
     type=click.IntRange(0, 4),
-    help="Steps by name: 0 none, 1 50, 2 150, 3 500, 4 2000.",
+    help="Refinement steps by level: 0 (none), 50, 150, 500, 2000.",
 )
 @click.option(
     "--time-limit",
     metavar="S",
     type=_above_0,
     callback=options.finite,
-    help="Refine for at most S seconds an image, in as many steps as fit.",
+    help="Refine for at most S seconds an image, in as many steps as fit; a search for a target counts as a whole.",
 )
-@click.option("--metric", type=click.Choice(["mse", "ms-ssim"]), default="mse", show_default=True, help="Distortion.")
+@click.option(
+    "--metric", type=click.Choice(["mse", "ms-ssim"]), default="mse", show_default=True, help="Distortion to minimize."
+)
 @click.option(
     "--roi",
     metavar="MASK",
     type=click.Path(exists=True, dir_okay=False),
-    help="Image of the input's size: the lighter, the more its pixels matter.",
+    help="Weight map, an image of the input's size: grey levels are weights of the distortion.",
 )
 @click.option(
     "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
 @click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature.")
-@click.option("--rate", metavar="C", type=click.FloatRange(0), callback=options.finite, help="Annealing rate.")
+@click.option(
+    "--rate", metavar="C", type=click.FloatRange(0), callback=options.finite, help="Rate of the schedules exp and sga."
+)
 @click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="Schedule of the temperature.")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]")
 @click.option(
     "--rounds",
     metavar="N",
     type=click.IntRange(0),
-    help="Rounds of the last pass.  [default: more after more steps; 0 with exp and sga]",
+    help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
 )
 @click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope a of ssl.")
 @click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor r of three classes.")
@@ -107,12 +125,14 @@ class Job:
     metavar="L",
     type=_above_0,
     callback=options.finite,
-    help="Use the model's level for this lambda, apart from that of the refinement.",
+    help="Lambda that selects the model's level.  [default: that of the refinement]",
 )
 @options.model_options
 @options.batch_options
-@click.option("--strip", is_flag=True, help="Drop ICC profile, EXIF and XMP (and apply what they say).")
-@options.speech_options
+@click.option(
+    "--strip", is_flag=True, help="Drop ICC profile, EXIF and XMP; convert to sRGB and apply the orientation."
+)
+@options.console_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -159,7 +179,7 @@ def command(
 
 
 def _check_choices(chosen: dict[str, Any]) -> None:
-    """Find options that exclude each other."""
+    """Raise a usage error for options that exclude each other."""
     rates = [name for name in ("lmbda", *TARGETS) if chosen[name] is not None]
     if len(rates) > 1:
         flags = " and ".join("--" + name.replace("lmbda", "lambda").replace("_", "-") for name in rates[:2])

@@ -1,4 +1,4 @@
-"""Exit codes, and what an error says about itself in one line."""
+"""Exit codes, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 
 def debugging() -> bool:
-    """Whether the user asked for tracebacks (SGACODEC_DEBUG=1)."""
+    """Whether errors are shown as tracebacks (SGACODEC_DEBUG=1)."""
     return os.environ.get("SGACODEC_DEBUG", "0") not in ("", "0")
 
 
 def exit_code(error: Exception) -> int:
-    """Exit code of an error that ends the work on an input, or all of it."""
+    """Exit code of an exception."""
     from ..bitstream import FormatError
     from ..models.catalogue import ModelError, ModelNotFoundError
 
@@ -30,13 +30,13 @@ def exit_code(error: Exception) -> int:
 
 
 def combined(codes: list[int]) -> int:
-    """Exit code of several inputs: that of the failures if they are all of one kind, else 1."""
+    """Exit code of several inputs: that of the failures if all have the same, else 1."""
     kinds = set(codes) - {DONE}
     return DONE if not kinds else kinds.pop() if len(kinds) == 1 else FAILED
 
 
 def one_line(error: BaseException) -> str:
-    """Return what went wrong as one line for the user."""
+    """The message of an exception, as one line for the user."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:

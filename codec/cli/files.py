@@ -1,7 +1,6 @@
-"""Names in, names out, and atomic writing.
+"""Names of inputs and outputs, and writing.
 
-`plan` turns what stands on the command line into tasks, and finds every mistake that can be found before work
-starts. Nothing here looks into a file.
+`plan` turns the names on the command line into tasks, and finds every mistake that can be found before work starts.
 """
 
 from __future__ import annotations
@@ -40,12 +39,11 @@ class Direction:
     Attributes
     ----------
     inputs : frozenset of str
-        Suffixes of the files that a folder is searched for, in lower case; also those that are replaced in
-        the output's name.
+        Suffixes, in lower case, of the files to take from a folder; they are replaced in the output's name.
     extension : str
         Suffix of an output named after its input.
     output : str
-        What the output is, in words.
+        What the output is, for messages.
     """
 
     inputs: frozenset[str]
@@ -65,13 +63,12 @@ def decoding(extension: str) -> Direction:
 
 
 def plan(names: tuple[str, ...], files_from: str | None, out_dir: str | None, direction: Direction) -> list[Task]:
-    """Return what to read and where to write it.
+    """Make a task of each input.
 
     Raises
     ------
     click.UsageError
-        If the names do not say what to do, if two inputs would have one output, or if an output cannot be
-        created where it is wanted.
+        If the names are not IN and OUT, if two inputs would have the same output, or if an output cannot be created.
     """
     if files_from == STREAM and STREAM in names:
         raise click.UsageError("standard input cannot be both an input and the list of --files-from")
@@ -112,7 +109,7 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
 
 
 def _into_folder(names: tuple[str, ...], out_dir: str, direction: Direction) -> list[Task]:
-    """The tasks of a command line with --out-dir: every name is an input, a folder is all that is in it."""
+    """The tasks of a command line with --out-dir: every name is an input; a folder stands for all files in it."""
     if STREAM in names:
         raise click.UsageError("standard input has no name to put into --out-dir: give OUT instead")
     if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
@@ -192,7 +189,7 @@ def _existing_parent(path: str) -> str:
 
 
 def read_sga(source: str) -> bytes:
-    """Read a .sga file; of a file that is none, only the beginning.
+    """Read a .sga file; of any other file, only the first bytes.
 
     Raises
     ------
@@ -215,9 +212,8 @@ def _whole(stream: BinaryIO, magic: bytes) -> bytes:
 def write_bytes(destination: str, data: bytes) -> None:
     """Write an output, whole or not at all.
 
-    A file appears under its name only when all of it was written; any failure or signal before that leaves
-    what was there. Missing folders are made. What is no regular file (a device, a pipe) is written directly,
-    and a symbolic link is followed.
+    A failure or a signal before all of it was written leaves the old file. Missing folders are made. What is no
+    regular file (a device, a pipe) is written directly, and a symbolic link is followed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""`sgacodec info`: what .sga files hold. Neither torch nor weights are needed, nor is anything decoded."""
+"""`sgacodec info`: the header of .sga files, without torch and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show what .sga files hold, without decoding them.")
 @click.argument("names", nargs=-1, required=True, metavar="FILE...")
-@options.speech_options
+@options.console_options
 @click.pass_context
 def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool, verbose: int) -> None:
     """Show what .sga files hold, without decoding them.
@@ -55,14 +55,14 @@ def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool,
 
 
 def describe(data: bytes, models: dict[str, ModelInfo]) -> dict[str, Any]:
-    """What a .sga file says of itself.
+    """The header fields of a .sga file, for JSON.
 
     Parameters
     ----------
     data : bytes
         The file.
     models : dict
-        Installed models by id (hex).
+        Installed models by id, in hexadecimal.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""docs/cli.md, made of what click knows: `python -m sgacodec.cli.manual > docs/cli.md`."""
+"""docs/cli.md, generated from the commands: `python -m sgacodec.cli.manual > docs/cli.md`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ whole. What is no regular file (`/dev/null`, a named pipe) is written directly; 
 | variable | meaning |
 |---|---|
 | `SGACODEC_MODELS` | folder of the user's models |
-| `SGACODEC_TRACE=1` | the same as `-vv`: a hash of each decoding stage |
+| `SGACODEC_TRACE=1` | the same as `-vv`: log a hash of each decoding stage |
 | `SGACODEC_DEBUG=1` | a traceback in place of one line, for bug reports |
 """
 
@@ -81,7 +81,7 @@ def _sections(command: click.Command, path: str, heading: str) -> list[str]:
 
 
 def _prose(command: click.Command) -> str:
-    """The help text as Markdown: what click must not wrap is an example."""
+    """The help text as Markdown: paragraphs that click does not wrap are examples."""
     paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
     return "\n\n".join(
         f"```sh\n{text.removeprefix(chr(8)).strip()}\n```" if text.startswith("\b") else text for text in paragraphs

@@ -15,8 +15,8 @@ from .output import json_line
 def command() -> None:
     """List, show, import and verify models.
 
-    A file names its model by an id. Models are looked for among the built-in ones and in the user's folder
-    (SGACODEC_MODELS overrides where that is); --model PATH of encode and decode takes any other.
+    A file names its model by an id. Models are looked up among the built-in ones and in the user's folder
+    (the variable SGACODEC_MODELS, if set); encode and decode take any other with --model PATH.
     """
 
 
@@ -43,7 +43,7 @@ def list_command(json: bool) -> None:
 @command.command("show")
 @click.argument("name", metavar="NAME|PATH")
 def show_command(name: str) -> None:
-    """Show all that a model says of itself, as JSON: architecture, training record, licence."""
+    """Show the metadata of a model as JSON: architecture, training record, licence."""
     from ..models.catalogue import find_model, read_info
 
     info = read_info(find_model(name))
@@ -52,12 +52,12 @@ def show_command(name: str) -> None:
 
 @command.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
-@click.option("--name", required=True, help="What the model is to be called.")
+@click.option("--name", required=True, help="Name of the model.")
 @click.option(
     "--lambda",
     "lmbda",
     type=click.FloatRange(min=0, min_open=True),
-    help="Lambda it was trained for. Default: that of the quality in the file's name, else 0.0067.",
+    help="Lambda of its training.  [default: that of the quality in the file's name, else 0.0067]",
 )
 def import_command(file: Path, name: str, lmbda: float | None) -> None:
     """Import a CompressAI checkpoint (.pth, .pth.tar) into the user's folder: mbt2018-mean or bmshj2018-hyperprior.

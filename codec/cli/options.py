@@ -1,4 +1,4 @@
-"""Options that commands share, and what they mean."""
+"""Options that commands share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Callback of numeric options: click lets "nan" and "inf" pass."""
+    """Callback of numeric options: refuse "nan" and "inf", which click accepts."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("it must be a finite number")
     return value
@@ -40,7 +40,7 @@ _BATCH = (
         type=click.IntRange(1, 1024),
         default=1,
         show_default=True,
-        help="Work on N files at a time, each in a process of its own.",
+        help="Work on N files in parallel, each in its own process.",
     ),
     click.option("--no-overwrite", is_flag=True, help="Skip inputs whose output exists (not a failure)."),
 )
@@ -52,7 +52,7 @@ _MODEL = (
         default="auto",
         show_default=True,
         callback=_device,
-        help="Where to compute.",
+        help="Device to compute on.",
     ),
     click.option(
         "--max-pixels",
@@ -63,14 +63,14 @@ _MODEL = (
         help="Refuse images with more pixels.",
     ),
 )
-_SPEECH = (
+_CONSOLE = (
     click.option("--json", is_flag=True, help="Print one JSON object a file."),
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors (and JSON)."),
+    click.option("-q", "--quiet", is_flag=True, help="Print only errors (and JSON)."),
     click.option(
         "-v",
         "--verbose",
         count=True,
-        help="Say more; -vv (or SGACODEC_TRACE=1) traces the stages of the codec.",
+        help="Print details; -vv (or SGACODEC_TRACE=1) adds a hash of each decoding stage.",
     ),
 )
 
@@ -81,7 +81,7 @@ classes = click.option(
     type=click.IntRange(2, 3),
     default=2,
     show_default=True,
-    help="Integers that the refinement chooses between (3: linear, cosine and ssl only).",
+    help="Candidate integers of a latent (3: linear, cosine and ssl only).",
 )
 
 
@@ -96,11 +96,11 @@ def _applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
 
 batch_options = _applied(_BATCH)
 model_options = _applied(_MODEL)
-speech_options = _applied(_SPEECH)
+console_options = _applied(_CONSOLE)
 
 
 def output(json: bool, quiet: bool, verbose: int, data_on_stdout: bool = False) -> Output:
-    """How to speak to the user."""
+    """The console that the options ask for."""
     if os.environ.get("SGACODEC_TRACE", "0") not in ("", "0"):
         verbose = max(verbose, 2)
     return Output(json=json, quiet=quiet, verbose=verbose, data_on_stdout=data_on_stdout)

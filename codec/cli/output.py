@@ -1,4 +1,4 @@
-"""What the user sees: messages, JSON lines and the progress bar.
+"""Console output: messages, JSON lines and the progress bar.
 
 Results go to standard output, one line a file; warnings and errors go to standard error. When the data itself
 goes to standard output, everything else goes to standard error.
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Output:
-    """How to speak to the user.
+    """The console: what is printed, and how.
 
     Attributes
     ----------
     json : bool
-        One JSON object a file in place of a line for humans.
+        One JSON object a file instead of a line of text.
     quiet : bool
         Errors only (and JSON, if asked for).
     verbose : int
-        1 adds details of every file, 2 a trace of the stages.
+        1 adds the figures of every file, 2 a hash of each decoding stage.
     data_on_stdout : bool
-        Standard output is taken by image or file data.
+        Image or file data go to standard output.
     bar : rich.progress.Progress, optional
-        The progress bar that is on the screen.
+        The progress bar, while one is shown.
     """
 
     json: bool = False
@@ -46,36 +46,36 @@ class Output:
 
 
 def result(out: Output, text: str) -> None:
-    """Say a line about a finished file."""
+    """Print the line of a finished file, unless quiet or JSON."""
     if not out.quiet and not out.json:
         _line(out, text, err=out.data_on_stdout)
 
 
 def record(out: Output, values: dict[str, Any]) -> None:
-    """Print the JSON object of a file, if JSON was asked for."""
+    """Print the JSON object of a file, with --json."""
     if out.json:
         _line(out, json_line(values), err=out.data_on_stdout)
 
 
 def note(out: Output, text: str) -> None:
-    """Say a line on standard error unless the user wants quiet."""
+    """Print a line on standard error, unless quiet."""
     if not out.quiet:
         _line(out, f"sgacodec: {text}", err=True)
 
 
 def problem(out: Output, text: str) -> None:
-    """Say what went wrong, always."""
+    """Print an error on standard error, always."""
     _line(out, f"sgacodec: {text}", err=True)
 
 
 def details(values: dict[str, Any]) -> str:
-    """What is known about a file, in one line."""
+    """The figures of a file, in one line."""
     known = {key: value for key, value in _plain(values).items() if value is not None}
     return ", ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in known.items())
 
 
 def start_logging(out: Output) -> None:
-    """Show what the codec logs: warnings, with -v more, with -vv a trace; of other libraries nothing."""
+    """Print what the codec logs: warnings, information with -v, debugging with -vv; nothing of other libraries."""
     import logging
     import warnings
 
@@ -94,7 +94,7 @@ def start_logging(out: Output) -> None:
 
 @contextlib.contextmanager
 def logged(out: Output) -> Iterator[None]:
-    """Show what the codec logs while the block runs."""
+    """Print what the codec logs while the block runs."""
     import logging
     import warnings
 
@@ -110,7 +110,7 @@ def logged(out: Output) -> Iterator[None]:
 
 
 def json_line(values: Any, indent: int | None = None) -> str:
-    """JSON that every reader accepts: ASCII only, numbers as Python's own, what is not finite as null."""
+    """Strict JSON in ASCII: numbers of numpy and torch as Python's, numbers that are not finite as null."""
     return json.dumps(_plain(values), allow_nan=False, indent=indent)
 
 
@@ -127,10 +127,10 @@ def _plain(value: Any) -> Any:
 
 
 def _line(out: Output, text: str, err: bool) -> None:
-    """Print one line: above the progress bar, if it is on the same screen."""
+    """Print one line, above the progress bar if there is one on this stream."""
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = "".join(c if c.isprintable() else "?" for c in text)  # names of files may hold anything
+    text = "".join(c if c.isprintable() else "?" for c in text)  # names of files may hold control characters
     text = text.encode(encoding, "replace").decode(encoding)
     if out.bar is not None and stream.isatty():
         out.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -142,7 +142,7 @@ def _line(out: Output, text: str, err: bool) -> None:
 
 
 def new_bar(count: Any) -> Any:
-    """A rich progress bar on standard error, gone when it is done; `count` is the column that counts."""
+    """A rich progress bar on standard error, removed at the end; `count` is the column with the count."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -186,7 +186,7 @@ def file_done(out: Output) -> None:
 
 
 def step(out: Output, number: int, steps: int, bpp: float, psnr: float) -> None:
-    """Show how far the refinement of the current image is, and what it has reached."""
+    """Show the progress of the current image's refinement, and its bpp and PSNR so far."""
     if out.bar is not None:
         state = f"{bpp:.3f} bpp {psnr:.2f} dB"
         out.bar.update(out.bar.task_ids[1], completed=number, total=steps, state=state, visible=True)
