@@ -54,6 +54,7 @@ OPENED: list[tuple[str | None, str]] = []
 class Codec:
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
         OPENED.append((model, device))
+        self.device = types.SimpleNamespace(type=device.partition(":")[0].replace("auto", "cpu"))
         if model == "missing":
             raise ModelNotFoundError("no model named 'missing' (looked in /nowhere)")
 

@@ -191,9 +191,9 @@ def in_processes(
         for task in (*(task for task, _ in running), *left):
             yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
+        pool.shutdown(cancel_futures=True)  # waits: at exit, CPython may still write to a pipe that its thread closes
 
 
 def check_model(name: str | None) -> None:

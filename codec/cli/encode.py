@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..annealing import SCHEDULES
 from ..batching import batch_key
-from ..settings import EFFORTS, LADDER, METHODS, Settings
-from . import batch, files, options, output
+from ..settings import LADDER, Settings
+from . import batch, encoder_options, files, options, output
 from .batch import Outcome
-from .exits import one_line
 from .files import STREAM, Task
 
 if TYPE_CHECKING:
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     from ..api import Codec
     from ..picture import Picture
 
-TARGETS = ("target_bpp", "target_size", "target_psnr")
 CUDA_GROUP = 4  # images that are refined as one batch on CUDA
 PENDING = 16  # pictures kept in memory until a batch is full
-
-_above_0 = click.FloatRange(min=0, min_open=True)
 
 
 @dataclass(frozen=True)
@@ -46,86 +41,12 @@ class Job:
 
 @click.command(short_help="Compress images to .sga files.")
 @click.argument("names", nargs=-1, metavar="IN... [OUT]")
-@click.option(
-    "--lambda",
-    "lmbda",
-    metavar="L",
-    type=click.FloatRange(1e-4, 1),
-    callback=options.finite,
-    help="Rate-distortion trade-off: larger values give more bits and better quality.  [default: 0.0075]",
-)
-@click.option(
-    "--target-bpp",
-    metavar="B",
-    type=_above_0,
-    callback=options.finite,
-    help="Search for the lambda that gives B bits a pixel.",
-)
-@click.option(
-    "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
-)
-@click.option(
-    "--target-psnr",
-    metavar="DB",
-    type=_above_0,
-    callback=options.finite,
-    help="Search for the smallest file of at least DB.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="ssl",
-    show_default=True,
-    help="Rounding method of the refinement; ssl is the best.",
-)
-@options.classes
-@click.option("--steps", metavar="N", type=click.IntRange(0), help="Refinement steps.  [default: 500]")
-@click.option(
-    "--effort",
-    metavar="0..4",
-    type=click.IntRange(0, 4),
-    help="Refinement steps by level: 0 (none), 50, 150, 500, 2000.",
-)
-@click.option(
-    "--time-limit",
-    metavar="S",
-    type=_above_0,
-    callback=options.finite,
-    help="Refine for at most S seconds an image, in as many steps as fit; a search for a target counts as a whole.",
-)
-@click.option(
-    "--metric", type=click.Choice(["mse", "ms-ssim"]), default="mse", show_default=True, help="Distortion to minimize."
-)
+@encoder_options.encoder_options
 @click.option(
     "--roi",
     metavar="MASK",
     type=click.Path(exists=True, dir_okay=False),
     help="Weight map, an image of the input's size: grey levels are weights of the distortion.",
-)
-@click.option(
-    "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
-)
-@click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature.")
-@click.option(
-    "--rate", metavar="C", type=click.FloatRange(0), callback=options.finite, help="Rate of the schedules exp and sga."
-)
-@click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement.")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]")
-@click.option(
-    "--rounds",
-    metavar="N",
-    type=click.IntRange(0),
-    help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
-)
-@click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope a of ssl.")
-@click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor r of three classes.")
-@click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power n of three classes.")
-@click.option(
-    "--level-lambda",
-    metavar="L",
-    type=_above_0,
-    callback=options.finite,
-    help="Lambda that selects the model's level.  [default: that of the refinement]",
 )
 @options.model_options
 @options.batch_options
@@ -163,43 +84,19 @@ def command(
     sgacodec encode *.jpg --out-dir small --json
     find . -name '*.png' -print0 | sgacodec encode --files-from - --out-dir small
     """
-    _check_choices(chosen)
+    settings = encoder_options.settings_of(chosen)
     tasks = files.plan(names, files_from, out_dir, files.ENCODING)
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
-    lmbda, (low, high) = chosen["lmbda"], LADDER
-    if lmbda is not None and chosen["level_lambda"] is None and not low <= lmbda <= high:
+    low, high = LADDER
+    if settings.level_lambda is None and not low <= settings.lmbda <= high:
         output.note(out, f"warning: lambda is outside the models' range of {low} to {high}; the nearest level is used")
     if no_overwrite:
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(_settings(chosen), model, device, strip, max_pixels, roi, min(jobs, len(tasks)))
+    job = Job(settings, model, device, strip, max_pixels, roi, min(jobs, len(tasks)))
     with batch.stoppable(), output.progress(out, "encode", len(tasks)):
         ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
-
-
-def _check_choices(chosen: dict[str, Any]) -> None:
-    """Raise a usage error for options that exclude each other."""
-    rates = [name for name in ("lmbda", *TARGETS) if chosen[name] is not None]
-    if len(rates) > 1:
-        flags = " and ".join("--" + name.replace("lmbda", "lambda").replace("_", "-") for name in rates[:2])
-        raise click.UsageError(f"{flags} exclude each other")
-    if chosen["steps"] is not None and chosen["effort"] is not None:
-        raise click.UsageError("--effort and --steps exclude each other")
-
-
-def _settings(chosen: dict[str, Any]) -> Settings:
-    """The encoder's settings from the command line's."""
-    values = {name: value for name, value in chosen.items() if value is not None}
-    effort = values.pop("effort", None)
-    if effort is not None:
-        values["steps"] = EFFORTS[effort]
-    settings = Settings(**values)
-    try:
-        settings.validate()
-    except ValueError as error:
-        raise click.UsageError(one_line(error)) from None
-    return settings
 
 
 def _describe(outcome: Outcome) -> str:
@@ -221,7 +118,7 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         return
     codec = batch.open_codec(job.model, job.device, job.jobs)
     pending: dict[tuple[int, int, bool], list[tuple[Task, Picture]]] = {}  # by `batch_key`
-    group = CUDA_GROUP if _on_cuda(job.device) else 1
+    group = CUDA_GROUP if codec.device.type == "cuda" else 1
 
     def step(progress: Any) -> None:
         output.step(out, progress.step, progress.steps, progress.bpp, progress.psnr)
@@ -268,14 +165,6 @@ def _encode(
         return
     for (task, picture), result in zip(pictures, encoded, strict=True):
         yield Outcome(task, result.data, result.report, picture.warnings)
-
-
-def _on_cuda(device: str) -> bool:
-    if device == "auto":
-        import torch
-
-        return torch.cuda.is_available()
-    return device.startswith("cuda")
 
 
 def read_picture(source: str, job: Job) -> Picture:

@@ -85,7 +85,7 @@ classes = click.option(
 )
 
 
-def _applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
+def applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
     def apply(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
@@ -94,9 +94,9 @@ def _applied(options: tuple[Callable[..., Any], ...]) -> Callable[..., Any]:
     return apply
 
 
-batch_options = _applied(_BATCH)
-model_options = _applied(_MODEL)
-console_options = _applied(_CONSOLE)
+batch_options = applied(_BATCH)
+model_options = applied(_MODEL)
+console_options = applied(_CONSOLE)
 
 
 def output(json: bool, quiet: bool, verbose: int, data_on_stdout: bool = False) -> Output:

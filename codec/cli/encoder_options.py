@@ -1,0 +1,135 @@
+"""Options of `sgacodec encode` for rate and refinement, and the settings that they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..annealing import SCHEDULES
+from ..settings import EFFORTS, METHODS, Settings
+from . import options
+from .exits import one_line
+
+_TARGETS = ("target_bpp", "target_size", "target_psnr")
+
+_above_0 = click.FloatRange(min=0, min_open=True)
+
+_OPTIONS = (
+    click.option(
+        "--lambda",
+        "lmbda",
+        metavar="L",
+        type=click.FloatRange(1e-4, 1),
+        callback=options.finite,
+        help="Rate-distortion trade-off: larger values give more bits and better quality.  [default: 0.0075]",
+    ),
+    click.option(
+        "--target-bpp",
+        metavar="B",
+        type=_above_0,
+        callback=options.finite,
+        help="Search for the lambda that gives B bits a pixel.",
+    ),
+    click.option(
+        "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
+    ),
+    click.option(
+        "--target-psnr",
+        metavar="DB",
+        type=_above_0,
+        callback=options.finite,
+        help="Search for the smallest file of at least DB.",
+    ),
+    click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        default="ssl",
+        show_default=True,
+        help="Rounding method of the refinement; ssl is the best.",
+    ),
+    options.classes,
+    click.option("--steps", metavar="N", type=click.IntRange(0), help="Refinement steps.  [default: 500]"),
+    click.option(
+        "--effort",
+        metavar="0..4",
+        type=click.IntRange(0, 4),
+        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000.",
+    ),
+    click.option(
+        "--time-limit",
+        metavar="S",
+        type=_above_0,
+        callback=options.finite,
+        help="Refine for at most S seconds an image, in as many steps as fit; a search for a target counts as a whole.",
+    ),
+    click.option(
+        "--metric",
+        type=click.Choice(["mse", "ms-ssim"]),
+        default="mse",
+        show_default=True,
+        help="Distortion to minimize.",
+    ),
+    click.option(
+        "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
+    ),
+    click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature."),
+    click.option(
+        "--rate",
+        metavar="C",
+        type=click.FloatRange(0),
+        callback=options.finite,
+        help="Rate of the schedules exp and sga.",
+    ),
+    click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement."),
+    click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]"),
+    click.option(
+        "--rounds",
+        metavar="N",
+        type=click.IntRange(0),
+        help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
+    ),
+    click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope of ssl."),
+    click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor of three classes."),
+    click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power of three classes."),
+    click.option(
+        "--level-lambda",
+        metavar="L",
+        type=_above_0,
+        callback=options.finite,
+        help="Lambda that selects the model's level.  [default: that of the refinement]",
+    ),
+)
+
+encoder_options = options.applied(_OPTIONS)
+
+
+def settings_of(chosen: dict[str, Any]) -> Settings:
+    """The encoder's settings.
+
+    Parameters
+    ----------
+    chosen : dict
+        Values of the options by name; None where an option was not given.
+
+    Raises
+    ------
+    click.UsageError
+        If options exclude each other or have no meaning together.
+    """
+    rates = [name for name in ("lmbda", *_TARGETS) if chosen[name] is not None]
+    if len(rates) > 1:
+        flags = " and ".join("--" + name.replace("lmbda", "lambda").replace("_", "-") for name in rates[:2])
+        raise click.UsageError(f"{flags} exclude each other")
+    if chosen["steps"] is not None and chosen["effort"] is not None:
+        raise click.UsageError("--effort and --steps exclude each other")
+    values = {name: value for name, value in chosen.items() if value is not None}
+    effort = values.pop("effort", None)
+    if effort is not None:
+        values["steps"] = EFFORTS[effort]
+    settings = Settings(**values)
+    try:
+        settings.validate()
+    except ValueError as error:
+        raise click.UsageError(one_line(error)) from None
+    return settings
