@@ -39,8 +39,9 @@ from sgacodec.memory import freed_memory_kept
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel
-from sgacodec.networks.architecture import Networks
 from sgacodec.networks.build import build
+from sgacodec.networks.lite import LiteSynthesis
+from sgacodec.networks.transforms import Networks
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
@@ -106,8 +107,8 @@ def gaussian_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
 
 def plain_networks(level: LevelModel) -> Networks:
     """The networks in NCHW, of torch's own layers, and of CompressAI's (only their speed counts there)."""
-    if level.folded.architecture.family == "lite":
-        networks = copy.deepcopy(level.folded.networks)
+    networks = copy.deepcopy(level.folded.networks)
+    if isinstance(networks.g_s, LiteSynthesis):
         networks.g_s.blocks = transposed(networks.g_s.blocks)
     else:
         networks = build(level.folded.architecture)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .density import FactorizedDensity
-from .networks.architecture import Architecture, Networks
+from .networks.architecture import Architecture
 from .networks.build import build
 from .networks.gains import scale_input, scale_output, shift_output
 from .networks.mshyper import freeze
+from .networks.transforms import Networks
 from .settings import ANCHORS, LEVELS, level_lambda
 
 

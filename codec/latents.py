@@ -26,8 +26,6 @@ from .tiling import Box, cut, slices, tiles, with_halo
 
 _TILE = 1024  # pixels a side of what g_a, h_a and h_s see at once
 _SHOWN = 512  # … and g_s, which has most of its channels at half the resolution of the picture
-_HALO = 64  # pixels around a tile: more than the receptive field of g_a
-_HYPER_HALO = 128  # … of h_a or h_s
 _CHANNELS = 16  # of y rounded at once
 
 
@@ -65,27 +63,6 @@ class Latents:
         return content.hexdigest()
 
 
-@dataclass(frozen=True)
-class Reach:
-    """How far from its own block, in pixels, a latent is felt.
-
-    Attributes
-    ----------
-    pixels : int
-        By the picture, of a y; rounded up to a multiple of 16.
-    bits : int
-        By the coding of other y, of a z; rounded up to a multiple of 64.
-    """
-
-    pixels: int
-    bits: int
-
-
-def reach_of(level: LevelModel) -> Reach:
-    """10 and 112 pixels, rounded up, for `lite`; 30 and 142 for the others."""
-    return Reach(16, 128) if level.folded.architecture.family == "lite" else Reach(32, 192)
-
-
 def _size(y: Tensor) -> tuple[int, int]:
     """Height and width of the padded picture that latents (1, M, h, w) belong to."""
     return STRIDE * y.shape[2], STRIDE * y.shape[3]
@@ -108,10 +85,10 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
     z = torch.empty(1, architecture.N, height // HYPER_STRIDE, width // HYPER_STRIDE, device=level.device)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
-        box = with_halo(tile, _HALO, height, width)
+        box = with_halo(tile, architecture.reach.g_a, height, width)
         cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
-        box = with_halo(tile, _HYPER_HALO, height, width)
+        box = with_halo(tile, architecture.reach.h_a, height, width)
         cut(z, tile, HYPER_STRIDE)[:] = cut(networks.h_a(cut(y, box, STRIDE)), tile, HYPER_STRIDE, box)
     return y, z
 
@@ -142,7 +119,7 @@ def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.n
     """
     height, width = _size(y)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
-        box = with_halo(tile, _HALO + _HYPER_HALO, height, width)  # what the latents around the tile depend on, too
+        box = with_halo(tile, level.folded.architecture.reach.h_s, height, width)
         around = quantize(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
         own = Latents(
             cut(around.z, tile, HYPER_STRIDE, box),
@@ -207,7 +184,7 @@ def _shown(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
     size = _size(latents.y)
     pixels = np.empty((box[2] - box[0], box[3] - box[1], 3), np.uint8)
     for tile in tiles(box, _SHOWN, *size):
-        around = with_halo(tile, reach_of(level).pixels, *size)
+        around = with_halo(tile, level.folded.architecture.reach.g_s, *size)
         found = cut(level.folded.networks.g_s(latents.y_hat(around)), tile, 1, around)
         pixels[slices(tile, 1, box)] = to_pixels(found)
     return pixels

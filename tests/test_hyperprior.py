@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sgacodec.hyperprior import GainedHyperprior, fold, level_lambdas
 from sgacodec.metrics import psnr
 from sgacodec.models.level import Model
-from sgacodec.networks.architecture import LITE, Architecture, architecture_from_dict
+from sgacodec.networks.architecture import ARCHITECTURES, Architecture, architecture_from_dict
 from sgacodec.networks.build import build
 from sgacodec.networks.lite import BlockTranspose, dct_basis, start_as_dct, unit_ycbcr
 from sgacodec.pixels import to_tensor
@@ -147,7 +147,7 @@ def test_transform_bases_are_orthonormal() -> None:
 @torch.no_grad()
 def test_start_as_dct(photograph: np.ndarray) -> None:
     """Else training of `lite` starts from noise and takes days."""
-    networks = build(replace(LITE, M=448))
+    networks = build(replace(ARCHITECTURES["lite"], M=448))
     x = to_tensor(photograph)[:, :, :320, :576]
     unit = start_as_dct(networks, x)
     y = networks.g_a(x)
@@ -156,7 +156,7 @@ def test_start_as_dct(photograph: np.ndarray) -> None:
     assert psnr(pixels, photograph[:320, :576]) > 40
 
 
-@pytest.mark.parametrize("architecture", [LITE, MSHYPER], ids=["lite", "mshyper"])
+@pytest.mark.parametrize("architecture", [ARCHITECTURES["lite"], MSHYPER], ids=["lite", "mshyper"])
 @torch.no_grad()
 def test_shapes(architecture: Architecture) -> None:
     """Else the payload of an image has another number of symbols than its header implies."""

@@ -19,7 +19,7 @@ from sgacodec.api import Codec, Encoded, Settings
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
 from sgacodec.metrics import psnr
 from sgacodec.models.level import LevelModel
-from sgacodec.networks.architecture import Architecture
+from sgacodec.networks.architecture import FAMILIES, Architecture
 from sgacodec.picture import ImageError, Picture
 from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, steps, tiles
@@ -450,7 +450,7 @@ def test_tiles_gain_what_the_whole_picture_gains_and_leave_no_seams(
     told: list[Progress] = []
     tiled, done = tiles.refine_tiles(lite_level, problem, start, settings, told.append)
     assert done == count
-    regions = list(tiles.regions(*problem.shape, tiles.reach_of(lite_level)))
+    regions = list(tiles.regions(*problem.shape, lite_level.folded.architecture.reach))
     assert told[-1].step == told[-1].steps == (count + settings.rounds_after(count)) * len(regions)
     assert told[-1].bpp == pytest.approx(tiled.bits / problem.pixels, rel=1e-3)
     assert told[-1].psnr == pytest.approx(-10 * math.log10(tiled.mse), abs=0.01)
@@ -497,7 +497,7 @@ def squares(level: LevelModel, candidate: Candidate, picture: Picture) -> np.nda
 def test_tiles_cover_a_picture_once(height: int, width: int, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE", tile)
     covered = np.zeros((height // 64, width // 64), int)
-    for region in tiles.regions(height, width, tiles.Reach(16, 128)):
+    for region in tiles.regions(height, width, FAMILIES["lite"].reach):
         top, left, bottom, right = (v // 64 for v in region.inner)
         assert all(v % 64 == 0 for v in (*region.inner, *region.wide))
         assert max(bottom - top, right - left) * 64 <= tile
@@ -511,7 +511,7 @@ def test_tiles_cover_a_picture_once(height: int, width: int, tile: int, monkeypa
 def test_no_tile_is_too_small_for_ms_ssim() -> None:
     """A picture of 1025 pixels once ended in a tile that MS-SSIM could not measure."""
     for width in range(2048 + 64, 5000, 64):
-        for region in tiles.regions(1088, width, tiles.Reach(16, 128)):
+        for region in tiles.regions(1088, width, FAMILIES["lite"].reach):
             top, left, bottom, right = region.outer
             assert min(bottom - top, right - left) - 63 >= metrics.MS_SSIM_MIN_SIDE
 

@@ -13,7 +13,7 @@ from sgacodec.models.export import export
 from sgacodec.models.file import write_model
 from sgacodec.models.level import Model
 from sgacodec.networks.architecture import Architecture
-from sgacodec.networks.lite import start_as_dct
+from sgacodec.networks.build import start_transforms
 from sgacodec.pixels import to_tensor
 
 ARCHITECTURE = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8, inner=8)
@@ -26,8 +26,9 @@ def untrained(architecture: Architecture, photograph: np.ndarray, seed: int = 0)
         torch.manual_seed(seed)
         model = GainedHyperprior(architecture, ANCHORS)
         crops = to_tensor(photograph)[:, :, :256, :512]
-        if architecture.family == "lite":
-            model.y_unit.copy_(start_as_dct(model.networks, crops))
+        unit = start_transforms(architecture, model.networks, crops)
+        if unit is not None:
+            model.y_unit.copy_(unit)
         for i, start in enumerate((12.0, 25.0, 60.0)):
             model.log_gain_y.data[i] = math.log(start) + 0.1 * torch.randn(architecture.M)
             model.log_gain_z.data[i] = math.log(2.0 + i) + 0.1 * torch.randn(architecture.N)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .architecture import Architecture, Networks
+from .architecture import Architecture
+from .transforms import Networks
 
 
 class _BlockOverlapAdd(torch.autograd.Function):

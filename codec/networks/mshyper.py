@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .architecture import Architecture, Networks
+from .architecture import Architecture
+from .transforms import Networks
 
 
 def _compressai() -> Any:

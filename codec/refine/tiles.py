@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..latents import Reach, reach_of
 from ..memory import freed_memory_kept, give_back
 from ..models.level import LevelModel
-from ..networks.architecture import HYPER_STRIDE, STRIDE
+from ..networks.architecture import HYPER_STRIDE, STRIDE, Reach
 from ..settings import Settings
 from ..tiling import Box, cut, slices, with_halo
 from .flips import polish
@@ -58,8 +57,8 @@ def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
     for top, bottom in _spans(height):
         for left, right in _spans(width):
             inner = top, left, bottom, right
-            outer = with_halo(inner, 2 * reach.pixels, height, width)
-            yield Region(inner, outer, with_halo(inner, reach.bits, height, width))
+            outer = with_halo(inner, 2 * reach.g_s, height, width)
+            yield Region(inner, outer, with_halo(inner, reach.h_s, height, width))
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:
@@ -78,7 +77,7 @@ def refine_tiles(
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     fast = prepared(level)
     y, z = start.y, start.z
-    todo = list(regions(*problem.shape, reach_of(level)))
+    todo = list(regions(*problem.shape, level.folded.architecture.reach))
     steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
         largest = max(todo, key=lambda region: _area(region.outer))
@@ -175,7 +174,7 @@ def _write(found: Tensor, whole: Tensor, region: Region, stride: int) -> None:
 def _batch(level: LevelModel, problem: Problem, region: Region) -> Batch:
     """The pixels of `outer`, those that the tile reaches weighed, and which of the latents of `wide` may change."""
     part = problem.part(region.outer)
-    rows, cols = slices(with_halo(region.inner, reach_of(level).pixels, *problem.shape), 1, region.outer)
+    rows, cols = slices(with_halo(region.inner, level.folded.architecture.reach.g_s, *problem.shape), 1, region.outer)
     weights = np.zeros(part.original.shape[:2], np.float32)
     weights[rows, cols] = 1 if part.weights is None else part.weights[rows, cols]
     return replace(

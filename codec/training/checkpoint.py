@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Recipe:
     """What decides the outcome of a training run.
 
     `steps` or `minutes` ends the run and is the horizon of the cosine decay; both may be extended on resume.
-    Learning rates are `lr` times a factor: transforms, and everything else (of the family "lite"; else 1).
+    Learning rates are `lr` times a factor: `transforms` for g_a and g_s, `rest` for everything else.
     From progress `final_from` on, crops have `final_crop` pixels a side (0: as before) and a batch half the images.
     `init` is the id of the model whose weights the run began with, if it was one.
     """
@@ -77,22 +77,17 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """
     if architecture not in ARCHITECTURES:
         raise TrainingError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    recipe = Recipe(architecture, ema=0.9995)
-    if ARCHITECTURES[architecture].family != "lite":
-        recipe = replace(recipe, batch=32, lr=2e-4, lr_end=2e-6, warmup=1000, ema=0.9999, final_crop=384)
-    return replace(recipe, **changed)
+    return Recipe(architecture, **{**asdict(ARCHITECTURES[architecture].training), **changed})
 
 
 def _optimizer(model: GainedHyperprior, recipe: Recipe) -> torch.optim.Optimizer:
     transforms = [*model.g_a.parameters(), *model.g_s.parameters()]
     chosen = {id(p) for p in transforms}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    lite = model.architecture.family == "lite"
-    factors = (recipe.transforms, recipe.rest) if lite else (1.0, 1.0)
     return torch.optim.Adam(
         [
-            {"params": transforms, "factor": factors[0], "lr": 0.0},
-            {"params": rest, "factor": factors[1], "lr": 0.0},
+            {"params": transforms, "factor": recipe.transforms, "lr": 0.0},
+            {"params": rest, "factor": recipe.rest, "lr": 0.0},
         ],
         fused=True,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import HYPER_STRIDE, STRIDE, Architecture
-from ..networks.lite import start_as_dct
+from ..networks.build import start_transforms
 from ..settings import ANCHORS
 
 LAMBDA_REFERENCE = 0.0075
@@ -46,8 +46,9 @@ def initial_model(architecture: Architecture, crops: Tensor) -> GainedHyperprior
     last: Any = model.h_s[-1]
     last.weight.mul_(0.1)
     last.bias.zero_()
-    if architecture.family == "lite":
-        model.y_unit.copy_(start_as_dct(model.networks, crops))
+    unit = start_transforms(architecture, model.networks, crops)
+    if unit is not None:
+        model.y_unit.copy_(unit)
         start = float(torch.log(torch.tensor(255 / 40)))
     else:
         start = _start_centred(model, crops)
