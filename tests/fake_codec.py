@@ -65,7 +65,7 @@ class Codec:
         for step in range(int(os.environ.get("FAKE_STEPS", "0"))):
             if progress is not None:
                 progress(Progress(step, 100, 0.5, 30.0))
-            time.sleep(0.1)
+            time.sleep(0.1)  # longer than the progress bar takes to be drawn again
         return [_encode(picture, settings) for picture in pictures]
 
     def decode(self, data: bytes, *, max_pixels: int) -> Decoded:

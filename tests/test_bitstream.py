@@ -71,7 +71,7 @@ def examples() -> list[tuple[bytes, SgaFile]]:
 
 
 def test_worked_examples_of_the_specification() -> None:
-    """Else whoever writes another decoder from docs/format.md writes a wrong one."""
+    """The worked examples of docs/format.md are what the code reads and writes."""
     assert len(examples()) == 2
     for data, file in examples():
         assert write(file) == data
@@ -80,13 +80,13 @@ def test_worked_examples_of_the_specification() -> None:
 
 @given(FILES)
 def test_round_trip(file: SgaFile) -> None:
-    """Else an image, its size or its metadata comes back as something else."""
+    """Every field is read as it was written."""
     assert read(write(file), max_pixels=2**64) == file
 
 
 @given(st.binary(max_size=120))
 def test_arbitrary_bytes(data: bytes) -> None:
-    """Else a foreign file crashes the decoder in place of being named as such."""
+    """Any bytes are parsed or refused as FormatError, and what is parsed is written as the same bytes."""
     for attempt in (data, sealed(b"SGA\x01" + data)):
         file = parse(attempt)
         if file is not None:
@@ -96,7 +96,7 @@ def test_arbitrary_bytes(data: bytes) -> None:
 
 @given(FILES, st.data())
 def test_damage_behind_a_right_checksum(file: SgaFile, draw: st.DataObject) -> None:
-    """Else a crafted file crashes the decoder: a checksum keeps no attacker out."""
+    """Guards against crashes by crafted files, whose checksum is right."""
     body = bytearray(write(file)[:-4])
     body[draw.draw(st.integers(0, len(body) - 1))] = draw.draw(st.integers(0, 255))
     damaged = parse(sealed(bytes(body)))
@@ -105,7 +105,7 @@ def test_damage_behind_a_right_checksum(file: SgaFile, draw: st.DataObject) -> N
 
 @pytest.mark.parametrize("file", [PLAIN, FULL], ids=["plain", "full"])
 def test_every_changed_byte_and_every_truncation(file: SgaFile) -> None:
-    """Else a damaged file decodes to a wrong picture and nobody is told."""
+    """Guards against damage that is not noticed."""
     data = write(file)
     for i in range(len(data)):
         for flip in (0x01, 0x80, 0xFF):
@@ -129,13 +129,13 @@ def test_every_changed_byte_and_every_truncation(file: SgaFile) -> None:
     ],
 )
 def test_the_message_names_the_trouble(data: bytes, message: str) -> None:
-    """Else a user cannot tell a wrong file from a broken download."""
+    """The message tells a foreign file from a truncated one."""
     with pytest.raises(FormatError, match=message):
         read(data)
 
 
 def test_newer_version() -> None:
-    """Else an old release shows noise for a file of a new one, or calls it damaged."""
+    """Guards against reading a newer version as a damaged file, or as version 1."""
     for data in (sealed(b"SGA\x02" + bytes(40)), b"SGA\x02"):
         with pytest.raises(UnsupportedVersionError, match="version 2"):
             read(data)
@@ -158,7 +158,7 @@ def test_newer_version() -> None:
     ],
 )
 def test_absurd_numbers(fields: bytes, message: str) -> None:
-    """Else twenty bytes from a stranger take all the memory of a server."""
+    """Guards against memory that is allocated for lengths which the file only claims."""
     tracemalloc.start()
     try:
         with pytest.raises(FormatError, match=message):
@@ -169,7 +169,7 @@ def test_absurd_numbers(fields: bytes, message: str) -> None:
 
 
 def test_pixel_limit_can_be_raised_and_lowered() -> None:
-    """Else a gigapixel scan that was encoded cannot be decoded, or a service cannot protect itself."""
+    """The limit holds exactly, and can be changed."""
     large = dataclasses.replace(PLAIN, width=2**14, height=2**14 + 1)
     with pytest.raises(FormatError, match="--max-pixels"):
         read(write(large))
@@ -180,7 +180,7 @@ def test_pixel_limit_can_be_raised_and_lowered() -> None:
 
 
 def test_unknown_ancillary_section_is_skipped() -> None:
-    """Else an old release refuses a new file for a note that it could do without."""
+    """Guards against refusing files of later releases for an ancillary section."""
     file = read(with_sections(b"\x82\x02II\x90\x03new\xff\x01!\x00rest"))
     assert (file.exif, file.y) == (b"II", b"rest")
 
@@ -200,7 +200,7 @@ def test_unknown_ancillary_section_is_skipped() -> None:
     ],
 )
 def test_malformed_sections(listing: bytes, message: str) -> None:
-    """Else two readers see two pictures in one file, or transparency gets lost unnoticed."""
+    """Guards against section lists that two readers would understand differently."""
     with pytest.raises(FormatError, match=message):
         read(with_sections(listing))
 
@@ -217,27 +217,27 @@ def test_malformed_sections(listing: bytes, message: str) -> None:
     ],
 )
 def test_write_refuses_what_read_would_refuse(change: dict) -> None:
-    """Else an encoder writes a file that no decoder accepts."""
+    """Guards against writing files that cannot be read."""
     with pytest.raises(FormatError):
         write(dataclasses.replace(PLAIN, **change))
 
 
 def test_overhead() -> None:
-    """Else small images and low rates pay for the container."""
+    """The container takes at most 20 bytes, as the README promises."""
     file = dataclasses.replace(PLAIN, width=16383, height=16383, z=bytes(20_000), grey=True)
     assert len(write(file)) - len(file.z) - len(file.y) <= 20
     assert len(write(PLAIN)) - len(PLAIN.z) - len(PLAIN.y) == 18
 
 
 def test_sections_account_for_the_whole_file() -> None:
-    """Else `info` shows wrong sizes to somebody who looks for what makes a file large."""
+    """The lengths that `info` shows add up to the file."""
     assert bitstream.sections(PLAIN) == {"z": 40, "y": 200}
     assert list(bitstream.sections(FULL)) == ["z", "alpha", "icc", "exif", "xmp", "y"]
     assert sum(bitstream.sections(FULL).values()) == len(write(FULL)) - 18 - 4 * 2 - 1
 
 
 def test_import_needs_neither_torch_nor_numpy() -> None:
-    """Else `sgacodec info` takes seconds, or fails where torch is not installed."""
+    """`sgacodec info` starts at once, and works without torch."""
     code = "import sys, sgacodec.bitstream; print({'torch', 'numpy'} & sys.modules.keys() or 'none')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "none"

@@ -83,14 +83,14 @@ def settings_of(run: Run, *flags: str) -> Any:
 
 
 def test_a_photograph_there_and_back(run: Run, photo: Path) -> None:
-    """Else: nothing works."""
+    """Encode and decode with paths give the pixels back."""
     assert run("encode", "photo.png", "out.sga").exit_code == 0
     assert run("decode", "out.sga", "out.png").exit_code == 0
     assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open(photo)))
 
 
 def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None:
-    """Else: the figures in the README are not what a user gets."""
+    """The defaults of the command line are those in the README and docs/cli.md."""
     assert settings_of(run) == fake_codec.Settings(lmbda=0.0075, method="ssl", classes=2, steps=500)
     assert fake_codec.OPENED == [(None, "cpu")]
 
@@ -125,19 +125,19 @@ def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None
     ],
 )
 def test_a_flag_reaches_the_encoder(run: Run, photo: Path, flags: str, field: str, value: object) -> None:
-    """Else: an experiment runs with other settings than its command line says."""
+    """Every option of the encoder arrives in its settings."""
     assert getattr(settings_of(run, *flags.split(" ")), field) == value
 
 
 def test_model_and_device_reach_the_codec(run: Run, photo: Path) -> None:
-    """Else: the wrong model codes the file."""
+    """Guards against coding with another model or device than the one named."""
     run("encode", "photo.png", "out.sga", "--model", "other", "--device", "cuda:1")
     run("decode", "out.sga", "out.png", "--model", "third", "--device", "cpu")
     assert fake_codec.OPENED == [("other", "cuda:1"), ("third", "cpu")]
 
 
 def test_strip_drops_metadata_before_encoding(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: a user publishes the position at which a photograph was taken."""
+    """Guards against publishing metadata that --strip should drop."""
     from sgacodec import image
 
     seen = []
@@ -149,7 +149,7 @@ def test_strip_drops_metadata_before_encoding(run: Run, photo: Path, monkeypatch
 
 
 def test_roi_gives_the_weights_of_the_pixels(run: Run, photo: Path) -> None:
-    """Else: the bits go where the user did not want them."""
+    """Grey levels of the mask become weights of the pixels; a mask of another size is an error."""
     mask = np.zeros((12, 20), np.uint8)
     mask[:6] = 255
     Image.fromarray(mask).save("mask.png")
@@ -165,7 +165,7 @@ def test_roi_gives_the_weights_of_the_pixels(run: Run, photo: Path) -> None:
 
 
 def test_format_chooses_the_type_of_the_image(run: Run, photo: Path) -> None:
-    """Else: a program that reads PPM only cannot use the codec."""
+    """--format and the suffix of OUT choose the image format."""
     run("encode", "photo.png", "a.sga")
     assert run("decode", "a.sga", "a.ppm").exit_code == 0
     assert run("decode", "a.sga", "b.bin", "--format", "ppm").exit_code == 0
@@ -176,7 +176,7 @@ def test_format_chooses_the_type_of_the_image(run: Run, photo: Path) -> None:
 
 
 def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: the command line is sound, but not with the codec that users have."""
+    """Guards against a command line that is tested only with the fake codec."""
     monkeypatch.chdir(tmp_path)
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
     smooth.resize((90, 60), Image.Resampling.BICUBIC).save("photo.png")
@@ -244,7 +244,7 @@ def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_wrong_usage_is_told_before_any_work(run: Run, photo: Path, line: str, said: str) -> None:
-    """Else: a typing error costs an hour of refinement, or a file."""
+    """Guards against an hour of refinement, or an overwritten file, after a typing error."""
     before = photo.read_bytes()
     result = run(*line.split(" "))
     assert result.exit_code == 2
@@ -255,7 +255,7 @@ def test_wrong_usage_is_told_before_any_work(run: Run, photo: Path, line: str, s
 
 
 def test_the_input_is_never_the_output(run: Run, photo: Path) -> None:
-    """Else: a slip destroys the original."""
+    """Guards against overwriting the original through a link."""
     Path("link").symlink_to(photo)
     result = run("encode", "photo.png", "link")
     assert result.exit_code == 2
@@ -263,7 +263,7 @@ def test_the_input_is_never_the_output(run: Run, photo: Path) -> None:
 
 
 def test_binary_is_not_sent_to_a_terminal(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: the user's terminal shows garbage and may be unusable after it."""
+    """Guards against binary data on a terminal."""
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
     result = run("encode", "photo.png", "-")
     assert result.exit_code == 2
@@ -271,7 +271,7 @@ def test_binary_is_not_sent_to_a_terminal(run: Run, photo: Path, monkeypatch: py
 
 
 def test_lambda_outside_the_ladder_works_with_a_warning(run: Run, photo: Path) -> None:
-    """Else: the user wonders why the level does not follow."""
+    """A lambda outside the ladder is accepted, with a warning about the level."""
     result = run("encode", "photo.png", "out.sga", "--lambda", "0.1")
     assert result.exit_code == 0
     assert "nearest level" in result.stderr
@@ -283,7 +283,7 @@ def test_lambda_outside_the_ladder_works_with_a_warning(run: Run, photo: Path) -
 
 
 def test_unreadable_images_exit_1(run: Run) -> None:
-    """Else: a script takes a failure for success."""
+    """Guards against a script that takes a failure for success."""
     Path("text.png").write_text("no image")
     for name in ("text.png", "absent.png"):
         result = run("encode", name, "out.sga")
@@ -294,7 +294,7 @@ def test_unreadable_images_exit_1(run: Run) -> None:
 
 
 def test_bad_files_exit_3(run: Run, photo: Path) -> None:
-    """Else: a script cannot tell a damaged archive from a full disk."""
+    """A script can tell damaged files (3) from other failures (1)."""
     run("encode", "photo.png", "good.sga")
     good = Path("good.sga").read_bytes()
     flipped = bytes([*good[:20], good[20] ^ 1, *good[21:]])
@@ -310,7 +310,7 @@ def test_bad_files_exit_3(run: Run, photo: Path) -> None:
 
 
 def test_a_missing_model_exits_4_and_says_where_it_looked(run: Run, photo: Path) -> None:
-    """Else: the user does not know what to install, and where."""
+    """The message names the folders that were searched, and the id that the file needs."""
     result = run("encode", "photo.png", "out.sga", "--model", "missing")
     assert result.exit_code == 4
     assert "/nowhere" in result.stderr
@@ -323,7 +323,7 @@ def test_a_missing_model_exits_4_and_says_where_it_looked(run: Run, photo: Path)
 
 
 def test_too_many_pixels_are_refused(run: Run, photo: Path) -> None:
-    """Else: a small file takes all of a server's memory."""
+    """Guards against small files that decode to more pixels than the memory holds."""
     assert run("encode", "photo.png", "out.sga", "--max-pixels", "239").exit_code == 1
     assert run("encode", "photo.png", "out.sga", "--max-pixels", "240").exit_code == 0
     assert run("decode", "out.sga", "out.png", "--max-pixels", "239").exit_code == 3
@@ -331,7 +331,7 @@ def test_too_many_pixels_are_refused(run: Run, photo: Path) -> None:
 
 
 def test_a_defect_is_one_line_and_a_traceback_on_demand(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: users see tracebacks, or nobody ever does."""
+    """Guards against tracebacks for users, and against defects that cannot be traced."""
 
     def broken(self: object, *args: object, **kwargs: object) -> None:
         raise RuntimeError("one\ntwo")
@@ -350,7 +350,7 @@ def test_a_defect_is_one_line_and_a_traceback_on_demand(run: Run, photo: Path, m
 
 
 def test_json_of_encode_and_decode(run: Run, photo: Path) -> None:
-    """Else: scripts that read the figures break."""
+    """The keys and values that scripts read."""
     result = run("encode", "photo.png", "out.sga", "--json")
     report = json.loads(result.stdout)
     assert [key for key in ENCODE_KEYS if key not in report] == []
@@ -365,7 +365,7 @@ def test_json_of_encode_and_decode(run: Run, photo: Path) -> None:
 
 
 def test_data_on_standard_output_is_alone_there(run: Run, photo: Path) -> None:
-    """Else: a pipe delivers a file with a line of text in it."""
+    """Guards against messages in the stream of a file."""
     result = run("encode", "-", "-", "--json", data=photo.read_bytes())
     assert bitstream.read(result.stdout_bytes).width == 20
     assert json.loads(result.stderr)["output"] == "-"
@@ -375,7 +375,7 @@ def test_data_on_standard_output_is_alone_there(run: Run, photo: Path) -> None:
 
 
 def test_quiet_and_verbose(run: Run, photo: Path) -> None:
-    """Else: cron sends a mail a file, or nobody can find out what happened."""
+    """--quiet prints nothing on success; --verbose prints the figures."""
     assert run("encode", "photo.png", "out.sga", "-q").output == ""
     assert "photo.png → out.sga" in run("encode", "photo.png", "out.sga").stdout
     assert "rd_loss 1.5" in run("encode", "photo.png", "out.sga", "-v").stderr
@@ -386,7 +386,7 @@ def test_quiet_and_verbose(run: Run, photo: Path) -> None:
 def test_trace_by_flag_and_by_variable(
     run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, traced: list[str]
 ) -> None:
-    """Else: two machines that disagree cannot be compared."""
+    """Guards against traces that cannot be compared between machines."""
     import logging
 
     if not traced:
@@ -406,7 +406,7 @@ def test_trace_by_flag_and_by_variable(
 
 
 def test_info_says_what_the_header_says(run: Run, photo: Path) -> None:
-    """Else: a user cannot tell which model a file needs."""
+    """Every header field is shown, in JSON and as text."""
     data = bitstream.write(SgaFile(b"\xab\xcd\xef\x01", 63, 300, 200, b"zz", b"yyy", grey=True, xmp=b"<x/>"))
     Path("a.sga").write_bytes(data)
     report = json.loads(run("info", "--json", "a.sga").stdout)
@@ -421,7 +421,7 @@ def test_info_says_what_the_header_says(run: Run, photo: Path) -> None:
 
 
 def test_info_of_several_files_goes_on_after_a_bad_one(run: Run) -> None:
-    """Else: one bad file hides the others."""
+    """A bad file is reported and the others are shown."""
     Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b"")))
     Path("b.sga").write_bytes(b"foreign")
     result = run("info", "--json", "b.sga", "a.sga")
@@ -445,7 +445,7 @@ def model_file(path: Path, **changes: object) -> None:
 
 
 def test_info_names_an_installed_model_and_uses_its_ladder(run: Run, tmp_path: Path) -> None:
-    """Else: an imported model's files are shown with a wrong lambda."""
+    """Guards against the lambda of the wrong ladder for an imported model's files."""
     model_file(tmp_path / "models" / "tiny.safetensors")
     Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 1, 1, 1, b"", b"")))
     report = json.loads(run("info", "--json", "a.sga").stdout)
@@ -454,7 +454,7 @@ def test_info_names_an_installed_model_and_uses_its_ladder(run: Run, tmp_path: P
 
 
 def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
-    """Else: a user does not see what is installed, and under which licence."""
+    """The installed models are listed; `show` prints the licence."""
     model_file(tmp_path / "models" / "tiny.safetensors")
     assert "tiny" in run("models", "list").stdout
     assert "tiny" in [entry["name"] for entry in json.loads(run("models", "list", "--json").stdout)]
@@ -462,7 +462,7 @@ def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
 
 
 def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: a damaged model is found only when files do not decode."""
+    """`verify` exits 4 for a damaged model; `import` refuses names with folders."""
     from sgacodec.models import compressai_import, verify
 
     model_file(tmp_path / "models" / "tiny.safetensors")
@@ -487,7 +487,7 @@ def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_help_lists_every_command(run: Run) -> None:
-    """Else: nobody finds them."""
+    """The help of every command can be printed."""
     text = run("--help").stdout
     assert all(name in text for name in ("encode", "decode", "info", "models", "Exit codes"))
     assert run("-h").exit_code == 0
@@ -498,13 +498,13 @@ def test_help_lists_every_command(run: Run) -> None:
 
 
 def test_the_manual_is_current() -> None:
-    """Else: docs/cli.md describes another program. Remedy: python -m sgacodec.cli.manual > docs/cli.md"""
+    """Guards against an outdated docs/cli.md. To update it: python -m sgacodec.cli.manual > docs/cli.md"""
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual()
 
 
 @pytest.mark.parametrize("line", [["--help"], ["--version"], ["encode", "--help"], ["info", "a.sga"]])
 def test_light_commands_import_nothing_heavy(tmp_path: Path, line: list[str]) -> None:
-    """Else: every `info` in a file manager takes seconds."""
+    """Guards against imports that take seconds for commands that need none of them."""
     (tmp_path / "a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b"")))
     code = (
         "import sys; from sgacodec.cli import main; main(sys.argv[1:], standalone_mode=False); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import files
+from sgacodec.cli import files, main
 
 run = test_cli.run
 FAKE = [sys.executable, str(Path(fake_codec.__file__))]
@@ -43,7 +44,7 @@ def names(folder: str | Path) -> list[str]:
 
 
 def test_out_dir_keeps_names(run: Run, photos: Path) -> None:
-    """Else: the user does not find his files again."""
+    """Outputs in --out-dir are named after their inputs, only known suffixes being replaced."""
     (photos / "a.png").rename(photos / "x.y.PNG")
     (photos / "b.png").rename(photos / "plain")
     result = run("encode", "photos/x.y.PNG", "photos/plain", "--out-dir", "new/out", "--device", "cpu")
@@ -55,7 +56,7 @@ def test_out_dir_keeps_names(run: Run, photos: Path) -> None:
 
 
 def test_a_folder_stands_for_the_images_in_it(run: Run, photos: Path) -> None:
-    """Else: half of a tree of photographs is not compressed, and nobody notices."""
+    """All images in subfolders are found; hidden ones are left out."""
     (photos / ".hidden.png").write_bytes(b"")
     assert run("encode", "photos", "--out-dir", "out", "--device", "cpu").exit_code == 0
     assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
@@ -66,7 +67,7 @@ def test_a_folder_stands_for_the_images_in_it(run: Run, photos: Path) -> None:
 
 
 def test_two_inputs_never_share_an_output(run: Run, photos: Path) -> None:
-    """Else: one of two pictures is lost without a word."""
+    """Guards against two inputs that overwrite each other's output."""
     picture(photos / "a.bmp")
     result = run("encode", "photos/a.png", "photos/a.bmp", "--out-dir", "out")
     assert result.exit_code == 2
@@ -77,7 +78,7 @@ def test_two_inputs_never_share_an_output(run: Run, photos: Path) -> None:
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
 def test_files_from_a_list(run: Run, photos: Path, separator: bytes) -> None:
-    """Else: `find … | sgacodec` misses files with odd names."""
+    """Names are separated by line ends or by NUL characters."""
     (photos / "b.png").rename(photos / "b c.png")
     data = separator.join([b"photos/a.png", b"photos/b c.png", b""])
     Path("list").write_bytes(data)
@@ -90,7 +91,7 @@ def test_files_from_a_list(run: Run, photos: Path, separator: bytes) -> None:
 
 
 def test_names_that_are_no_text(photos: Path) -> None:
-    """Else: one name in Latin-1 breaks the run over a folder."""
+    """Guards against a run that fails at a file name that is not valid text."""
     os.rename(photos / "a.png", os.fsencode(photos) + b"/\xe9\n.png")
     line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
@@ -105,21 +106,26 @@ def test_names_that_are_no_text(photos: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_one_bad_file_does_not_stop_the_rest(photos: Path, jobs: int) -> None:
-    """Else: a run over a thousand files stops at the first that is no image."""
+def test_one_bad_file_does_not_stop_the_rest(run: Run, photos: Path, jobs: int) -> None:
+    """An input that fails is reported, and the others are coded."""
     picture(photos / "b.png", first=fake_codec.BAD_RED)
-    line = [*FAKE, "encode", "photos/b.png", "photos/notes.txt", "photos/a.png", "photos/sub/c.png"]
+    line = ["encode", "photos/b.png", "photos/notes.txt", "photos/a.png", "photos/sub/c.png"]
     line += ["--out-dir", "out", "--json", "--device", "cpu", "--jobs", str(jobs)]
-    done = subprocess.run(line, capture_output=True, text=True, cwd=photos.parent, check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 2
-    reports = [json.loads(text) for text in done.stdout.splitlines()]
+    if jobs == 1:
+        result = run(*line)
+        code, stdout, stderr = result.exit_code, result.stdout, result.stderr
+    else:
+        done = subprocess.run([*FAKE, *line], capture_output=True, text=True, cwd=photos.parent, check=False)
+        code, stdout, stderr = done.returncode, done.stdout, done.stderr
+    assert code == 1
+    assert len(stderr.splitlines()) == 2
+    reports = [json.loads(text) for text in stdout.splitlines()]
     assert ["error" in report for report in reports] == [True, True, False, False]
     assert names(photos.parent / "out") == ["a.sga", "c.sga"]
 
 
 def test_exit_code_of_a_batch(run: Run, photos: Path) -> None:
-    """Else: a script cannot tell damaged files from missing ones."""
+    """The exit code is that of the failures if all are of one kind, else 1."""
     run("encode", "photos", "--out-dir", "out", "--device", "cpu")
     Path("out/a.sga").write_bytes(b"damaged")
     assert run("decode", "out", "--out-dir", "back").exit_code == 3
@@ -128,7 +134,7 @@ def test_exit_code_of_a_batch(run: Run, photos: Path) -> None:
 
 
 def test_images_of_one_shape_share_a_batch_on_cuda(run: Run, photos: Path) -> None:
-    """Else: a GPU refines one small image at a time, several times slower."""
+    """Guards against a GPU that refines small images one by one."""
     for i in range(6):
         picture(photos / f"d{i}.png", size=(20 + i, 12))
     for name in ("d2.png", "d4.png"):
@@ -143,14 +149,14 @@ def test_images_of_one_shape_share_a_batch_on_cuda(run: Run, photos: Path) -> No
 
 
 def test_a_bad_image_does_not_take_its_batch_along(run: Run, photos: Path) -> None:
-    """Else: three good images fail for one that does not fit into the GPU's memory."""
+    """An image that fails is taken out of its batch, and the others are coded one by one."""
     picture(photos / "b.png", first=fake_codec.BAD_RED)
     assert run("encode", "photos", "--out-dir", "out", "--device", "cuda").exit_code == 1
     assert names("out") == ["a.sga", "sub/c.sga"]
 
 
 def test_a_killed_worker_does_not_hang_the_run(photos: Path) -> None:
-    """Else: a machine that runs out of memory at night stands still until morning."""
+    """Guards against waiting for ever for a worker that was killed."""
     picture(photos / "b.png", first=fake_codec.DEADLY_RED)
     line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", "2"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=photos.parent, timeout=60, check=False)
@@ -160,7 +166,7 @@ def test_a_killed_worker_does_not_hang_the_run(photos: Path) -> None:
 
 
 def test_no_overwrite_keeps_what_is_there(run: Run, photos: Path) -> None:
-    """Else: a run that is started again does all its work again, or destroys files."""
+    """--no-overwrite skips what exists, without counting it as a failure."""
     Path("out").mkdir()
     Path("out/a.sga").write_bytes(b"mine")
     result = run("encode", "photos", "--out-dir", "out", "--no-overwrite", "--device", "cpu")
@@ -179,7 +185,7 @@ def test_no_overwrite_keeps_what_is_there(run: Run, photos: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: a full disk costs the file that was there."""
+    """Guards against losing the old file when the disk is full."""
     target = tmp_path / "out.sga"
     target.write_bytes(b"old")
 
@@ -199,7 +205,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 @posix
 def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
-    """Else: `sgacodec encode in.png /dev/null`, run by root, replaces /dev/null by a file."""
+    """Guards against replacing /dev/null, or a link, by a regular file."""
     files.write_bytes("/dev/null", b"new")
     assert not Path("/dev/null").is_file()
     (tmp_path / "real").write_bytes(b"old")
@@ -216,7 +222,7 @@ def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(photos: Path, jobs: int, number: int, code: int) -> None:
-    """Else: half files lie about after Ctrl-C, or workers go on in the background."""
+    """Guards against half files after an interruption, and against workers that go on."""
     line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", str(jobs)]
     process = subprocess.Popen(
         line,
@@ -247,18 +253,17 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def _session_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether a process of the group runs. One that has ended and waits for its parent (a zombie) does not."""
+    listing = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split() for line in listing.splitlines()]
+    return any(int(row[0]) == group and not row[1].startswith("Z") for row in rows)
 
 
 # ----------------------------------------------------------------------------------------------------- pipes
 
 
 def test_through_a_pipe_and_back(photos: Path) -> None:
-    """Else: the codec cannot be used in a pipeline."""
+    """Standard input and output work as pipes."""
     data = (photos / "a.png").read_bytes()
     line = [*FAKE, "encode", "-", "-", "--device", "cpu"]
     encoded = subprocess.run(line, input=data, capture_output=True, check=True)
@@ -268,9 +273,9 @@ def test_through_a_pipe_and_back(photos: Path) -> None:
 
 
 @posix
-def test_nobody_listens(photos: Path) -> None:
-    """Else: `sgacodec info *.sga | head -1` ends in a traceback."""
-    subprocess.run([*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"], cwd=photos, check=True)
+def test_nobody_listens(run: Run, photos: Path) -> None:
+    """Guards against a traceback when the reader of a pipe ends first, as in `sgacodec info *.sga | head -1`."""
+    assert run("encode", "photos/a.png", "photos/a.sga", "--device", "cpu").exit_code == 0
     for line in (["info", *["a.sga"] * 2000], ["decode", "a.sga", "-", "-q"]):
         read, write = os.pipe()
         os.close(read)
@@ -282,9 +287,10 @@ def test_nobody_listens(photos: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
 @pytest.mark.parametrize("line", [["encode", "a.png", "-"], ["encode", "a.png", "/dev/full"], ["info", "a.sga"]])
-def test_a_full_disk_is_one_clear_line(photos: Path, line: list[str]) -> None:
-    """Else: the user looks for the fault in the image."""
-    subprocess.run([*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"], cwd=photos, check=True)
+def test_a_full_disk_is_one_clear_line(run: Run, photos: Path, line: list[str]) -> None:
+    """The message names the full disk, not the image."""
+    if line[0] == "info":
+        assert run("encode", "photos/a.png", "photos/a.sga", "--device", "cpu").exit_code == 0
     device = [] if line[0] == "info" else ["--device", "cpu"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -296,27 +302,30 @@ def test_a_full_disk_is_one_clear_line(photos: Path, line: list[str]) -> None:
 
 
 @posix
-def test_progress_is_for_terminals_only(photos: Path) -> None:
-    """Else: logs are full of escape sequences, or a user waits for minutes without a sign."""
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_for_terminals_only(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool) -> None:
+    """The bar is shown on a terminal only, and not with --quiet."""
     import pty
 
-    environment = {**os.environ, "FAKE_STEPS": "5", "TERM": "xterm", "COLUMNS": "100"}
-    line = [*FAKE, "encode", "a.png", "a.sga", "--device", "cpu"]
-    shown = []
-    for more in ([], ["-q"]):
-        parent, child = pty.openpty()
-        subprocess.run([*line, *more], cwd=photos, env=environment, stderr=child, stdout=child, check=True)
-        os.close(child)
-        text = b""
-        try:
-            while chunk := os.read(parent, 4096):
-                text += chunk
-        except OSError:
-            pass  # Linux says so when the other end is closed
-        os.close(parent)
-        shown.append(text.decode())
-    assert "0.500 bpp 30.00 dB" in shown[0]
-    assert "a.png → a.sga" in shown[0]
-    assert shown[1] == ""
-    done = subprocess.run(line, cwd=photos, env=environment, capture_output=True, check=True)
-    assert done.stderr == b""
+    monkeypatch.setenv("FAKE_STEPS", "3")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    line = ["encode", "photos/a.png", "a.sga", "--device", "cpu", *(["-q"] if quiet else [])]
+    parent, child = pty.openpty()
+    with open(child, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        main(line, standalone_mode=False)
+    shown = _all_of(parent)
+    assert ("0.500 bpp 30.00 dB" in shown) == (not quiet)
+    assert ("a.png → a.sga" in shown) == (not quiet)
+    assert run(*line).stderr == ""
+
+
+def _all_of(terminal: int) -> str:
+    """What was written to a pseudo-terminal whose other end is closed."""
+    text = b""
+    with os.fdopen(terminal, "rb", buffering=0) as stream, contextlib.suppress(OSError):  # Linux: EIO at the end
+        while chunk := stream.read(4096):
+            text += chunk
+    return text.decode()
