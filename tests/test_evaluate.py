@@ -1,4 +1,4 @@
-"""Sweeps, curves, reports and `sgacodec eval`: numbers that a user will quote, and hours not to be lost."""
+"""Sweeps, curves, reports and `sgacodec eval`."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ UNREADABLE_RED = 14  # value of the first pixel that the fake cannot encode
 
 
 class FakeCodec:
-    """Keeps the contract of sgacodec.api.Codec: pixels are quantised by a step that λ gives, and deflated.
+    """Has the interface of sgacodec.api.Codec: quantises pixels by a step that depends on λ, and deflates them.
 
-    "Refinement" takes one byte of padding off.
+    Files of method "none" are padded by one byte, so that "refinement" has a gain.
     """
 
     def __init__(self, model: str | None = None, device: str = "auto", model_id: str = "01020304") -> None:
@@ -48,7 +48,7 @@ class FakeCodec:
         pixels = picture.pixels
         if len(self.encoded) >= self.stop_after:
             raise KeyboardInterrupt
-        if pixels.shape[:2] != (64, 64):  # not the question which model there is
+        if pixels.shape[:2] != (64, 64):  # not the grey image of sweep._model_at
             self.encoded.append((int(pixels.sum()), settings))
         if pixels[0, 0, 0] == UNREADABLE_RED:
             raise RuntimeError("not enough\nmemory")
@@ -102,7 +102,7 @@ def lines(table: Path) -> list[str]:
 
 
 def test_rows_are_of_the_real_files(images: dict[str, Path], tmp_path: Path) -> None:
-    """Lost: the table would say what the encoder hopes, not what a user who decodes the file gets."""
+    """Guards against rates and PSNR that are not those of the files."""
     codec = FakeCodec()
     measured = sweep.run(codec, images, ALL, tmp_path / "out")
     files = {file: file.stat().st_size for file in (tmp_path / "out" / "files").rglob("*.sga")}
@@ -129,7 +129,7 @@ def test_rows_are_of_the_real_files(images: dict[str, Path], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("keep", [0, 5, 200, 700, -1])
 def test_killed_sweep_continues_where_it_stopped(images: dict[str, Path], table: Path, keep: int) -> None:
-    """Lost: hours of refinement, or a table with half a row that nothing can read."""
+    """Guards against measuring everything again, and against incomplete rows."""
     whole = sweep.run(FakeCodec(), images, ALL, table.parent)
     content = table.read_bytes()
     table.write_bytes(content[:keep])
@@ -144,7 +144,7 @@ def test_killed_sweep_continues_where_it_stopped(images: dict[str, Path], table:
 
 
 def test_interrupted_sweep_has_written_every_row_that_it_measured(images: dict[str, Path], table: Path) -> None:
-    """Lost: Ctrl-C after an hour would throw the hour away."""
+    """Guards against losing measurements on Ctrl-C."""
     codec = FakeCodec()
     codec.stop_after = 4
     with pytest.raises(KeyboardInterrupt):
@@ -156,7 +156,7 @@ def test_interrupted_sweep_has_written_every_row_that_it_measured(images: dict[s
 
 
 def test_finished_sweep_measures_nothing_again(images: dict[str, Path], table: Path) -> None:
-    """Lost: adding one λ to a study would cost the whole study."""
+    """Guards against measuring existing rows again."""
     sweep.run(FakeCodec(), images, ALL, table.parent)
     codec = FakeCodec()
     sweep.run(codec, images, [*ALL, replace(ALL[-1], steps=51)], table.parent)
@@ -165,7 +165,7 @@ def test_finished_sweep_measures_nothing_again(images: dict[str, Path], table: P
 
 
 def test_another_model_crop_or_image_is_measured_again(images: dict[str, Path], table: Path) -> None:
-    """Lost: a better model, or an edited image, would be reported with the numbers of the old one."""
+    """Guards against reporting old rows for a new model, crop or image."""
     sweep.run(FakeCodec(), images, ALL[:1], table.parent)
     codec = FakeCodec(model_id="0a0b0c0d")
     measured = sweep.run(codec, images, ALL[:1], table.parent)
@@ -185,27 +185,27 @@ def test_another_model_crop_or_image_is_measured_again(images: dict[str, Path], 
 
 
 def test_one_bad_image_does_not_stop_the_rest(tmp_path: Path, images: dict[str, Path]) -> None:
-    """Lost: image 17 of 24 would end a night's work; or curves would compare means over different images."""
+    """Guards against sweeps that end at the first error."""
     broken = tmp_path / "images" / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnonsense")
     greedy = tmp_path / "images" / "greedy.png"
     Image.new("RGB", (30, 30), (UNREADABLE_RED, 0, 0)).save(greedy)
-    said: list[str] = []
+    calls: list[str] = []
     measured = sweep.run(
         FakeCodec(),
         images | {"broken.png": broken, "greedy.png": greedy},
         ALL,
         tmp_path / "out",
-        progress=lambda name, why: said.append(f"{name} {why}"),
+        progress=lambda name, error: calls.append(f"{name} {error}"),
     )
     assert len(measured.rows) == 3 * len(ALL)
     assert set(measured.failed) == {"broken.png", "greedy.png"}
     assert measured.failed["greedy.png"] == "not enough memory"  # one line
-    assert len(said) == 5 * len(ALL)
+    assert len(calls) == 5 * len(ALL)
 
 
 def test_full_disk_ends_the_sweep(images: dict[str, Path], table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost: a night of encoding of which nothing is kept."""
+    """Guards against encoding on when results cannot be written."""
 
     def full(path: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
@@ -218,7 +218,7 @@ def test_full_disk_ends_the_sweep(images: dict[str, Path], table: Path, monkeypa
 
 
 def test_metadata_and_transparency_cost_no_rate(tmp_path: Path) -> None:
-    """Lost: our bpp would hold a camera's ICC profile, which the published curves do not count."""
+    """Published curves do not include metadata in the rate."""
     pixels = np.full((20, 20, 4), 200, np.uint8)
     pixels[:5, :, 3] = 0
     for name, extra in (("bare", {}), ("rich", {"icc_profile": bytes(900)})):
@@ -229,7 +229,7 @@ def test_metadata_and_transparency_cost_no_rate(tmp_path: Path) -> None:
 
 
 def test_names_tell_images_apart(tmp_path: Path) -> None:
-    """Lost: two photos called 1.png would share a row, and one would never be measured."""
+    """Guards against two files with the same name sharing a row."""
     for folder in ("a/x", "a/y", "b"):
         write_image(tmp_path / folder / "1.png", 1)
     (tmp_path / "b" / "notes.txt").write_text("not an image")
@@ -243,14 +243,14 @@ def test_names_tell_images_apart(tmp_path: Path) -> None:
 
 
 def test_crop_is_from_the_centre() -> None:
-    """Lost: a study on crops could not be repeated with another program."""
+    """The crop is centred, and shorter axes stay whole."""
     pixels = np.arange(7 * 9 * 3, dtype=np.uint8).reshape(7, 9, 3)
     assert np.array_equal(sweep.centre(pixels, 3), pixels[2:5, 3:6])
     assert np.array_equal(sweep.centre(pixels, 8), pixels[:, :8])
 
 
 def test_grid_measures_no_setting_twice() -> None:
-    """Lost: time, for "none" does not depend on the steps; and an impossible wish must be an error at once."""
+    """Method "none" does not depend on the steps; invalid combinations are an error."""
     grid = sweep.settings_grid([0.01, 0.01], ["none", "ssl", "ssl"], [10, 20], classes=3, seed=5)
     assert [(s.method, s.steps, s.classes, s.seed) for s in grid[1:]] == [("ssl", 10, 3, 5), ("ssl", 20, 3, 5)]
     assert grid[0].method == "none"
@@ -260,7 +260,7 @@ def test_grid_measures_no_setting_twice() -> None:
 
 @pytest.mark.parametrize("damage", ["other\tcolumns\n", "row"])
 def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str, Path], damage: str) -> None:
-    """Lost: somebody else's results.tsv, or a silent gap in ours."""
+    """Guards against overwriting other files, and against ignoring damaged rows."""
     if damage == "row":
         sweep.run(FakeCodec(), images, ALL[:1], table.parent)
         damage = table.read_text().replace("photo1.png\t", "photo1.png\tx", 1)
@@ -276,7 +276,7 @@ def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str
 
 
 def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path) -> None:
-    """Lost: the curve that we publish would not follow from the table that we publish."""
+    """Guards against means that do not follow from the table."""
     measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
     result = summary.summarise(measured, [], tmp_path / "out")
     assert len(result.points) == len(ALL)
@@ -296,7 +296,7 @@ def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path
 
 
 def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path], tmp_path: Path) -> None:
-    """Lost: a curve whose points are means over different images: its BD-rate would be nonsense."""
+    """Guards against curves whose points are means over different images."""
     measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
     measured.rows.remove(next(r for r in measured.rows if r["name"] == "photo2.png"))
     result = summary.summarise(measured, [], tmp_path / "out")
@@ -305,7 +305,7 @@ def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path]
 
 
 def test_unfinished_table_is_no_curve(images: dict[str, Path], table: Path) -> None:
-    """Lost: an anchor over 3 of 24 images would pass for the real one."""
+    """Guards against anchors over a part of the images."""
     sweep.run(FakeCodec(), images, ALL, table.parent)
     table.write_text("\n".join(lines(table)[:-1]) + "\n")
     with pytest.raises(ValueError, match=r"unfinished sweep.*photo2\.png"):
@@ -313,7 +313,7 @@ def test_unfinished_table_is_no_curve(images: dict[str, Path], table: Path) -> N
 
 
 def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
-    """Lost: "Infinity" is not JSON, and a mean with infinity in it hides every other image."""
+    """ "Infinity" is not valid JSON, and would make the mean infinite."""
     path = tmp_path / "flat.png"
     Image.new("RGB", (30, 30), (6, 6, 6)).save(path)  # the middle of a quantisation cell
     other = write_image(tmp_path / "other.png", 3)
@@ -327,7 +327,7 @@ def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
 
 
 def test_curves_of_two_models_are_kept_apart(images: dict[str, Path], table: Path) -> None:
-    """Lost: a zigzag between the old model's points and the new one's."""
+    """Guards against one curve through the points of two models."""
     for model_id in ("01020304", "0a0b0c0d"):
         sweep.run(FakeCodec(model_id=model_id), images, ALL[:3], table.parent)
     loaded = curves.load_curves(table)
@@ -337,7 +337,7 @@ def test_curves_of_two_models_are_kept_apart(images: dict[str, Path], table: Pat
 
 @pytest.mark.parametrize("key", ["psnr", "psnr-rgb"])
 def test_curve_from_json(tmp_path: Path, key: str) -> None:
-    """Lost: half of the published result files."""
+    """Published files use either key."""
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"name": "X", "results": {"bpp": [2, 1], key: [35, 30], "ms-ssim-rgb": [1, 1]}}))
     assert curves.load_curves(path) == [Curve("X", (1.0, 2.0), (30.0, 35.0))]
@@ -345,7 +345,7 @@ def test_curve_from_json(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("text", ["0.2, 30\n0.1, 27\n", "bpp,psnr\n0.1,27\n0.2,30", "# bpp psnr\n0.1,27\n\n0.2,30\n"])
 def test_curve_from_csv(tmp_path: Path, text: str) -> None:
-    """Lost: curves read off a paper's figure or a spreadsheet."""
+    """Headers, comments, empty lines and unsorted points are accepted."""
     path = tmp_path / "x.csv"
     path.write_text(text)
     assert curves.load_curves(path) == [Curve("x", (0.1, 0.2), (27.0, 30.0))]
@@ -365,7 +365,7 @@ def test_curve_from_csv(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_file_that_holds_no_curve_is_an_error_that_names_it(tmp_path: Path, name: str, text: str) -> None:
-    """Lost: a traceback, or a comparison with half a curve."""
+    """Guards against tracebacks and against partial curves."""
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(name)) as error:
         curves.load_curves(tmp_path / name)
@@ -373,7 +373,7 @@ def test_file_that_holds_no_curve_is_an_error_that_names_it(tmp_path: Path, name
 
 
 def test_comparison_without_overlap_is_a_note() -> None:
-    """Lost: one unsuitable anchor would keep the user from all other numbers."""
+    """Guards against one anchor without overlap ending the evaluation."""
     low, high = Curve("low", (0.1, 0.2), (25.0, 28.0)), Curve("high", (0.15, 0.9), (35.0, 40.0))
     (found,) = curves.compare([low], [high])
     assert found.bd_rate is None
@@ -384,7 +384,7 @@ def test_comparison_without_overlap_is_a_note() -> None:
 
 
 def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path], tmp_path: Path) -> None:
-    """Lost: a report that cannot be mailed, or that says something else than the table."""
+    """The report is self-contained and has the numbers of the table."""
     out = tmp_path / "out"
     measured = sweep.run(FakeCodec(), images, ALL, out)
     anchor = Curve("<b>JPEG</b>", (0.5, 20.0), (10.0, 60.0))
@@ -421,7 +421,7 @@ def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("sgacodec.api.Codec", FakeCodec)
     yield
-    batch.open_codec.cache_clear()  # or the tests after these would get the fake
+    batch.open_codec.cache_clear()  # later tests need the real codec
 
 
 def run(*arguments: object) -> Any:
@@ -430,7 +430,7 @@ def run(*arguments: object) -> Any:
 
 @pytest.mark.usefixtures("fake", "images")
 def test_command_writes_everything_and_prints_the_deltas(tmp_path: Path) -> None:
-    """Lost: the one command that shows whether the codec is worth anything."""
+    """All files are written, and the terminal shows the same numbers."""
     out = tmp_path / "out"
     (tmp_path / "anchor.csv").write_text("0.5,10\n20,60\n")
     arguments = (tmp_path / "images", "--lambda", "0.0016,0.0075", "--lambda", 0.03, "--method", "none")
@@ -452,19 +452,19 @@ def test_command_writes_everything_and_prints_the_deltas(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("fake", "images")
-def test_command_tells_that_an_image_failed(tmp_path: Path) -> None:
-    """Lost: a script would take the numbers of 3 images for those of 4."""
+def test_command_reports_a_failed_image(tmp_path: Path) -> None:
+    """Guards against exit code 0 for incomplete results."""
     (tmp_path / "images" / "broken.png").write_bytes(b"nonsense")
     result = run(tmp_path / "images", "--lambda", 0.01, "--method", "none", "--no-plot", "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert result.stderr.count("broken.png") == 2  # its row and its path, said once
+    assert result.stderr.count("broken.png") == 2  # name and path, in one message
     assert not (tmp_path / "out" / "rd.png").exists()
     assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.usefixtures("fake", "images")
 def test_command_with_nothing_that_can_be_read(tmp_path: Path) -> None:
-    """Lost: a traceback in place of what is wrong."""
+    """Guards against a traceback when no image is readable."""
     (tmp_path / "broken.png").write_bytes(b"nonsense")
     result = run(tmp_path / "broken.png", "--lambda", 0.01, "--out", tmp_path / "out")
     assert result.exit_code == 1
@@ -482,11 +482,11 @@ def test_command_with_nothing_that_can_be_read(tmp_path: Path) -> None:
         (["--steps", "-1"], "negative"),
         (["--method", "atanh", "--classes", "3"], "two classes"),
         (["--against", "photo.txt"], "does not exist"),
-        (["--lambda", ","], "nothing"),
+        (["--lambda", ","], "list is empty"),
     ],
 )
 def test_wrong_usage_is_found_before_anything_is_measured(tmp_path: Path, arguments: list[str], why: str) -> None:
-    """Lost: an hour, at whose end a misspelt anchor is found."""
+    """Guards against usage errors that are found after the measurement."""
     result = run(tmp_path / "images", "--out", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert why in result.stderr

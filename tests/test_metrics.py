@@ -1,4 +1,4 @@
-"""Metrics and Bjøntegaard deltas: the numbers a paper or a README would quote."""
+"""Image quality metrics and Bjøntegaard deltas."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scaled(factor: float, gain: float = 0.0) -> Curve:
 
 
 def test_psnr_of_known_errors() -> None:
-    """Lost: every dB we quote."""
+    """PSNR follows from its definition."""
     assert metrics.psnr(constant(0), constant(255)) == pytest.approx(0, abs=1e-12)
     assert metrics.psnr(constant(100), constant(101)) == pytest.approx(20 * math.log10(255))
     a, b = constant(10), constant(10)
@@ -64,19 +64,19 @@ def test_psnr_of_known_errors() -> None:
 
 
 def test_psnr_does_not_wrap_around() -> None:
-    """Lost: a black pixel decoded as white would count as an error of 1 in 8-bit arithmetic."""
+    """Guards against differences in 8-bit arithmetic."""
     assert metrics.psnr(constant(0), constant(255)) == metrics.psnr(constant(255), constant(0))
 
 
 @pytest.mark.parametrize("other", [constant(0, 8, 9), constant(0).astype(np.float32), np.zeros((8, 8), np.uint8)])
-def test_psnr_refuses_what_it_cannot_compare(other: np.ndarray) -> None:
-    """Lost: a broadcast or a 0..1 image would give a number that means nothing."""
+def test_psnr_of_other_shapes_or_types_is_an_error(other: np.ndarray) -> None:
+    """Guards against broadcasting and against other pixel ranges."""
     with pytest.raises(ValueError, match=r"shape|uint8"):
         metrics.psnr(constant(0), other)
 
 
 def test_ms_ssim_is_one_for_equal_images_falls_with_noise_and_is_none_when_undefined() -> None:
-    """Lost: a sweep over thumbnails would crash, or a table would show a number where none exists."""
+    """Sweeps include images that are too small for MS-SSIM."""
     rng = np.random.default_rng(1)
     small = rng.integers(0, 256, (161, 170, 3), dtype=np.uint8)
     noisy = np.clip(small.astype(int) + rng.normal(0, 20, small.shape), 0, 255).astype(np.uint8)
@@ -90,7 +90,7 @@ def test_ms_ssim_is_one_for_equal_images_falls_with_noise_and_is_none_when_undef
 
 
 def test_ms_ssim_of_tensors_is_one_value_per_image_and_has_a_gradient() -> None:
-    """Lost: refinement for MS-SSIM would optimise another measure than the one that is reported."""
+    """Refinement optimises the measure that is reported."""
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (2, 161, 170, 3), dtype=np.uint8)
     noisy = np.clip(images + rng.normal(0, [[[[10]]], [[[40]]]], images.shape), 0, 255).astype(np.uint8)
@@ -106,7 +106,7 @@ def test_ms_ssim_of_tensors_is_one_value_per_image_and_has_a_gradient() -> None:
 
 
 def test_rd_loss_is_the_encoders_objective() -> None:
-    """Lost: the losses in a table would not be those that the encoder promises never to worsen."""
+    """Tables contain the loss that the encoder minimises."""
     error = metrics.mse(constant(100), constant(102))  # 4 in units of 0..255
     assert metrics.rd_loss(0.5, error, 0.01) == pytest.approx(0.54)
 
@@ -123,25 +123,25 @@ def test_bd_rate_of_published_curves_is_as_published(curve: Curve, anchor: Curve
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.25])
 def test_bd_rate_of_a_shifted_curve(factor: float) -> None:
-    """Lost: the sign or the size of what we claim to save."""
+    """A factor of all rates is the BD-rate."""
     assert metrics.bd_rate(scaled(factor), BASE) == pytest.approx(100 * (factor - 1), abs=1e-9)
 
 
 def test_bd_psnr_of_a_raised_curve() -> None:
-    """Lost: the sign or the size of what we claim to gain."""
+    """An offset of all PSNR values is the BD-PSNR."""
     assert metrics.bd_psnr(scaled(1, 0.5), BASE) == pytest.approx(0.5)
     assert metrics.bd_psnr(BASE, scaled(1, 0.5)) == pytest.approx(-0.5)
 
 
 def test_order_and_repetition_of_points_do_not_matter() -> None:
-    """Lost: CompressAI lists some codecs from good to bad; their BD-rate would be wrong or an error."""
+    """CompressAI lists the points of some codecs in falling order."""
     curve = scaled(0.9)
     turned = Curve("turned", curve.bpp[::-1] + curve.bpp[:1], curve.psnr[::-1] + curve.psnr[:1])
     assert metrics.bd_rate(turned, BASE) == pytest.approx(metrics.bd_rate(curve, BASE))
 
 
-def test_range_that_bd_rate_is_taken_over() -> None:
-    """Lost: the reader could not know that a BD-rate speaks of low rates only."""
+def test_psnr_range_of_bd_rate() -> None:
+    """Reports show the PSNR range beside each BD-rate."""
     part = Curve("part", BASE.bpp[:4], BASE.psnr[:4])
     assert metrics.shared_psnr(part, BASE) == (BASE.psnr[0], BASE.psnr[3])
 
@@ -158,12 +158,12 @@ def test_range_that_bd_rate_is_taken_over() -> None:
     ],
 )
 def test_curves_that_cannot_be_compared_are_an_error(curve: Curve, why: str) -> None:
-    """Lost: a NaN, or an extrapolated number that looks like a result."""
+    """Guards against NaN and against extrapolation."""
     with pytest.raises(ValueError, match=why):
         metrics.bd_rate(curve, BASE)
 
 
-def test_bd_psnr_needs_a_shared_rate() -> None:
-    """Lost: the same for BD-PSNR."""
+def test_bd_psnr_needs_overlapping_rates() -> None:
+    """Guards against extrapolation of BD-PSNR."""
     with pytest.raises(ValueError, match="share no rate"):
         metrics.bd_psnr(scaled(100), BASE)

@@ -1,4 +1,4 @@
-"""Training: hours of work must neither be lost nor be irreproducible, and what comes out must be a model."""
+"""Training: exact resume, the objective, export, errors, and `sgacodec train`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ from sgacodec.networks import architecture as networks
 from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
-from sgacodec.training.checkpoint import Recipe, State, TrainingError, load_checkpoint, save_checkpoint, start
+from sgacodec.training.checkpoint import State, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch
 from sgacodec.training.data import DataError, read_photographs, split
 from sgacodec.training.export import export_checkpoint
+from sgacodec.training.initial import initial_model
 from sgacodec.training.loop import progress, step, train
-from sgacodec.training.model import forward, initial_model
+from sgacodec.training.objective import forward
+from sgacodec.training.optimizer import set_learning_rate
+from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 
 CPU = torch.device("cpu")
 TINY = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
@@ -43,7 +46,7 @@ RECIPE = Recipe("tiny", steps=40, batch=2, crop=64, warmup=5)
 
 
 def photograph(seed: int, height: int = 160, width: int = 192) -> Tensor:
-    """Something like a photograph, (3, H, W) uint8."""
+    """Smooth noise with the spectrum of a photograph, (3, H, W) uint8."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.zeros(1, 3, height, width)
     for scale, contrast in ((48, 0.5), (16, 0.25), (4, 0.1), (1, 0.03)):
@@ -66,14 +69,14 @@ def crops() -> Crops:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> State:
-    """Forty steps straight."""
+    """A run of 40 steps without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(networks.ARCHITECTURES, "tiny", TINY)
         return train(start(RECIPE, crops, CPU), crops, CPU, tmp_path_factory.mktemp("run") / "straight.ckpt")
 
 
 def same(a: State, b: State) -> bool:
-    """Whether two runs are in the same state, to the bit."""
+    """Whether two states are bit-identical."""
     ours, theirs = (
         [*s.model.state_dict().values(), *s.ema.state_dict().values(), s.data.get_state(), s.noise.get_state()]
         for s in (a, b)
@@ -87,8 +90,8 @@ def same(a: State, b: State) -> bool:
 # ------------------------------------------------------------------------------------------------------ resume
 
 
-def test_twenty_and_twenty_steps_are_forty(tmp_path: Path, crops: Crops, trained: State) -> None:
-    """Else: an interrupted run is another run, and nobody can repeat it."""
+def test_interrupted_run_resumes_exactly(tmp_path: Path, crops: Crops, trained: State) -> None:
+    """An interrupted run gives the same weights as an uninterrupted one."""
     begun = start(RECIPE, crops, CPU)
     train(begun, crops, CPU, tmp_path / "a.ckpt", tick=lambda s: s.step < 20)
     assert begun.step == 20
@@ -97,8 +100,8 @@ def test_twenty_and_twenty_steps_are_forty(tmp_path: Path, crops: Crops, trained
     assert same(train(resumed, crops, CPU, tmp_path / "a.ckpt"), trained)
 
 
-def test_a_new_process_goes_on_exactly(tmp_path: Path, crops: Crops, trained: State) -> None:
-    """Else: a run that survives a crash of the machine is another run."""
+def test_new_process_resumes_exactly(tmp_path: Path, crops: Crops, trained: State) -> None:
+    """Resuming in a new process is exact, too."""
     begun = start(RECIPE, crops, CPU)
     train(begun, crops, CPU, tmp_path / "a.ckpt", tick=lambda s: s.step < 37)
     program = f"""
@@ -115,7 +118,7 @@ def test_a_new_process_goes_on_exactly(tmp_path: Path, crops: Crops, trained: St
 
 
 def test_the_schedule_can_be_extended(tmp_path: Path, crops: Crops) -> None:
-    """Else: a model that would gain from more training has to be started again."""
+    """A finished run can be continued with more steps."""
     state = start(replace(RECIPE, steps=10), crops, CPU)
     train(state, crops, CPU, tmp_path / "a.ckpt")
     assert progress(state) == 1
@@ -128,7 +131,7 @@ def test_the_schedule_can_be_extended(tmp_path: Path, crops: Crops) -> None:
 
 
 def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, trained: State) -> None:
-    """Else: the weights that were trained for hours before it changed cannot be trained further."""
+    """Checkpoints without the newer fields are still read."""
     save_checkpoint(trained, tmp_path / "a.ckpt")
     record = torch.load(tmp_path / "a.ckpt", weights_only=True)
     del record["crops"]
@@ -147,7 +150,7 @@ def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, trained: State) -
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-mshyper"])
 def test_training_lowers_the_loss(name: str, crops: Crops) -> None:
-    """Else: it does not train."""
+    """The loss falls, from a reasonable initial value."""
     recipe = replace(RECIPE, architecture=name, batch=4, warmup=1, lr=1e-3 if name == "tiny" else 3e-3, transforms=1.0)
     state = start(recipe, crops, CPU)
     x, anchor = crops.sample(12, 128, torch.Generator().manual_seed(9)), torch.arange(12) % 6
@@ -157,14 +160,14 @@ def test_training_lowers_the_loss(name: str, crops: Crops) -> None:
         return float(forward(state.model, x, anchor, torch.Generator().manual_seed(1)).loss)
 
     before = loss()
-    assert before < 60  # it starts at a sane rate and a sane distortion
+    assert before < 60  # reasonable initial rate and distortion
     for _ in range(40):
         step(state, crops, CPU)
     assert loss() < 0.93 * before
 
 
 def test_the_start_of_mshyper_has_the_wanted_scale(crops: Crops) -> None:
-    """Else: training starts at thousands of bits a pixel or at none, and takes hours to find back."""
+    """Guards against initial rates of thousands of bits per pixel, or of none."""
     x = crops.sample(8, 128, torch.Generator().manual_seed(2))
     model = initial_model(TINY_MSHYPER, x)
     with torch.no_grad():
@@ -173,21 +176,50 @@ def test_the_start_of_mshyper_has_the_wanted_scale(crops: Crops) -> None:
     assert y.mean(dim=(0, 2, 3)).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lite", {"batch": 8, "lr": 1e-3, "lr_end": 2e-5, "transforms": 0.3, "warmup": 600, "ema": 0.9995}),
+        ("mshyper-128", {"batch": 32, "lr": 2e-4, "lr_end": 2e-6, "transforms": 1.0, "warmup": 1000, "ema": 0.9999}),
+        ("mshyper-192", {"crop": 256, "final_crop": 384, "final_from": 0.85, "clip": 1.0}),
+    ],
+)
+def test_standard_recipes_are_those_of_the_documentation(name: str, expected: dict[str, Any]) -> None:
+    """The table in docs/models.md lists these values."""
+    recipe = standard_recipe(name, seed=7)
+    assert {key: getattr(recipe, key) for key in expected} == expected
+    assert (recipe.architecture, recipe.seed) == (name, 7)
+    with pytest.raises(TrainingError, match="unknown architecture"):
+        standard_recipe("huge")
+
+
+def test_learning_rate_schedule(crops: Crops) -> None:
+    """Linear warm-up, cosine decay to lr_end, and a lower rate for the transforms."""
+    state = start(replace(RECIPE, steps=100, warmup=5), crops, CPU)
+    rates = []
+    for number, done in ((0, 0.0), (4, 0.0), (50, 0.5), (100, 1.0)):
+        set_learning_rate(state.optimizer, state.recipe, number, done)
+        rates.append([group["lr"] for group in state.optimizer.param_groups])
+    expected = [2e-4, 1e-3, (1e-3 + 2e-5) / 2, 2e-5]
+    assert [rest for _, rest in rates] == pytest.approx(expected)
+    assert [transforms for transforms, _ in rates] == pytest.approx([0.3 * rate for rate in expected])
+
+
 def test_larger_crops_near_the_end(crops: Crops) -> None:
-    """Else: the recipe's last stage is silently left out."""
+    """The last stage of the recipe halves the batch and enlarges the crops."""
     state = start(replace(RECIPE, steps=10, batch=4, final_crop=128), crops, CPU)
     state.step = 8
     assert len(step(state, crops, CPU)[1]) == 4
     assert len(step(state, crops, CPU)[1]) == 2
 
 
-def test_a_gpu_would_cut_the_same_crops() -> None:
-    """Else: what is trained depends on where the photographs lie."""
+def test_batched_crops_equal_single_crops() -> None:
+    """Batched cropping gives the same crops as cropping one at a time."""
     images = [photograph(1), photograph(2, 400, 300), photograph(3, 60, 500)]
     crops = Crops(images, "cpu")
     windows = crops._draw(24, 128, torch.Generator().manual_seed(5))
     assert {w.side > 128 for w in windows} == {w.flip for w in windows} == {True, False}
-    batched = Crops(images, "meta")  # packs, as for any device that is no CPU
+    batched = Crops(images, "meta")  # packs the images, as every device but the CPU does
     assert batched.packed is not None
     flat = torch.cat([i.permute(1, 2, 0).reshape(-1, 3) for i in images])
     packed = replace(batched.packed, pixels=flat)
@@ -202,8 +234,8 @@ def test_a_gpu_would_cut_the_same_crops() -> None:
 # ------------------------------------------------------------------------------------------------------- export
 
 
-def test_the_exported_model_is_sound_and_its_ladder_rises(tmp_path: Path, trained: State) -> None:
-    """Else: what was trained cannot be used, or a higher λ gives a worse picture."""
+def test_exported_model_is_valid_and_its_ladder_rises(tmp_path: Path, trained: State) -> None:
+    """The exported model is valid, and rate and PSNR rise with λ."""
     photographs = [photograph(i) for i in range(3)]
     before = {k: v.clone() for k, v in trained.ema.state_dict().items()}
     model = export_checkpoint(trained, "tiny", photographs, {"licence": "MIT"})
@@ -226,7 +258,7 @@ def test_the_exported_model_is_sound_and_its_ladder_rises(tmp_path: Path, traine
 
 
 def test_gains_are_interpolated_in_the_logarithm(trained: State) -> None:
-    """Else: a λ between two anchors is not between them in rate."""
+    """Gains between two anchors are geometric means."""
     model = trained.model
     low, high = (torch.exp(model.log_gain_y[i]) for i in (1, 2))
     torch.testing.assert_close(model.gains(0.0032)[0], low)
@@ -235,13 +267,13 @@ def test_gains_are_interpolated_in_the_logarithm(trained: State) -> None:
     torch.testing.assert_close(model.gains(1.0)[0], torch.exp(model.log_gain_y[-1]))
 
 
-# ------------------------------------------------------------------------------------------------ bad weather
+# ------------------------------------------------------------------------------------------------------ errors
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, crops: Crops, trained: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Else: hours of training are lost to a disk that was full for a minute."""
+    """Guards against losing the previous checkpoint, and against ending the run."""
     path = tmp_path / "a.ckpt"
     save_checkpoint(trained, path)
     content = path.read_bytes()
@@ -257,13 +289,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     state = start(replace(RECIPE, steps=3), crops, CPU)
     with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match="No space left"):
         train(state, crops, CPU, path, save_every=0)
-    assert state.step == 3  # it went on
+    assert state.step == 3  # training continued
     assert "No space left" in caplog.text
     assert path.read_bytes() == content
 
 
-def test_lost_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops: Crops) -> None:
-    """Else: a diverged run overwrites the checkpoint it could be resumed from."""
+def test_diverged_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops: Crops) -> None:
+    """Guards against a diverged run overwriting its last good checkpoint."""
     state = start(RECIPE, crops, CPU)
     with torch.no_grad():
         state.model.log_gain_y.fill_(math.nan)
@@ -273,7 +305,7 @@ def test_lost_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops: Cr
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, trained: State) -> None:
-    """Else: a wrong file is a traceback, or silently another model."""
+    """Errors are one line and name the file."""
     path = tmp_path / "a.ckpt"
     save_checkpoint(trained, path)
     record = torch.load(path, weights_only=True)
@@ -290,7 +322,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, trained: State) -> None
 
 
 def test_bad_pictures_are_skipped_and_none_is_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Else: one damaged JPEG among thousands ends the run, or an empty folder starts one."""
+    """Damaged files are skipped with a warning; no photograph at all is an error."""
     (tmp_path / "sub").mkdir()
     with pytest.raises(DataError, match="no photograph"):
         read_photographs([tmp_path])
@@ -307,16 +339,16 @@ def test_bad_pictures_are_skipped_and_none_is_an_error(tmp_path: Path, caplog: p
     assert "empty.png" in caplog.text
 
 
-def test_a_photograph_keeps_its_side_of_the_split() -> None:
-    """Else: what judges the model in one run was learnt from in another."""
+def test_split_of_a_photograph_is_stable() -> None:
+    """Guards against validation photographs becoming training photographs of another run."""
     from sgacodec.training.data import Photograph
 
     many = [Photograph(f"{i}.jpg", torch.zeros(3, 1, 1)) for i in range(2000)]
-    learn, judge = split(many)
-    assert 25 < len(judge) < 80
-    assert len(learn) + len(judge) == 2000
-    assert {p.name for p in split(many[:500])[1]} <= {p.name for p in judge}
-    assert split(judge[:1])[0] == judge[:1]  # never nothing to learn from
+    training, validation = split(many)
+    assert 25 < len(validation) < 80
+    assert len(training) + len(validation) == 2000
+    assert {p.name for p in split(many[:500])[1]} <= {p.name for p in validation}
+    assert split(validation[:1])[0] == validation[:1]  # the training set is never empty
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -337,7 +369,7 @@ def run(*args: object) -> Result:
 
 
 def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) -> None:
-    """Else: nobody but its authors can train a model."""
+    """Training, resuming and exporting by the command line."""
     out = tmp_path / "mine.safetensors"
     common = ("--architecture", "tiny", "--batch", 2, "--crop", 64, "--device", "cpu")
     first = run(folder, "--out", out, "--steps", 3, "--validation", folder, "--licence", "CC0-1.0", *common)
@@ -367,8 +399,8 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) ->
     assert not (tmp_path / "other.ckpt").exists()
 
 
-def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path, folder: Path) -> None:
-    """Else: more hours for a model begin at nothing when its checkpoint is gone."""
+def test_run_starts_from_the_weights_of_a_model(tmp_path: Path, folder: Path) -> None:
+    """Without a checkpoint, training can start from the weights of a model."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     common = ("--batch", 2, "--crop", 64, "--device", "cpu", "-q")
     assert run(folder, "--out", first, "--steps", 30, "--architecture", "tiny", *common).exit_code == 0
@@ -382,23 +414,23 @@ def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path, folder: Path) 
     assert record["lr"] == pytest.approx(3e-4)
 
 
-def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: weights land in networks of another shape, or in a run that is not theirs."""
+def test_unsuitable_initial_weights_are_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against initial weights of another architecture."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     common = ("--batch", 2, "--crop", 64, "--device", "cpu", "-q")
     assert run(folder, "--out", first, "--steps", 1, "--architecture", "tiny", *common).exit_code == 0
     other = run(folder, "--out", second, "--steps", 1, "--architecture", "lite", "--init", first, *common)
-    assert (other.exit_code, "is of tiny" in other.stderr) == (2, True)
+    assert (other.exit_code, f"{first} is tiny" in other.stderr) == (2, True)
     both = run(folder, "--out", second, "--init", first, "--resume", tmp_path / "first.ckpt", *common)
-    assert (both.exit_code, "either --resume" in both.stderr) == (2, True)
+    assert (both.exit_code, "give either --resume" in both.stderr) == (2, True)
     monkeypatch.delitem(networks.ARCHITECTURES, "tiny")
     unknown = run(folder, "--out", second, "--steps", 1, "--init", first, *common)
-    assert (unknown.exit_code, "cannot be trained on" in unknown.stderr) == (1, True)
+    assert (unknown.exit_code, "cannot be trained further" in unknown.stderr) == (1, True)
     assert not second.exists()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else: who interrupts a run loses it."""
+def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C writes a checkpoint and names the option to continue."""
 
     def interrupted(state: State, *args: Any) -> Any:
         result = step(state, *args)
@@ -420,18 +452,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, folder: Path, monkey
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--steps", "3", "--minutes", "1"], 2, "either --steps or --minutes"),
-        ([], 2, "how long"),
-        (["--steps", "3", "--crop", "100"], 2, "multiple of 64"),
+        (["--steps", "3", "--minutes", "1"], 2, "give either --steps or --minutes"),
+        ([], 2, "give the length"),
+        (["--steps", "3", "--crop", "100"], 2, "not a multiple of 64"),
         (["--steps", "3", "--device", "cuda:99"], 2, "no such device"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),
-        (["--export-only", "a.ckpt", "--steps", "3"], 2, "trains nothing"),
+        (["--export-only", "a.ckpt", "--steps", "3"], 2, "does not train"),
     ],
 )
-def test_wrong_use_is_one_line(options: list[str], code: int, message: str, tmp_path: Path, folder: Path) -> None:
-    """Else: a mistake in a command is a traceback, after the photographs have been read."""
+def test_usage_errors_are_one_line(options: list[str], code: int, message: str, tmp_path: Path, folder: Path) -> None:
+    """Guards against tracebacks, and against usage errors that are found late."""
     result = run(folder, "--out", tmp_path / "mine.safetensors", *options)
     assert result.exit_code == code
     assert message in result.stderr

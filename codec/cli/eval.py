@@ -1,4 +1,4 @@
-"""`sgacodec eval`: rate and distortion over images; tables, plots and a report."""
+"""`sgacodec eval`: rate and distortion of images; tables, plots and a report."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 
 def _list_of(kind: Callable[[str], T], what: str) -> Callable[..., tuple[T, ...]]:
-    """Make a callback for an option that is given several times, or once with commas."""
+    """Callback of an option that can be repeated and takes comma-separated values; `what` names them in errors."""
 
     def split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[T, ...]:
         items = [item.strip() for value in values for item in value.split(",") if item.strip()]
         if not items:
-            raise click.BadParameter("nothing is listed")
+            raise click.BadParameter("the list is empty")
         try:
             return tuple(kind(item) for item in items)
         except ValueError:
@@ -65,7 +65,7 @@ def _steps(text: str) -> int:
     default=[",".join(map(str, ANCHORS))],
     show_default=True,
     callback=_list_of(_lambda, "numbers"),
-    help="Points of the curve (also several times).",
+    help="Points of the curve (can be repeated).",
 )
 @click.option(
     "--method",
@@ -75,7 +75,7 @@ def _steps(text: str) -> int:
     default=["none,ssl"],
     show_default=True,
     callback=_list_of(_method, "methods"),
-    help="Refinements to measure: " + ", ".join(METHODS) + ".",
+    help="Refinement methods: " + ", ".join(METHODS) + ".",
 )
 @click.option(
     "--steps",
@@ -84,13 +84,13 @@ def _steps(text: str) -> int:
     default=["500"],
     show_default=True,
     callback=_list_of(_steps, "whole numbers"),
-    help="Steps of refinement.",
+    help="Refinement steps.",
 )
 @options.classes
 @click.option(
     "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
-@click.option("--crop", metavar="SIZE", type=click.IntRange(1), help="Measure a square from each image's centre.")
+@click.option("--crop", metavar="SIZE", type=click.IntRange(1), help="Measure only a central square of this side.")
 @click.option("--model", metavar="NAME|PATH", help="Use this model.")
 @click.option(
     "--device",
@@ -111,10 +111,10 @@ def _steps(text: str) -> int:
     metavar="CURVE",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Curve to compare with: CompressAI's JSON, CSV (bpp, PSNR), or results.tsv of another sweep.",
+    help="Reference curve: CompressAI's JSON, CSV (bpp, PSNR), or results.tsv of another sweep.",
 )
 @click.option("--plot/--no-plot", default=True, show_default=True, help="Draw the R-D plot.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -132,11 +132,11 @@ def command(
     plot: bool,
     quiet: bool,
 ) -> None:
-    """Measure rate and distortion over IMAGES (files or folders), with real files.
+    """Measure rate and distortion of encoded files over IMAGES (files or folders).
 
-    Every image is encoded at every lambda, method and number of steps, written, and decoded from the file. A row
-    of results.tsv is written as soon as it is measured: the same command continues a sweep that was stopped.
-    Transparency and metadata are left out. --against prints BD-rate and BD-PSNR.
+    Every image is encoded at every lambda, method and number of steps, written, and decoded from the file. Each
+    measurement is appended to results.tsv at once: the same command continues an interrupted sweep. Transparency and
+    metadata are not coded. --against prints BD-rate and BD-PSNR.
 
     \b
     sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json
@@ -146,7 +146,7 @@ def command(
     from ..evaluate.curves import load_curves
     from ..evaluate.summary import summarise
 
-    speech = options.output(json=False, quiet=quiet, verbose=0)
+    console = options.output(json=False, quiet=quiet, verbose=0)
     try:
         found = sweep.find_images(images)
         grid = sweep.settings_grid(lmbdas, methods, steps, classes=classes, seed=seed)
@@ -156,16 +156,16 @@ def command(
     codec = batch.open_codec(model, device, 1)
 
     if crop is not None and anchors:
-        output.note(speech, "warning: --against is fair only if its curves are over the same crops")
-    said = set()
+        output.note(console, "warning: --against is comparable only if its curves were measured on the same crops")
+    reported = set()
 
-    def done(name: str, why: str | None) -> None:
-        if why is not None and name not in said:
-            said.add(name)
-            output.problem(speech, f"{name}: {why}")
-        output.file_done(speech)
+    def done(name: str, error: str | None) -> None:
+        if error is not None and name not in reported:
+            reported.add(name)
+            output.problem(console, f"{name}: {error}")
+        output.file_done(console)
 
-    with batch.stoppable(), output.progress(speech, "measure", len(found) * len(grid)), output.logged(speech):
+    with batch.stoppable(), output.progress(console, "measure", len(found) * len(grid)), output.logged(console):
         measured = sweep.run(codec, found, grid, out, crop=crop, progress=done)
     summary = summarise(measured, anchors, out)
     _write_report(summary, measured.rows, anchors, out, plot)
@@ -191,7 +191,7 @@ def _print(summary: Summary, out: Path) -> None:
 
     from ..evaluate import report
 
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a file is as wide as the table
+    terminal = Console(width=None if sys.stdout.isatty() else 160)  # 160: the table fits without wrapping
     if summary.points:
-        report.print_summary(summary, console)
-    console.print(f"{out / report.REPORT}", markup=False, highlight=False, soft_wrap=True)
+        report.print_summary(summary, terminal)
+    terminal.print(f"{out / report.REPORT}", markup=False, highlight=False, soft_wrap=True)

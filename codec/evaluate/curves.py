@@ -1,4 +1,4 @@
-"""R-D curves: from published files and from our own sweeps; how far one lies from another."""
+"""R-D curves from result files and from sweeps, and their Bjøntegaard deltas."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from .rows import Row, common_images, means, read_rows
 
 @dataclass(frozen=True)
 class Comparison:
-    """A curve against an anchor.
+    """Bjøntegaard deltas of a curve against an anchor.
 
     Attributes
     ----------
     curve, anchor : str
-        Their names.
-    bd_rate : float, optional
-        Percent; None where it is not defined.
-    bd_psnr : float, optional
-        dB; None where it is not defined.
+        Names of the curves.
+    bd_rate, bd_psnr : float, optional
+        Percent and dB; None if undefined.
     psnr_range : tuple of float, optional
-        What PSNR, in dB, the BD-rate is taken over.
+        PSNR in dB over which the BD-rate is integrated.
     note : str
-        Why a number is missing, or empty.
+        Reason why a value is undefined, or empty.
     """
 
     curve: str
@@ -43,16 +41,15 @@ class Comparison:
 def load_curves(path: Path | str) -> list[Curve]:
     """Load the R-D curves of a file.
 
-    CompressAI's JSON (``{"name": ..., "results": {"bpp": [...], "psnr-rgb": [...]}}``, or "psnr"), CSV of two
-    columns bpp, psnr (with or without a header), or what `sgacodec eval` writes: results.tsv (means over the
-    images) and results.json.
+    Formats: CompressAI's JSON (``{"name": ..., "results": {"bpp": [...], "psnr-rgb": [...]}}``, or "psnr"); CSV with
+    the columns bpp, psnr, with or without a header; the results.tsv and results.json of `sgacodec eval`.
 
     Raises
     ------
     ValueError
-        If the file is of another kind; the message is one line and names it.
+        If the file has another format; the message is one line and names the file.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -73,11 +70,11 @@ def load_curves(path: Path | str) -> list[Curve]:
 
 
 def curves_of(summary: Sequence[Row]) -> list[Curve]:
-    """Join the points of a sweep, as :func:`.rows.means` gives them, to curves over λ.
+    """Join the points of a sweep, as returned by :func:`.rows.means`, to curves over λ.
 
-    One curve a method, classes, steps, seed and crop. The model may change along a curve (``--model auto``),
-    but if one λ was measured with several models, each has its curve. A point without PSNR (identical images)
-    is left out.
+    There is one curve per combination of method, classes, steps, seed and crop. The model may change along a curve
+    (``--model auto``); if one λ was measured with several models, each model has its own curve. Points without PSNR
+    (identical images) are omitted.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for point in summary:
@@ -98,7 +95,7 @@ def curves_of(summary: Sequence[Row]) -> list[Curve]:
 
 
 def compare(curves: Iterable[Curve], anchors: Sequence[Curve]) -> list[Comparison]:
-    """Compare every curve with every anchor; a pair without overlap gives a note, not an error."""
+    """Compare every curve with every anchor; where a delta is undefined, `Comparison.note` has the reason."""
     comparisons = []
     for curve in curves:
         for anchor in anchors:
@@ -115,15 +112,15 @@ def compare(curves: Iterable[Curve], anchors: Sequence[Curve]) -> list[Compariso
 
 
 def _names(points: Sequence[Row]) -> list[str]:
-    """Name curves by what they are, saying only what tells them apart beyond method and steps."""
+    """Names of curves: method and steps, and whatever else distinguishes curves with the same method and steps."""
     names = []
     for point in points:
         words = [point["method"] if point["classes"] == 2 else f"{point['method']}-{point['classes']}"]
         if point["method"] != "none":
             words.append(f"{point['steps']} steps")
         for column, text in (("seed", "seed {}"), ("crop", "crop {}"), ("model", "{}"), ("model_id", "{}")):
-            alike = [p for p in points if (p["method"], p["steps"]) == (point["method"], point["steps"])]
-            if len({p[column] for p in alike}) > 1:
+            similar = [p for p in points if (p["method"], p["steps"]) == (point["method"], point["steps"])]
+            if len({p[column] for p in similar}) > 1:
                 words.append(text.format(point[column] or "none"))
         names.append(", ".join(words))
     return names
@@ -155,9 +152,9 @@ def _from_csv(path: Path) -> Curve:
             try:
                 rate, quality = (float(cell) for cell in cells)
             except ValueError as error:
-                if number == 1 and not points:  # a header
+                if number == 1 and not points:  # header
                     continue
-                raise ValueError(f"{path}, line {number}: not two numbers: bpp, psnr") from error
+                raise ValueError(f"{path}, line {number}: expected two numbers: bpp, psnr") from error
             points.append((rate, quality))
     points.sort()
     return Curve(path.stem, tuple(p[0] for p in points), tuple(p[1] for p in points))

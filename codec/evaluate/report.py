@@ -1,8 +1,8 @@
-"""A sweep for people: tables in the terminal, the R-D plot, and one HTML file with everything in it.
+"""Reports of a sweep: tables in the terminal, the R-D plot, and a self-contained HTML page.
 
 Summary ─► print_summary (terminal)
         ─► plot ─► rd.png, rd.svg
-        ─► html_report ─► report.html (the plot and the rows inside; no scripts, no other files)
+        ─► html_report ─► report.html (includes the plot and all rows; no scripts, no other files)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 REPORT, PLOTS = "report.html", ("rd.png", "rd.svg")
 
-# Heading, key of the row, format. The first columns say what was measured.
+# Heading, column of the row, number format.
 _POINT_COLUMNS = (
     ("method", "method", ""),
     ("classes", "classes", ""),
@@ -48,10 +48,10 @@ _IMAGE_COLUMNS = (
     *(column for column in _POINT_COLUMNS if column[0] not in ("images", "classes")),
     ("bytes", "bytes", ""),
 )
-_TERMINAL_COLUMNS = tuple(  # fits in 80 characters
+_TERMINAL_COLUMNS = tuple(  # at most 80 characters wide
     column for column in _POINT_COLUMNS if column[1] not in ("classes", "model", "images", "rd_loss_unrefined")
 )
-_TEXT = ("name", "method", "model")  # aligned left
+_TEXT = ("name", "method", "model")  # left-aligned
 
 _OURS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e1b", "#30343f")
 _ANCHORS = ("#8a8f98", "#b39c82", "#7d9d9c", "#a98ba8", "#9aa877", "#c08a8a")
@@ -77,7 +77,7 @@ th, td { padding: .28rem .6rem; text-align: right; }
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print the means, the Bjøntegaard deltas and what failed."""
+    """Print the means, the Bjøntegaard deltas and the images that are not included."""
     console.print(_rich_table(_TERMINAL_COLUMNS, summary.points))
     if summary.comparisons:
         table = Table("curve", "against", box=None, header_style="bold")
@@ -90,7 +90,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(note, style="dim", markup=False, highlight=False)
     if summary.left_out:
         names = ", ".join(summary.left_out)
-        console.print(f"left out of the means, as not every setting has them: {names}", markup=False)
+        console.print(f"not included in the means, as not measured at every setting: {names}", markup=False)
 
 
 def _rich_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Row]) -> Table:
@@ -122,9 +122,9 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def plot(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> Figure:
-    """Draw bpp against PSNR: `curves` in colour, `anchors` thin behind them.
+    """Draw bpp against PSNR: `curves` in colour, `anchors` as thin lines behind them.
 
-    The axes show what `curves` cover, and a little around it; anchors often reach much further.
+    The limits of the axes follow `curves` only, because anchors often cover a much larger range.
     """
     from matplotlib.figure import Figure
 
@@ -135,20 +135,20 @@ def plot(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> Figure:
         points = sorted(zip(curve.bpp, curve.psnr, strict=True))
         axes.plot(
             [rate for rate, _ in points], [quality for _, quality in points], color=colour, linestyle=dashes,
-            linewidth=1.2, zorder=2, label=_plain(curve.name),
+            linewidth=1.2, zorder=2, label=_escape_label(curve.name),
         )  # fmt: skip
     for i, curve in enumerate(curves):
         colour = _OURS[i % len(_OURS)]
         axes.plot(
             curve.bpp, curve.psnr, color=colour, marker="o", markersize=5, linewidth=2, zorder=3,
-            label=_plain(curve.name),
+            label=_escape_label(curve.name),
         )  # fmt: skip
     rates = [rate for curve in curves for rate in curve.bpp]
     qualities = [quality for curve in curves for quality in curve.psnr]
     if rates:
-        room = max(1.0, 0.08 * (max(qualities) - min(qualities)))
+        margin = max(1.0, 0.08 * (max(qualities) - min(qualities)))
         axes.set_xlim(0, 1.12 * max(rates))
-        axes.set_ylim(min(qualities) - room, max(qualities) + room)
+        axes.set_ylim(min(qualities) - margin, max(qualities) + margin)
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel("PSNR (dB)")
     axes.grid(color="#e5e7eb", linewidth=0.8)
@@ -159,8 +159,8 @@ def plot(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> Figure:
     return figure
 
 
-def _plain(name: str) -> str:
-    """A legend entry without matplotlib's markup: $ begins a formula, a leading _ hides the entry."""
+def _escape_label(name: str) -> str:
+    """A legend label without matplotlib's markup: $ starts a formula, a leading _ hides the label."""
     return name.replace("$", r"\$").lstrip("_") or "curve"
 
 
@@ -171,7 +171,7 @@ def save_plots(figure: Figure, out: Path) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as SVG, the same bytes each time."""
+    """The figure as SVG; deterministic."""
     import matplotlib
 
     stream = io.StringIO()
@@ -184,16 +184,15 @@ def _svg(figure: Figure) -> str:
 
 
 def html_report(summary: Summary, rows: Sequence[Row], figure: Figure | None, title: str) -> str:
-    """Return the report as one HTML page that needs no other file.
+    """The report as a self-contained HTML page.
 
     Parameters
     ----------
     summary : Summary
-        Means and comparisons.
     rows : sequence of Row
-        One an image and setting, for the table at the end.
+        One per image and setting, for the table at the end.
     figure : Figure, optional
-        The R-D plot; it becomes inline SVG.
+        The R-D plot, included as inline SVG.
     title : str
         Heading of the page.
     """
@@ -202,17 +201,17 @@ def html_report(summary: Summary, rows: Sequence[Row], figure: Figure | None, ti
     devices = ", ".join(sorted({row["device"] for row in rows}))
     versions = ", ".join(sorted({row["version"] for row in rows}))
     crops = sorted({row["crop"] for row in rows if row["crop"] is not None})
-    cut = f" · centre crop {', '.join(map(str, crops))}" if crops else ""
+    crop = f" · centre crop {', '.join(map(str, crops))}" if crops else ""
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{images} images{cut} · model {escape(models)} · {escape(devices)} · '
+        f'<p class="quiet">{images} images{crop} · model {escape(models)} · {escape(devices)} · '
         f"sgacodec {escape(versions)}</p>",
-        "<p>Rates are bytes of files; PSNR and MS-SSIM are of the 8-bit images decoded from them.</p>",
+        "<p>Rates are sizes of files; PSNR and MS-SSIM are of the decoded 8-bit images.</p>",
     ]
     body += [f'<p class="bad">{escape(f"{name}: {why}")}</p>' for name, why in summary.failed.items()]
     if summary.left_out:
         names = escape(", ".join(summary.left_out))
-        body.append(f'<p class="bad">Left out of the means, as not every setting has them: {names}</p>')
+        body.append(f'<p class="bad">Not included in the means, as not measured at every setting: {names}</p>')
     if figure is not None:
         svg = _svg(figure)
         body.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
@@ -221,7 +220,7 @@ def html_report(summary: Summary, rows: Sequence[Row], figure: Figure | None, ti
         body += [f'<p class="quiet">{escape(note)}</p>' for note in _notes(summary.comparisons)]
     body += ["<h2>Means over the images</h2>", _html_table(_POINT_COLUMNS, summary.points)]
     table = _html_table(_IMAGE_COLUMNS, rows)
-    body.append(f"<details><summary>Every image ({len(rows)} rows)</summary>{table}</details>")
+    body.append(f"<details><summary>All images ({len(rows)} rows)</summary>{table}</details>")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width">\n'

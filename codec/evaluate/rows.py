@@ -1,8 +1,8 @@
-"""The table of a sweep: one row an image and setting, in a TSV file that survives being cut off.
+"""The table of a sweep: one row per image and setting, in a TSV file.
 
-    append_row ─► results.tsv ─ repair, read_rows ─► rows ─ means ─► one row a setting
+    append_row ─► results.tsv ─ repair, read_rows ─► rows ─ means ─► one row per setting
 
-Rows are written one by one and flushed, so a killed sweep loses at most the row that was being written.
+Each row is flushed to the disk when it is written, so a killed sweep loses at most the row being written.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]  # a cell is str, int, float or None (unknown, undefined or infinite)
+Row = dict[str, Any]  # by column: str, int, float, or None (unknown, undefined or infinite)
 
 _TEXT = ("name", "device", "model", "model_id", "method", "image_id", "version")
 _WHOLE = ("pixels", "bytes", "level", "classes", "steps", "seed", "crop")
@@ -21,10 +21,10 @@ COLUMNS = (
     "pixels",
     "bytes",  # of the .sga file
     "bpp",  # 8·bytes/pixels
-    "psnr",  # dB, of the 8-bit image that the file decodes to; empty when identical
+    "psnr",  # dB, of the decoded 8-bit image; empty if identical to the original
     "ms_ssim",  # empty when a side is below 161 pixels
-    "rd_loss",  # λ·255²·MSE + bpp, of the same file and image
-    "rd_loss_unrefined",  # rd_loss and what the encoder says it gained; equal to rd_loss for method none
+    "rd_loss",  # λ·255²·MSE + bpp of the file
+    "rd_loss_unrefined",  # rd_loss plus the gain that the encoder reports; equal to rd_loss for method none
     "seconds_encode",
     "seconds_decode",
     "device",
@@ -36,26 +36,26 @@ COLUMNS = (
     "classes",
     "steps",
     "seed",
-    "crop",  # side of the square cut from the image's centre; empty when the image is whole
-    "image_id",  # the first 12 hex digits of the image file's SHA-256
+    "crop",  # side of the central square that was measured; empty for the whole image
+    "image_id",  # first 12 hex digits of the image file's SHA-256
     "version",  # of sgacodec
 )
-SETTING = ("lambda", "method", "classes", "steps", "seed", "crop", "model_id")  # what a mean is taken for
+SETTING = ("lambda", "method", "classes", "steps", "seed", "crop", "model_id")  # columns that identify a setting
 MEASURED = ("bpp", "psnr", "ms_ssim", "rd_loss", "rd_loss_unrefined", "seconds_encode", "seconds_decode")
 
 
 def key(row: Row) -> tuple[str, ...]:
-    """What makes a row the same measurement as another: image and setting, as they are written."""
+    """Image and setting of a row as they are written; equal for repeated measurements."""
     return tuple(_cell(row[column]) for column in ("name", "image_id", *SETTING))
 
 
 def rounded(row: Row) -> Row:
-    """Return the row as :func:`read_rows` will read it back, so that a resumed sweep ends in equal means."""
+    """The row with numbers rounded as in the file, so that resumed and uninterrupted sweeps give equal means."""
     return _parse([_cell(row[column]) for column in COLUMNS])
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row to the table and hand it to the operating system; a new table gets its header."""
+    """Append a row to the table and flush it to the disk; a new table begins with the header."""
     line = "\t".join(_cell(row[column]) for column in COLUMNS) + "\n"
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         if file.tell() == 0:
@@ -66,7 +66,7 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def repair(path: Path) -> None:
-    """Cut off a last line that was not written to its end. A missing file is fine."""
+    """Remove an incomplete last line; a missing file is not an error."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -106,9 +106,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def common_images(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
-    """Return the rows of the images that every setting has, and the names of the others.
+    """The rows of images that were measured at every setting, and the names of the other images.
 
-    A mean over 23 images beside one over 24 is not a curve, so whatever failed once is left out everywhere.
+    All points of a curve must be means over the same images.
     """
     rows = list(rows)
     names: dict[tuple[Any, ...], set[str]] = {}
@@ -119,16 +119,15 @@ def common_images(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
 
 
 def means(rows: Iterable[Row]) -> list[Row]:
-    """Average over the images of each setting, by method, steps and rising λ.
+    """Averages over the images of each setting, sorted by method, classes, steps and λ.
 
-    PSNR is the mean of the images' dB, bpp the mean of their bpp, as in CompressAI's published curves. A mean
-    over a None is None.
+    As in CompressAI's published curves, PSNR is averaged in dB, and bpp as the mean of the images' bpp. A mean that
+    includes a None is None.
 
     Returns
     -------
     list of Row
-        The columns of `SETTING` and `MEASURED`, and images (their number), bytes (their sum), model, level,
-        device.
+        With the columns of `SETTING` and `MEASURED`, and images (count), bytes (sum), model, level, device.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:

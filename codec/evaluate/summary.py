@@ -1,4 +1,4 @@
-"""A sweep in numbers that fit on a page: means, curves and Bjøntegaard deltas; results.json."""
+"""Summary of a sweep: means, curves and Bjøntegaard deltas; results.json."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SUMMARY = "results.json"
 
 @dataclass(frozen=True)
 class Summary:
-    """A sweep in numbers that fit on a page.
+    """Summary of a sweep.
 
     Attributes
     ----------
     points : list of Row
-        Means per setting over the images that every setting has.
+        Means of each setting over the images that were measured at every setting.
     curves : list of Curve
         The points, joined over λ.
     comparisons : list of Comparison
         Each curve against each anchor.
     left_out : list of str
-        Images that some setting lacks.
+        Images that were not measured at every setting.
     failed : dict
-        What went wrong, by image name.
+        Error messages by image name.
     """
 
     points: list[Row]
@@ -44,7 +44,7 @@ class Summary:
 def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
     """Average a sweep, compare its curves with `anchors`, and write ``out/results.json``.
 
-    Where there are several curves, they are also compared with the first (method none, if it is there).
+    Several curves are also compared with the first of them, which is of method "none" if that was measured.
     """
     rows, left_out = common_images(sweep.rows)
     points = means(rows)

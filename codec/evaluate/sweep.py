@@ -1,13 +1,12 @@
-"""R-D sweeps over real files: images × (λ, method, steps).
+"""R-D sweeps with encoded files: images × (λ, method, steps).
 
-    image ─► encode ─► files/<setting>/<image>.sga ─► read ─► decode ─► compare 8 bits ─► row of results.tsv
+    image ─► encode ─► files/<setting>/<image>.sga ─► read ─► decode ─► compare 8-bit pixels ─► row of results.tsv
 
-Nothing is estimated: the rate is the size of the file, the pixels are those decoded from it. What the published
-curves do not count is not counted here: transparency, ICC, EXIF and XMP are left out of the files.
+The rate is the size of the file, the distortion is that of the pixels decoded from it. Transparency, ICC, EXIF and XMP
+are not coded, because published curves do not include them.
 
-Rows are appended as they are measured. A sweep that was killed, run again with the same arguments, measures only
-what is missing; a row counts as done if its setting, model id and image (name and content) are the
-same.
+Rows are appended as they are measured. An interrupted sweep that is run again with the same arguments measures only the
+missing rows; an existing row is used if its setting, model id and image (name and content) are the same.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from .rows import Row, append_row, key, read_rows, repair, rounded
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif")
 TABLE, FILES = "results.tsv", "files"
-_PROBE = 64  # pixels a side: enough for one hyper-latent
+_PROBE = 64  # pixels a side of the image for `_model_at`: one hyper-latent
 
 
 class CodecLike(Protocol):
-    """What a sweep needs of :class:`sgacodec.api.Codec`."""
+    """The methods of :class:`sgacodec.api.Codec` that a sweep uses."""
 
     def encode(self, pictures: Sequence[Picture], settings: Settings) -> Sequence[Any]: ...
 
@@ -47,14 +46,14 @@ class CodecLike(Protocol):
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep measured.
+    """Results of a sweep.
 
     Attributes
     ----------
     rows : list of Row
-        One an image and setting of this sweep, old and new.
+        One per image and setting, measured now or read from the table.
     failed : dict
-        What went wrong, by image name.
+        Error messages by image name.
     """
 
     rows: list[Row]
@@ -62,9 +61,9 @@ class Sweep:
 
 
 def find_images(paths: Iterable[Path]) -> dict[str, Path]:
-    """Collect images by the name that their rows carry; folders are searched, also below.
+    """Collect images by the name that identifies them in the table; folders are searched recursively.
 
-    The name is that of the file, or with folders in front where two files share it.
+    The name is that of the file, preceded by as many parent folders as needed to be unique.
 
     Raises
     ------
@@ -92,7 +91,7 @@ def find_images(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def _absolute(path: Path) -> Path:
-    """The path from the root; a link keeps its own name."""
+    """The absolute path; symbolic links are not resolved."""
     return Path(os.path.abspath(path))
 
 
@@ -104,12 +103,12 @@ def settings_grid(
     classes: int = 2,
     seed: int = 0,
 ) -> list[Settings]:
-    """Return every combination once; method "none" has neither steps, classes nor a seed.
+    """All combinations without duplicates; method "none" has neither steps, classes nor a seed.
 
     Raises
     ------
     ValueError
-        If a combination is not possible.
+        If a combination is invalid.
     """
     steps, lmbdas = list(steps), list(lmbdas)
     grid = []
@@ -135,27 +134,27 @@ def run(
 ) -> Sweep:
     """Measure every image at every setting and append each row to ``out/results.tsv`` at once.
 
-    An image that cannot be read or coded does not stop the others; it is in `Sweep.failed`.
+    Images that cannot be read or coded are recorded in `Sweep.failed`; the sweep continues.
 
     Parameters
     ----------
     codec : Codec
         Encodes and decodes, one image at a time.
     images : mapping
-        Files by name, as from :func:`find_images`.
+        Files by name, as returned by :func:`find_images`.
     grid : sequence of Settings
-        As from :func:`settings_grid`.
+        As returned by :func:`settings_grid`.
     out : Path
-        Folder for the table and the .sga files; made if need be.
+        Folder for the table and the .sga files; created if missing.
     crop : int, optional
-        Measure only the square of this side in the middle of each image.
+        Measure only the central square of this side in pixels.
     progress : callable, optional
-        Called after each measurement with the image's name and what went wrong, or None.
+        Called after each measurement with the image's name, and an error message or None.
 
     Raises
     ------
     ValueError
-        If the table in `out` is damaged or of another version.
+        If the table in `out` is damaged or has other columns.
     OSError
         If `out` cannot be written.
     """
@@ -170,29 +169,29 @@ def run(
     for settings in grid:
         setting = _setting_cells(settings, crop) | models[settings.lmbda]
         for name, path in images.items():
-            why = None
+            message = None
             identity = identities[name] | setting
             row = known.get(key(identity))
             if row is None:
                 file = out / FILES / _slug(setting) / f"{name}.sga"
                 try:
                     row = rounded(identity | _measure(codec, path, settings, crop, file))
-                except OSError:  # a full disk: nothing that follows would be kept
+                except OSError:  # for example a full disk: later results would be lost, too
                     raise
-                except Exception as error:  # whatever it is, the other images are still wanted
-                    why = " ".join(str(error).split()) or type(error).__name__
-                    failed.setdefault(name, why)
+                except Exception as error:  # any error of one image; the others are still measured
+                    message = " ".join(str(error).split()) or type(error).__name__
+                    failed.setdefault(name, message)
                 else:
                     append_row(table, row)
             if row is not None:
                 rows.append(row)
             if progress is not None:
-                progress(name, why)
+                progress(name, message)
     return Sweep(rows, failed)
 
 
 def _measure(codec: CodecLike, path: Path, settings: Settings, crop: int | None, file: Path) -> Row:
-    """Encode an image to `file`, decode it from there, and return what was measured."""
+    """Encode an image to `file`, decode the file, and return the measured columns."""
     picture = replace(read_image(path), alpha=None, icc=None, exif=None, xmp=None)
     if crop is not None:
         picture = replace(picture, pixels=centre(picture.pixels, crop))
@@ -212,7 +211,7 @@ def _measure(codec: CodecLike, path: Path, settings: Settings, crop: int | None,
     bpp = 8 * len(data) / (height * width)
     report = encoded.report
     loss = metrics.rd_loss(bpp, error, settings.lmbda)
-    gain = float(report["rd_loss_unrefined"]) - float(report["rd_loss"])  # the encoder's: without the header
+    gain = float(report["rd_loss_unrefined"]) - float(report["rd_loss"])  # both exclude the header
     return {
         "pixels": height * width,
         "bytes": len(data),
@@ -232,14 +231,14 @@ def _measure(codec: CodecLike, path: Path, settings: Settings, crop: int | None,
 
 
 def centre(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Cut the square of `side` pixels from the middle of (H, W, 3); a shorter axis stays whole."""
+    """The central square of `side` pixels of (H, W, 3); an axis shorter than `side` is not cropped."""
     height, width = pixels.shape[:2]
     top, left = max(0, height - side) // 2, max(0, width - side) // 2
     return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
 def _image_id(path: Path) -> str:
-    """Hash a file's content, so that an edited image is measured again; empty if it cannot be read."""
+    """Hash of a file's content, by which an edited image is measured again; empty if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError:
@@ -247,7 +246,7 @@ def _image_id(path: Path) -> str:
 
 
 def _model_at(codec: CodecLike, lmbda: float) -> Row:
-    """Ask which model serves λ, by coding a small grey square with it."""
+    """The id of the model that the codec uses for λ, found by encoding a small grey image."""
     square = Picture(np.full((_PROBE, _PROBE, 3), 128, np.uint8))
     report = codec.encode([square], Settings(lmbda=lmbda, method="none"))[0].report
     return {"model_id": report["model_id"]}
@@ -266,7 +265,7 @@ def _setting_cells(settings: Settings, crop: int | None) -> Row:
 
 
 def _slug(setting: Row) -> str:
-    """Name a folder after a setting."""
+    """Folder name of a setting."""
     parts = [f"lambda{setting['lambda']:.8g}", setting["method"]]
     if setting["method"] != "none":
         parts += [f"classes{setting['classes']}", f"steps{setting['steps']}", f"seed{setting['seed']}"]

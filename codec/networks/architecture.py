@@ -50,7 +50,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class TrainingDefaults:
-    """Hyperparameters of training that suit a family; the meaning of each is in `training.checkpoint.Recipe`."""
+    """Hyperparameters of training that suit a family; the meaning of each is in `training.recipe.Recipe`."""
 
     batch: int
     lr: float

@@ -1,4 +1,4 @@
-"""Random crops with flips and down-scaling: one by one on a CPU, as two batched products on a GPU."""
+"""Random crops with flips and down-scaling: one at a time on a CPU, batched on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class _Window:
-    """A square of an image, which may reach over its right and lower edge."""
+    """A square of an image in pixels; beyond the right and the lower edge it is padded by replication."""
 
     image: int
     top: int
@@ -21,10 +21,16 @@ class _Window:
 
 
 class Crops:
-    """Random square crops, deterministic in the generator's state.
+    """A source of random square crops; the generator alone determines them, on any device.
 
-    Images stay uint8 on `device`. Half of the crops are down-scaled by 1 to 2, photographs smaller than a crop are
-    padded by replication. Which crops are cut does not depend on the device.
+    Half of the crops are down-scaled by a factor of 1 to 2 and half are flipped. Images smaller than a crop are padded
+    by replication.
+
+    Parameters
+    ----------
+    images : list of Tensor (3, H, W) uint8
+    device : device
+        Where the images are stored and crops are computed.
     """
 
     def __init__(self, images: list[Tensor], device: torch.device | str = "cpu") -> None:
@@ -33,7 +39,7 @@ class Crops:
         self.packed = None if self.device.type == "cpu" else _pack(images, self.device)
 
     def sample(self, batch: int, size: int, generator: torch.Generator) -> Tensor:
-        """A batch (B, 3, size, size) float32 in 0..1, channels-last. `generator` lives on the CPU."""
+        """Draw a batch (B, 3, size, size) float32 in 0..1, channels-last, with a generator of the CPU."""
         windows = self._draw(batch, size, generator)
         if self.packed is not None:
             return cut_batch(self.packed, self._table(windows), size)
@@ -53,7 +59,7 @@ class Crops:
         return windows
 
     def _table(self, windows: list[_Window]) -> Tensor:
-        """What `cut_batch` must know of each crop, (B, 7) int64 on the device, sent without waiting for it."""
+        """The table of `cut_batch`, (B, 7) int64, copied to the device without synchronisation."""
         assert self.packed is not None
         rows = []
         for w in windows:
@@ -63,7 +69,7 @@ class Crops:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to `device`; the host does not wait for a GPU's stream."""
+    """Copy a small CPU tensor to `device` without synchronisation."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -85,7 +91,7 @@ def cut(image: Tensor, w: _Window, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Packed:
-    """All images as one list of pixels (P, 3) uint8; `offsets` says where each begins."""
+    """All images as one list of pixels (P, 3) uint8; `offsets` holds the index of each image's first pixel."""
 
     pixels: Tensor
     offsets: list[int]
@@ -104,7 +110,7 @@ def _pack(images: list[Tensor], device: torch.device) -> Packed:
 
 
 def cut_batch(packed: Packed, table: Tensor, size: int) -> Tensor:
-    """The crops of a table at once: a gather, and down-scaling as two batched products with triangle filters.
+    """Cut and scale crops in a batch: a gather, then down-scaling by triangle filters as two batched products.
 
     Parameters
     ----------
@@ -114,18 +120,18 @@ def cut_batch(packed: Packed, table: Tensor, size: int) -> Tensor:
     Returns
     -------
     Tensor (B, 3, size, size) float32 in 0..1
-        Channels-last; equal to those of `cut` up to rounding.
+        Channels-last; equal to the results of `cut` up to rounding.
     """
     offset, height, width, top, left, side, flip = table.unbind(1)
-    reach = torch.arange(2 * size, device=table.device)
-    rows = torch.minimum(top[:, None] + reach, height[:, None] - 1)  # (B, 2·size)
-    columns = torch.minimum(left[:, None] + reach, width[:, None] - 1)
+    span = torch.arange(2 * size, device=table.device)
+    rows = torch.minimum(top[:, None] + span, height[:, None] - 1)  # (B, 2·size)
+    columns = torch.minimum(left[:, None] + span, width[:, None] - 1)
     index = (offset[:, None] + rows * width[:, None])[:, :, None] + columns[:, None, :]
     pixels = packed.pixels[index].float()  # (B, 2·size, 2·size, 3)
 
     scale = (side.float() / size)[:, None, None]
-    centre = (torch.arange(size, device=table.device)[:, None] + 0.5) * scale  # (B, size, 1)
-    filters = (1 - ((reach + 0.5) - centre).abs() / scale).clamp(min=0) * (reach < side[:, None, None])
+    centers = (torch.arange(size, device=table.device)[:, None] + 0.5) * scale  # (B, size, 1)
+    filters = (1 - ((span + 0.5) - centers).abs() / scale).clamp(min=0) * (span < side[:, None, None])
     filters = filters / filters.sum(2, keepdim=True)  # (B, size, 2·size)
     across = torch.where(flip[:, None, None] > 0, filters.flip(1), filters)
     down = torch.bmm(filters, pixels.flatten(2)).view(len(table), size, 2 * size, 3)

@@ -1,4 +1,4 @@
-"""Photographs for training: read once, kept as uint8, split into those to learn from and those to judge by."""
+"""Photographs for training and validation, read into memory as uint8."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-HELD_OUT = 40  # one photograph in so many is kept for validation
+HELD_OUT = 40  # about one photograph in 40 is held out for validation
 
 
 class DataError(ValueError):
-    """No usable photograph was found."""
+    """No usable photograph was found, or a source cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Photograph:
     Attributes
     ----------
     name : str
-        Path inside its folder or tar, the same wherever those lie.
+        Path relative to its folder or tar.
     pixels : Tensor (3, H, W) uint8
     """
 
@@ -41,7 +41,7 @@ class Photograph:
 
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of every picture in a folder (recursively), a tar, or a single file."""
+    """Name and content of every image file in a folder (recursively), in a tar, or of a single file."""
     if source.is_dir():
         for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
             yield path.relative_to(source).as_posix(), path.read_bytes()
@@ -56,19 +56,19 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]:
-    """Decode every photograph of `sources`; one that cannot be read is skipped with a warning.
+    """Decode all photographs of `sources`; files that cannot be decoded are skipped with a warning.
 
     Parameters
     ----------
     sources : list of Path
-        Folders (searched with their subfolders), tars, or single pictures.
+        Folders (searched recursively), tars, or single image files.
     min_side : int
-        Smaller photographs are skipped with a warning.
+        Photographs with a shorter side, in pixels, are skipped with a warning.
 
     Raises
     ------
     DataError
-        When a source does not exist or cannot be read, or nothing usable is left.
+        When a source does not exist or cannot be read, or no photograph is left.
     """
     found: list[Photograph] = []
     for source in sources:
@@ -79,7 +79,7 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
                 try:
                     with Image.open(io.BytesIO(content)) as opened:
                         pixels = np.array(opened.convert("RGB"))
-                except Exception as error:  # a damaged file can make Pillow raise nearly anything
+                except Exception as error:  # damaged files raise many types of error in Pillow
                     log.warning("skipped %s: %s", name, error)
                     continue
                 if min(pixels.shape[:2]) < min_side:
@@ -94,12 +94,15 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
 
 
 def split(photographs: list[Photograph]) -> tuple[list[Photograph], list[Photograph]]:
-    """(to learn from, held out): one in about HELD_OUT, chosen by the hash of its name.
+    """Split into training and validation photographs; about one in `HELD_OUT` is held out for validation.
 
-    So a photograph stays on its side whatever else is added. With few photographs none may be held out.
+    The hash of its name decides, so a photograph does not change sides when others are added. The validation set of few
+    photographs can be empty; the training set is not.
     """
-    sides: tuple[list[Photograph], list[Photograph]] = ([], [])
+    training: list[Photograph] = []
+    validation: list[Photograph] = []
     for photograph in photographs:
         digest = hashlib.sha256(photograph.name.encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") % HELD_OUT == 0].append(photograph)
-    return sides if sides[0] else (sides[1], sides[0])
+        held_out = int.from_bytes(digest[:8], "big") % HELD_OUT == 0
+        (validation if held_out else training).append(photograph)
+    return (training, validation) if training else (validation, [])

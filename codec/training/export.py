@@ -1,4 +1,4 @@
-"""From a trained model to a model file."""
+"""Export of a training run's averaged weights as a model file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..density import SCALE_BOUND, bits, gaussian_bits
-from ..hyperprior import GainedHyperprior, Hyperprior
-from ..metrics import psnr_of_mse
+from ..hyperprior import GainedHyperprior
 from ..models.export import export
 from ..models.level import Model
 from ..networks.architecture import HYPER_STRIDE
@@ -20,36 +18,12 @@ from ..pixels import pad
 from ..settings import LEVELS
 from .checkpoint import State
 
-_SAMPLES = 24  # photographs on which the range of the hyper-decoder's activations is measured
-
-
-@torch.no_grad()
-def estimate(model: Hyperprior, image: Tensor) -> tuple[float, float]:
-    """Estimated bpp and PSNR (dB) of the float model with hard rounding.
-
-    Parameters
-    ----------
-    image : Tensor (3, H, W) uint8
-        Cropped to multiples of 64; at least 64×64.
-    """
-    height, width = image.shape[1] // 64 * 64, image.shape[2] // 64 * 64
-    x = image[None, :, :height, :width].float() / 255
-    networks, density = model.networks, model.density
-    y = networks.g_a(x)
-    median = density.median[None, :, None, None]
-    z_hat = torch.round(networks.h_a(y) - median) + median
-    scale, mu = networks.h_s(z_hat).chunk(2, 1)
-    sigma = (scale.exp() if model.architecture.scale == "exp" else scale).clamp(min=SCALE_BOUND)
-    v = torch.round(y - mu)
-    rate = bits(density.likelihood(z_hat)).sum() + gaussian_bits(v, sigma).sum()
-    x_hat = (networks.g_s(v + mu).clamp(0, 1) * 255).round() / 255
-    mse = (x - x_hat).square().mean()
-    return float(rate) / (height * width), psnr_of_mse(float(mse))
+_SAMPLES = 24  # photographs for measuring the range of the hyper-decoder's activations
 
 
 @torch.no_grad()
 def hyper_latents(gained: GainedHyperprior, photographs: list[Tensor]) -> list[Tensor]:
-    """Ungained z (1, N, h, w) of photographs (3, H, W) uint8, not rounded."""
+    """Hyper-latents z (1, N, h, w) of photographs (3, H, W) uint8, without gains and not rounded."""
     unit = gained.y_unit[None, :, None, None]
     samples = []
     for image in photographs:
@@ -59,16 +33,16 @@ def hyper_latents(gained: GainedHyperprior, photographs: list[Tensor]) -> list[T
 
 
 def export_checkpoint(state: State, name: str, photographs: list[Tensor], record: dict[str, Any]) -> Model:
-    """Make a model of the EMA weights of a training run, which stays as it is.
+    """Build a model from the averaged (EMA) weights of a training run; `state` is not changed.
 
     Parameters
     ----------
     name : str
-        What the model is to be called.
+        Name of the model.
     photographs : list of Tensor (3, H, W) uint8
-        Some of them, evenly spread, say how large the activations of the hyper-decoder get.
+        An evenly spaced subset calibrates the ranges of the integer hyper-decoder's activations.
     record : dict
-        Licence and training record (`training_record`), for the metadata.
+        Licence and training record (see `training_record`) for the metadata.
     """
     gained = copy.deepcopy(state.ema).cpu().float().requires_grad_(False)
     chosen = photographs[:: max(1, len(photographs) // _SAMPLES)][:_SAMPLES]
@@ -78,7 +52,7 @@ def export_checkpoint(state: State, name: str, photographs: list[Tensor], record
 def training_record(
     state: State, device: torch.device, licence: str, sources: list[str], photographs: int, held_out: list[str]
 ) -> dict[str, Any]:
-    """What a model says of its making: recipe, effort, data, machine."""
+    """Metadata of a model: licence, recipe, length of the run, data and hardware."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
         "licence": licence,

@@ -1,4 +1,4 @@
-"""The training loop: time-boxed or step-boxed, checkpointed, exactly resumable.
+"""The training loop: limited by steps or by time, with checkpoints from which a run resumes exactly.
 
 photographs ─► crops ─► forward ─► Adam ─► EMA ─► checkpoint ─► (export.py) model file
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..hyperprior import GainedHyperprior, fold
 from ..metrics import psnr_of_mse, rd_loss
 from ..settings import ANCHORS
-from .checkpoint import State, TrainingError, save_checkpoint
+from .checkpoint import State, save_checkpoint
 from .crops import Crops, upload
-from .export import estimate
-from .model import compiled_losses, forward
+from .objective import compiled_losses, forward
+from .optimizer import set_learning_rate
+from .recipe import TrainingError
+from .validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _MEDIAN_EVERY = 250  # steps
 
 
 def progress(state: State) -> float:
-    """How much of the run is done, 0..1."""
+    """The completed part of the run, 0..1."""
     done = [0.0]
     if state.recipe.steps is not None:
         done.append(state.step / max(1, state.recipe.steps))
@@ -43,37 +43,42 @@ def progress(state: State) -> float:
 # ---------------------------------------------------------------------------------------------------- one step
 
 
-def _set_learning_rate(state: State) -> None:
-    recipe = state.recipe
-    decay = 0.5 * (1 + math.cos(math.pi * progress(state)))
-    rate = recipe.lr_end + (recipe.lr - recipe.lr_end) * decay
-    rate *= min(1.0, (state.step + 1) / max(1, recipe.warmup))
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-
-
 @torch.no_grad()
 def _update_ema(state: State) -> None:
     decay = min(state.recipe.ema, (1 + state.step) / (10 + state.step))
-    ours: list[Tensor] = list(state.ema.parameters())
-    theirs: list[Tensor] = list(state.model.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    averages: list[Tensor] = list(state.ema.parameters())
+    weights: list[Tensor] = list(state.model.parameters())
+    torch._foreach_lerp_(averages, weights, 1 - decay)
+
+
+def _batch_shape(state: State) -> tuple[int, int]:
+    """Crops of the next batch, and their side in pixels."""
+    recipe = state.recipe
+    if recipe.final_crop > 0 and progress(state) >= recipe.final_from:
+        return max(1, recipe.batch // 2), recipe.final_crop
+    return recipe.batch, recipe.crop
 
 
 def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One optimisation step; returns loss (scalar), and anchor, bpp, mse of each image, all on the device.
+    """One optimisation step.
 
-    The host waits for a GPU in one step of 250 only, when the median of z is found anew.
+    The host synchronizes with a GPU only in every 250th step, which updates the medians of z.
+
+    Returns
+    -------
+    loss : Tensor ()
+    anchor : Tensor (B,) int64
+    bpp, mse : Tensor (B,) float32
+        As in `objective.Losses`; all on the device.
     """
     recipe, model = state.recipe, state.model
-    final = recipe.final_crop > 0 and progress(state) >= recipe.final_from
-    batch, size = (max(1, recipe.batch // 2), recipe.final_crop) if final else (recipe.batch, recipe.crop)
+    batch, size = _batch_shape(state)
     x = crops.sample(batch, size, state.data)
     anchor = upload(torch.randint(len(ANCHORS), (batch,), generator=state.data), device)
     if state.step % _MEDIAN_EVERY == 0:
         model.density.update_median()
         state.ema.density.update_median()
-    _set_learning_rate(state)
+    set_learning_rate(state.optimizer, recipe, state.step, progress(state))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         losses = forward(model, x, anchor, state.noise, compiled_losses() if recipe.compile else None)
     state.optimizer.zero_grad(set_to_none=True)
@@ -86,38 +91,19 @@ def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tens
     return losses.loss.detach(), anchor, losses.bpp, losses.mse
 
 
-# -------------------------------------------------------------------------------------------------- validation
-
-
-@torch.no_grad()
-def validate(model: GainedHyperprior, images: list[Tensor], device: torch.device) -> list[tuple[float, float]]:
-    """Estimated (bpp, PSNR in dB) of the hard-rounded model at each anchor over validation photographs.
-
-    The rate is an estimate from the float densities, for watching training only.
-    """
-    curve = []
-    for lmbda in model.anchors:
-        plain = fold(model, lmbda)
-        rows = [estimate(plain, image.to(device)) for image in images]
-        bpp = sum(r[0] for r in rows) / len(rows)
-        psnr = sum(r[1] for r in rows) / len(rows)
-        curve.append((bpp, psnr))
-    return curve
-
-
-# ----------------------------------------------------------------------------------------------------- the run
+# -------------------------------------------------------------------------------------------------------- run
 
 
 def _check_finite(state: State, sums: Tensor, checkpoint: Path) -> None:
-    """Stop before a checkpoint of weights that are lost replaces a good one."""
+    """Stop a diverged run before it overwrites the last good checkpoint."""
     if not bool(torch.isfinite(sums).all()):
         raise TrainingError(
-            f"step {state.step}: the loss is not a number any more; resume {checkpoint} with a lower learning rate"
+            f"step {state.step}: the loss is not a number; resume {checkpoint} with a lower learning rate"
         )
 
 
 def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, Any]:
-    """The line of a stretch of training; `sums` (A, 3) holds images, bpp and MSE of each anchor."""
+    """Log record of the steps since the last one; `sums` (A, 3) holds count, Σ bpp and Σ MSE of each anchor."""
     line: dict[str, Any] = {
         "step": state.step,
         "progress": round(progress(state), 4),
@@ -128,10 +114,10 @@ def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, A
         "loss": [],
     }
     for lmbda, (count, bpp, mse) in zip(state.model.anchors, sums.tolist(), strict=True):
-        seen = count > 0 and mse > 0
-        line["bpp"].append(round(bpp / count, 4) if seen else None)
-        line["psnr"].append(round(psnr_of_mse(mse / count), 3) if seen else None)
-        line["loss"].append(round(rd_loss(bpp / count, mse / count, lmbda), 4) if seen else None)
+        valid = count > 0 and mse > 0
+        line["bpp"].append(round(bpp / count, 4) if valid else None)
+        line["psnr"].append(round(psnr_of_mse(mse / count), 3) if valid else None)
+        line["loss"].append(round(rd_loss(bpp / count, mse / count, lmbda), 4) if valid else None)
     return line
 
 
@@ -146,26 +132,31 @@ def train(
     report: Callable[[dict[str, Any]], None] | None = None,
     tick: Callable[[State], bool] | None = None,
 ) -> State:
-    """Run until the recipe's steps or minutes are done; checkpoint every `save_every` seconds and at the end.
+    """Train until the steps or minutes of the recipe are reached.
 
     Parameters
     ----------
+    state : State
+        Changed in place.
+    checkpoint : Path
+        Written every `save_every` seconds and at the end.
     validation : list of Tensor (3, H, W) uint8, optional
-        Photographs on which the EMA model is judged after each checkpoint.
+        Images on which the averaged model is evaluated after each checkpoint.
     log_file : Path, optional
-        JSON lines are appended to it.
+        Log records are appended to it as JSON lines.
     report : callable, optional
-        Told each JSON line.
+        Called with each log record.
     tick : callable, optional
-        Called after each step; False ends the run there, after a last checkpoint.
+        Called after each step; False ends training after a last checkpoint.
 
     Raises
     ------
     TrainingError
-        When the last checkpoint cannot be written (for an earlier one it is a warning), or the loss is no number.
+        When the last checkpoint cannot be written (earlier failures are logged as warnings), or the loss is not a
+        number.
     """
     saved = logged = time.monotonic()
-    count, sums = 0, torch.zeros(len(ANCHORS), 3, device=device)  # per anchor: images, bpp, mse
+    count, sums = 0, torch.zeros(len(ANCHORS), 3, device=device)  # per anchor: count, Σ bpp, Σ MSE
 
     def emit(record: dict[str, Any]) -> None:
         if log_file is not None:
@@ -177,37 +168,36 @@ def train(
         if report is not None:
             report(record)
 
-    def judge() -> None:
+    def run_validation() -> None:
         if validation:
             emit({"step": state.step, "validation": validate(state.ema, validation, device)})
 
-    going = True
-    while going and progress(state) < 1.0:
-        begun = time.monotonic()
-        before = state.crops
+    running = True
+    while running and progress(state) < 1.0:
+        started, crops_before = time.monotonic(), state.crops
         _, anchor, bpp, mse = step(state, crops, device)
         sums.index_add_(0, anchor, torch.stack([torch.ones_like(bpp), bpp, mse], 1))
-        count += state.crops - before
+        count += state.crops - crops_before
         now = time.monotonic()
-        state.seconds += now - begun
-        going = tick is None or tick(state)
+        state.seconds += now - started
+        running = tick is None or tick(state)
         if now - logged > _LOG_EVERY or progress(state) >= 1.0:
             _check_finite(state, sums, checkpoint)
             now = time.monotonic()
             emit(_summary(state, sums, count / max(now - logged, 1e-9)))
             logged, count = now, 0
             sums.zero_()
-        if now - saved > save_every and progress(state) < 1.0 and going:
+        if now - saved > save_every and progress(state) < 1.0 and running:
             _check_finite(state, sums, checkpoint)
             try:
                 save_checkpoint(state, checkpoint)
             except TrainingError as error:
                 log.warning("%s", error)
-            judge()
+            run_validation()
             saved = logged = time.monotonic()
             count = 0
             sums.zero_()
     save_checkpoint(state, checkpoint)
-    if going:
-        judge()
+    if running:
+        run_validation()
     return state

@@ -1,82 +1,49 @@
-"""The training objective: rate with additive noise, distortion through straight-through rounding."""
+"""The training objective: rate with additive uniform noise, distortion with straight-through rounding.
+
+Each image x of a batch has a λ of its own (an anchor), whose gains are applied to y, z and ŷ:
+
+    x ─►g_a─► y₀ ─(·g_y)─► y ─► v_y = y − μ ──┬─ v_y + U(−½, ½), σ ──► bits of y
+               │                     ▲        └─ round(v_y) + μ ─(·d_y)─► g_s ─► x̂ ──► MSE
+               │                     │ σ, μ (·g_y)
+               └►h_a─► z₀ ─(·g_z)─► v_z ──┬─ round(v_z) ─(/g_z)─► h_s
+                                          └─ v_z + U(−½, ½) ──► bits of z
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
 from ..hyperprior import GainedHyperprior
-from ..networks.architecture import HYPER_STRIDE, STRIDE, Architecture
-from ..networks.build import start_transforms
-from ..settings import ANCHORS
+from ..networks.architecture import HYPER_STRIDE, STRIDE
 
-LAMBDA_REFERENCE = 0.0075
-_START_STD = 2.0  # of mshyper's gained latents at the reference λ: a rate of some bits a pixel, falling at once
+LAMBDA_REFERENCE = 0.0075  # weight 1 in the loss
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Loss of a batch. `loss` is a scalar; the others are (B,): bits a pixel, MSE in 0..1."""
+    """Results of a batch.
+
+    Attributes
+    ----------
+    loss : Tensor ()
+        Mean over the batch of (λ·255²·MSE + bpp)·√(`LAMBDA_REFERENCE` / λ).
+    bpp, mse : Tensor (B,)
+        Bits per pixel, and mean squared error of pixels in 0..1; without gradients.
+    """
 
     loss: Tensor
     bpp: Tensor
     mse: Tensor
 
 
-# ------------------------------------------------------------------------------------------------------- start
-
-
-@torch.no_grad()
-def initial_model(architecture: Architecture, crops: Tensor) -> GainedHyperprior:
-    """A model that is ready to be trained, its scales measured on `crops`; `lite` starts as a DCT.
-
-    Parameters
-    ----------
-    crops : Tensor (B, 3, H, W) float32
-        Photographs in 0..1, H and W multiples of 64; about a hundred 256×256 crops do.
-    """
-    model = GainedHyperprior(architecture)
-    slope = torch.log(torch.tensor(ANCHORS) / LAMBDA_REFERENCE)[:, None]
-    last: Any = model.h_s[-1]
-    last.weight.mul_(0.1)
-    last.bias.zero_()
-    unit = start_transforms(architecture, model.networks, crops)
-    if unit is not None:
-        model.y_unit.copy_(unit)
-        start = float(torch.log(torch.tensor(255 / 40)))
-    else:
-        start = _start_centred(model, crops)
-        last.bias[: architecture.M] = 1.0  # σ = y_unit · gain, what was measured
-    model.log_gain_y.add_(start + 0.5 * slope)
-    model.log_gain_d.add_(-start - 0.5 * slope)
-    model.log_gain_z.add_(1.4 + slope / 6)
-    return model
-
-
-def _start_centred(model: GainedHyperprior, crops: Tensor) -> float:
-    """Centre latents and pictures through the last biases of g_a and g_s, set y_unit; log-gain at the reference λ."""
-    y = torch.cat([model.g_a(x) for x in crops.split(8)])
-    mean = y.mean(dim=(0, 2, 3))
-    centred = y - mean[None, :, None, None]
-    last: Any = list(model.g_a.children())[-1]
-    last.bias.sub_(mean)
-    last = list(model.g_s.children())[-1]
-    last.bias.add_((crops[:8] - model.g_s(centred[:8])).mean(dim=(0, 2, 3)))
-    model.y_unit.copy_(centred.abs().mean(dim=(0, 2, 3)).clamp(min=1e-4))
-    return float(torch.log(_START_STD / centred.std()))
-
-
-# --------------------------------------------------------------------------------------------------- objective
-
-
 def round_ste(x: Tensor) -> Tensor:
-    """round(x) with the gradient of the identity."""
+    """round(x) with the gradient of the identity (straight-through estimator)."""
     return x + (torch.round(x) - x).detach()
 
 
@@ -87,17 +54,18 @@ def forward(
     generator: torch.Generator | None,
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> Losses:
-    """The loss of a batch in which every image has a λ of its own.
+    """The losses of a batch with noise drawn from `generator`.
 
     Parameters
     ----------
-    x : Tensor (B, 3, H, W) float32 in 0..1
+    x : Tensor (B, 3, H, W) float32
+        Images in 0..1; H and W are multiples of 64.
     anchor : Tensor (B,) int64
         Index of each image's λ among the anchors.
     generator : torch.Generator or None
-        Source of the additive noise.
+        Source of the additive noise; None: torch's default generator.
     run : callable, optional
-        A compiled `losses`.
+        `losses` or its compiled version.
     """
     B, _, H, W = x.shape
 
@@ -114,9 +82,18 @@ def forward(
 def losses(
     model: GainedHyperprior, x: Tensor, anchor: Tensor, lmbda: Tensor, noise_z: Tensor, noise_y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, bpp and MSE (see `Losses`) with the noise in U(−½, ½) and λ of each image (B,) given.
+    """Loss, bpp and MSE as in `Losses`; a pure function without host synchronisation, so that it can be compiled.
 
-    Nothing is random, and the host waits for nothing. Under autocast only convolutions are in bf16.
+    Under autocast only the convolutions run in bfloat16.
+
+    Parameters
+    ----------
+    x, anchor
+        As in `forward`.
+    lmbda : Tensor (B,) float32
+        λ of each image.
+    noise_z, noise_y : Tensor (B, N, H/64, W/64), (B, M, H/16, W/16) float32
+        Samples of U(−½, ½).
     """
 
     def gain(log: Tensor) -> Tensor:
@@ -154,11 +131,11 @@ def losses(
 
 
 def _apply(network: nn.Module, x: Tensor) -> Tensor:
-    """Run g_a or g_s; under autocast a GDN stays in float32 (its norm is a sum of squares of all channels)."""
+    """Run g_a or g_s; under autocast GDN stays in float32, because its norm sums squares over all channels."""
     if not isinstance(network, nn.Sequential):
         return network(x)
     for layer in network:
-        if hasattr(layer, "gamma_reparam"):  # CompressAI's GDN, which takes seconds to import
+        if hasattr(layer, "gamma_reparam"):  # CompressAI's GDN, recognized without its slow import
             with torch.autocast(x.device.type, enabled=False):
                 x = layer(x.float())
         else:
@@ -168,10 +145,10 @@ def _apply(network: nn.Module, x: Tensor) -> Tensor:
 
 @functools.cache
 def _lambdas(anchors: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(anchors, device=device)  # cached: the copy to a GPU would wait for it in every step
+    return torch.tensor(anchors, device=device)  # cached: the copy to a GPU synchronizes
 
 
 @functools.cache
 def compiled_losses() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`losses` through torch.compile, which fuses everything elementwise."""
+    """`losses` compiled, with fused elementwise operations."""
     return torch.compile(losses, dynamic=False)

@@ -1,0 +1,80 @@
+"""Training recipes: the settings that determine the result of a run; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..networks.architecture import ARCHITECTURES
+
+
+class TrainingError(ValueError):
+    """Training cannot start or continue, for example because a checkpoint does not fit."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a training run; they are stored in its checkpoints and in the model file.
+
+    Attributes
+    ----------
+    architecture : str
+        Name in `networks.architecture.ARCHITECTURES`.
+    steps, minutes : int, float, optional
+        Length of the run, and horizon of the cosine decay. One of them is given; both may be raised on resume.
+    batch, crop : int
+        Crops per step, and their side in pixels, a multiple of 64.
+    lr, lr_end : float
+        Learning rate after the warm-up and at the end of the cosine decay.
+    transforms, rest : float
+        Factors of the learning rate: for g_a and g_s, and for all other parameters.
+    warmup : int
+        Steps of linear warm-up.
+    clip : float
+        Largest norm of the gradient.
+    ema : float
+        Decay of the exponential moving average (EMA) of the weights; the averaged weights are exported.
+    bf16 : bool
+        Run convolutions in bfloat16.
+    seed : int
+        Of the weights, the crops and the noise.
+    final_crop, final_from : int, float
+        From progress `final_from` (0..1) on, crops have `final_crop` pixels a side and a batch has half as many of
+        them; 0 omits this stage.
+    compile : bool
+        Use torch.compile for the loss.
+    init : str
+        Id of the model whose weights the run started from; empty for new weights.
+    """
+
+    architecture: str = "lite"
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8
+    crop: int = 256
+    lr: float = 1e-3
+    lr_end: float = 2e-5
+    transforms: float = 0.3
+    rest: float = 1.0
+    warmup: int = 600
+    clip: float = 1.0
+    ema: float = 0.999
+    bf16: bool = False
+    seed: int = 0
+    final_crop: int = 0
+    final_from: float = 0.85
+    compile: bool = False
+    init: str = ""
+
+
+def standard_recipe(architecture: str, **changed: Any) -> Recipe:
+    """The default recipe of an architecture, with `changed` fields replaced.
+
+    Raises
+    ------
+    TrainingError
+        When the architecture is unknown.
+    """
+    if architecture not in ARCHITECTURES:
+        raise TrainingError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    return Recipe(**{"architecture": architecture, **asdict(ARCHITECTURES[architecture].training), **changed})
