@@ -1,8 +1,20 @@
-"""Compute devices: chosen by name, and what they are fast at."""
+"""Compute devices: chosen by name, and what they are fast at. torch is imported when a device is used."""
 
 from __future__ import annotations
 
-import torch
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_NAME = re.compile(r"auto|cpu(:0)?|cuda(:\d+)?")
+
+
+def check_device_name(name: str) -> None:
+    """Raise ValueError unless a device can have this name."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)")
 
 
 def device_of(name: str) -> torch.device:
@@ -13,21 +25,21 @@ def device_of(name: str) -> torch.device:
     ValueError
         When there is no such device.
     """
+    import torch
+
+    check_device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise ValueError(f"no such device: {name!r} (auto, cpu, cuda, cuda:0, …)")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    kind, _, index = name.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no such device: {name!r} ({torch.cuda.device_count()} CUDA devices here)")
-    return device
+    return torch.device(name)
 
 
 def reduced_precision(device: torch.device) -> bool:
     """Whether bfloat16 convolutions are faster than float32 ones: on CUDA, and on CPUs with matrix tiles (AMX)."""
+    import torch
+
     if device.type == "cuda":
         return True
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)

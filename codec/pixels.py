@@ -25,7 +25,20 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def window(pixels: np.ndarray, top: int, left: int, bottom: int, right: int) -> Tensor:
-    """A part of a picture whose last row and column are repeated for ever, as `to_tensor` gives it."""
+    """Cut a rectangle out of a picture, padded by replication beyond its right and bottom edges.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (H, W, 3) uint8.
+    top, left, bottom, right : int
+        In pixels; `top` < H and `left` < W.
+
+    Returns
+    -------
+    Tensor
+        (1, 3, bottom − top, right − left) float32 in 0..1.
+    """
     from torch.nn import functional
 
     x = to_tensor(pixels[top:bottom, left:right])
@@ -42,7 +55,7 @@ def to_pixels(x: Tensor) -> np.ndarray:
 
 
 def to_grey(pixels: np.ndarray) -> np.ndarray:
-    """Replace the channels of (H, W, 3) uint8 by their rounded mean: what a grey file decodes to."""
+    """Replace the channels of (H, W, 3) uint8 by their rounded mean, as docs/format.md specifies for grey files."""
     mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3  # a third is never halfway between integers
     return np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)
 

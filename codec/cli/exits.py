@@ -8,7 +8,7 @@ import click
 
 DONE = 0
 FAILED = 1  # an input could not be read, encoded, decoded or written
-USAGE = 2  # click's own
+# 2 is click's, for wrong usage
 BAD_FILE = 3  # not a valid .sga file, or damaged
 NO_MODEL = 4  # model not found, or damaged
 INTERRUPTED = 130  # 128 + SIGINT

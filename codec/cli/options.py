@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ..bitstream import DEFAULT_MAX_PIXELS
+from ..device import check_device_name
 from .output import Output
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise click.BadParameter(f"'{value}' is none of auto, cpu, cuda, cuda:N")
+    try:
+        check_device_name(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
     return value
 
 
