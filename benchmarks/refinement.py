@@ -45,7 +45,7 @@ from sgacodec.networks.transforms import Networks
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
-from sgacodec.refine.steps import prepared, stepper
+from sgacodec.refine.steps import prepare, stepper
 
 PARTS = ("rate", "loss", "memory")
 PUBLISHED_STEPS = 500
@@ -148,8 +148,10 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             start = problem.start()
             y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
             burst = 50 if device.type == "cuda" else 5  # a whole annealing of ours: z rests in its last part
-            fast = prepared(level)
-            annealings = [stepper(fast, Batch.of(fast, [problem]), y, z, Settings(), burst) for _ in range(runs + 1)]
+            prepared = prepare(level)
+            annealings = [
+                stepper(prepared, Batch.of(prepared, [problem]), y, z, Settings(), burst) for _ in range(runs + 1)
+            ]
 
             def ours(annealings: list[Callable[[], None]] = annealings, burst: int = burst) -> None:
                 with freed_memory_kept():

@@ -13,7 +13,7 @@ from sgacodec.latents import Latents, code_length, quantize
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import flips
-from sgacodec.refine.flips import entries, polish, prices
+from sgacodec.refine.flips import bit_costs, polish, table_entries
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
@@ -42,8 +42,8 @@ def coded(lite_level: LevelModel, annealed: Candidate) -> Latents:
 
 
 def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) -> None:
-    _, lower, higher = prices(lite_level.y_tables)
-    entry = entries(coded, lite_level.y_tables).flatten()
+    _, lower, higher = bit_costs(lite_level.y_tables)
+    entry = table_entries(coded, lite_level.y_tables).flatten()
     before = code_length(lite_level, coded)
     busy = torch.nonzero(coded.y.flatten().abs() > 1).flatten()[::40]
     quiet = torch.nonzero(coded.y.flatten() == 0).flatten()[::4000]
@@ -57,20 +57,20 @@ def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) 
 
 def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: Latents) -> None:
     tables = lite_level.y_tables
-    _, lower, higher = prices(tables)
+    _, lower, higher = bit_costs(tables)
     first, escape = tables.starts[:-1], tables.starts[1:] - 1
     assert torch.isinf(lower).sum() == torch.isinf(higher).sum() == 2 * len(tables)
     assert all(torch.isinf(v).all() for v in (lower[first], lower[escape], higher[escape - 1], higher[escape]))
     for far in (-(10**6), 10**6):
         outside = replace(coded, y=torch.full_like(coded.y, far))
-        assert (entries(outside, tables) == torch.from_numpy(escape)[coded.index.long()]).all()
+        assert (table_entries(outside, tables) == torch.from_numpy(escape)[coded.index.long()]).all()
 
 
 def test_the_loss_of_a_round_is_the_true_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
     loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
-    bits, _ = loss.at(coded.y_hat(), entries(coded, lite_level.y_tables))
+    bits, _ = loss.at(coded.y_hat(), table_entries(coded, lite_level.y_tables))
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
     assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-5)
 
@@ -80,7 +80,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
 ) -> None:
     loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
     y_hat = coded.y_hat()
-    _, gradient = loss.at(y_hat, entries(coded, lite_level.y_tables))
+    _, gradient = loss.at(y_hat, table_entries(coded, lite_level.y_tables))
     curvature = loss.curvature(y_hat)
 
     def squares(move: torch.Tensor) -> float:

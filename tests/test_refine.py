@@ -55,7 +55,7 @@ def one(codec: Codec, picture: Picture, settings: Settings, **options: object) -
     return codec.encode([picture], settings, **options)[0]  # type: ignore[arg-type]
 
 
-def prepared(
+def problem_of(
     level: LevelModel, picture: Picture, metric: str = "mse", lmbda: float = LMBDA
 ) -> tuple[Problem, Batch, Tensor, Tensor]:
     """The problem of a picture, its batch and its unrefined latents, channels last."""
@@ -256,14 +256,14 @@ def test_the_bits_of_y_have_the_same_gradient_where_the_parameters_are_fixed() -
     found = []
     for moving in (True, False):
         y_, p_ = y.clone().requires_grad_(), parameters.clone().requires_grad_(moving)
-        y_hat, spent = coded_latents(y_, p_, 0.5, rounding("danneal"), None, None, exponential=True)
+        y_hat, spent = coded_latents(y_, p_, 0.5, rounding("danneal"), None, None, log_scale=True)
         found.append(torch.autograd.grad(y_hat.square().sum() + spent.sum(), y_)[0])
     assert torch.equal(*found)
 
 
 def test_z_settles_on_its_grid_and_y_goes_on(lite_level: LevelModel, crop: Picture) -> None:
-    level = steps.prepared(lite_level)
-    problem, _, y, z = prepared(lite_level, crop)
+    level = steps.prepare(lite_level)
+    problem, _, y, z = problem_of(lite_level, crop)
     batch = Batch.of(level, [problem])
     step = steps.stepper(level, batch, y, z, Settings(), 10)
     seen = []
@@ -292,11 +292,11 @@ def test_weights_kept_in_bfloat16_change_nothing(
     lite_level: LevelModel, crop: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "reduced_precision", lambda device: True)
-    _, batch, y, z = prepared(lite_level, crop)
+    _, batch, y, z = problem_of(lite_level, crop)
     y.requires_grad_()
     losses = [
         loss_of(level, batch, y, z, 0.5, rounding("danneal"), (None, None), bf16=True)
-        for level in (lite_level, steps.prepared(lite_level))
+        for level in (lite_level, steps.prepare(lite_level))
     ]
     assert torch.equal(*losses)
     assert torch.equal(*(torch.autograd.grad(loss.sum(), y)[0] for loss in losses))
@@ -307,10 +307,10 @@ def test_the_layers_of_refinement_give_the_same_loss(
     lite_level: LevelModel, crop: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "reduced_precision", lambda device: False)
-    _, batch, y, z = prepared(lite_level, crop)
+    _, batch, y, z = problem_of(lite_level, crop)
     y.requires_grad_()
     z.requires_grad_()
-    fast = steps.prepared(lite_level)
+    fast = steps.prepare(lite_level)
     plain, ours = (loss_of(level, batch, y, z, 0.5, rounding("danneal"), (None, None)) for level in (lite_level, fast))
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=0)
     for a, b in zip(*(torch.autograd.grad(loss.sum(), (y, z)) for loss in (ours, plain)), strict=True):
@@ -323,7 +323,7 @@ def test_a_cold_relaxed_loss_is_the_true_one(lite_level: LevelModel, wide: Pictu
     """The float h_s agrees with the exact one, the densities with the tables, soft rounding with hard rounding."""
     pixels = wide.pixels[:170, :250]
     picture = Picture(np.repeat(pixels[..., 1:2], 3, axis=2), grey=True) if grey else Picture(pixels)
-    problem, batch, y, z = prepared(lite_level, picture, metric)
+    problem, batch, y, z = problem_of(lite_level, picture, metric)
     true = problem.evaluate(y.permute(0, 3, 1, 2), z.permute(0, 3, 1, 2)).loss
     loss = loss_of(lite_level, batch, y, z, 1e-3, rounding("ste"), (None, None), metric)
     assert float(loss) == pytest.approx(true, rel=0.01 if metric == "mse" else 0.05)
@@ -334,7 +334,7 @@ def test_a_cold_relaxed_loss_is_the_true_one(lite_level: LevelModel, wide: Pictu
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
 @pytest.mark.parametrize(("method", "classes"), EVERY_ROUNDING)
 def test_the_gradient_is_finite(lite_level: LevelModel, wide: Picture, method: str, classes: int, metric: str) -> None:
-    _, batch, y, z = prepared(lite_level, wide)
+    _, batch, y, z = problem_of(lite_level, wide)
     y, z = y.mul(3).requires_grad_(), z.mul(3).requires_grad_()
     how = rounding(method, classes)
     noise = sample_noise(y.shape, how), sample_noise(z.shape, how)
@@ -347,7 +347,7 @@ def test_the_gradient_is_finite(lite_level: LevelModel, wide: Picture, method: s
 @pytest.mark.parametrize("metric", ["mse", "ms-ssim"])
 def test_what_lies_in_the_padding_does_not_matter(lite_level: LevelModel, wide: Picture, metric: str) -> None:
     size = (70, 50) if metric == "mse" else (170, 165)
-    problem, batch, y, z = prepared(lite_level, Picture(wide.pixels[: size[0], : size[1]]), metric)
+    problem, batch, y, z = problem_of(lite_level, Picture(wide.pixels[: size[0], : size[1]]), metric)
     x = problem.x.clone()
     x[:, :, size[0] :] = 0
     x[:, :, :, size[1] :] = 1
@@ -361,7 +361,7 @@ def test_colour_under_alpha_zero_costs_nothing(codec: Codec, lite_level: LevelMo
     alpha[:, :64] = 0
     noisy = crop.pixels.copy()
     noisy[:, :64] = np.random.default_rng(0).integers(0, 256, (128, 64, 3))
-    problem, _, _, _ = prepared(lite_level, Picture(noisy, alpha=alpha))
+    problem, _, _, _ = problem_of(lite_level, Picture(noisy, alpha=alpha))
     assert not problem.weight[..., :64].any()
     assert float(problem.weight.sum()) == pytest.approx(128 * 64)
     plain, hidden = (one(codec, Picture(p, alpha=alpha), Settings(steps=3)) for p in (crop.pixels, noisy))

@@ -1,8 +1,7 @@
-"""The two large elementwise parts of the loss, their gradients computed beside their values.
+"""Fused forward and backward of the two large elementwise parts of the loss: rate of y and squared error.
 
-Autograd would keep and walk through a dozen tensors of the size of y, and through half a dozen of the size of the
-picture. Here the gradient is known when the value is, y is worked through in blocks that stay in a CPU's cache, and
-the backward pass is a few multiplications.
+Autograd would store a dozen tensors of the size of y and half a dozen of the size of the picture. Here the forward pass
+computes the derivatives as well, in blocks of y that fit into a CPU's cache, and the backward pass only scales them.
 """
 
 from __future__ import annotations
@@ -26,27 +25,31 @@ def coded_latents(
     rounding: Rounding,
     noise: Tensor | None,
     active: Tensor | None,
-    exponential: bool,
+    log_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """ŷ = relaxed rounding of y − μ, + μ, and its bits under N(μ, σ²) convolved with U(−½, ½).
+    """ŷ = relax(y − μ) + μ and its bits: −log₂ of its likelihood, at least 1e-9, under N(μ, σ²) ∗ U(−½, ½).
 
     Parameters
     ----------
     y : Tensor (B, h, w, M) float32
     parameters : Tensor (B, h, w, 2M) float32
-        Scale and mean, the output of h_s: the scale is log σ when `exponential`, else σ.
+        Scale and mean, the output of h_s.
+    tau : float or Tensor
+        Temperature, as in `relaxations.relax`.
     noise : Tensor, optional
-        As `relaxations.sample_noise` gives it for y's shape; None where the method has none.
+        As `noise.sample_noise` returns it for y's shape; None where the method has none.
     active : Tensor (1, h, w, 1) bool, optional
-        Latents elsewhere are rounded hard.
+        Where latents are relaxed; elsewhere they are rounded. None: everywhere.
+    log_scale : bool
+        Whether the scale is log σ; otherwise it is σ.
 
     Returns
     -------
     y_hat (B, h, w, M), bits (B,)
-        Both differentiable once with respect to y and parameters. The gradient that comes back to `bits` must not be
-        negative: σ below its bound gets a gradient only where bits fall when it rises.
+        Both differentiable once with respect to y and parameters. The incoming gradient of `bits` must not be negative:
+        as with CompressAI's `LowerBound`, a σ below its bound has a gradient only where descent would raise it.
     """
-    return _CodedLatents.apply(y, parameters, tau, rounding, noise, active, exponential)
+    return _CodedLatents.apply(y, parameters, tau, rounding, noise, active, log_scale)
 
 
 class _CodedLatents(torch.autograd.Function):
@@ -59,7 +62,7 @@ class _CodedLatents(torch.autograd.Function):
         rounding: Rounding,
         noise: Tensor | None,
         active: Tensor | None,
-        exponential: bool,
+        log_scale: bool,
     ) -> tuple[Tensor, Tensor]:
         M = y.shape[-1]
         flat_y, flat_parameters = y.reshape(-1, M), parameters.reshape(-1, 2 * M)
@@ -67,7 +70,7 @@ class _CodedLatents(torch.autograd.Function):
         flat_active = None if active is None else active.expand(*y.shape[:3], 1).reshape(-1, 1)
         y_hat, by_v, slope = (torch.empty_like(flat_y) for _ in range(3))
         by_scale = torch.empty_like(flat_y) if ctx.needs_input_grad[1] else None
-        spent = flat_y.new_empty(flat_y.shape[0])  # bits of each position
+        bits = flat_y.new_empty(flat_y.shape[0])  # of each position
         rows = max(1, BLOCK * torch.get_num_threads() // M) if y.device.type == "cpu" else flat_y.shape[0]
         for top in range(0, flat_y.shape[0], rows):
             part = slice(top, top + rows)
@@ -84,9 +87,9 @@ class _CodedLatents(torch.autograd.Function):
                 value = torch.where(flat_active[part], value, v.round_())
                 slope[part] *= flat_active[part]
             torch.add(value, mu, out=y_hat[part])
-            _gaussian(value, scale, exponential, spent[part], by_v[part], None if by_scale is None else by_scale[part])
+            _gaussian(value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part])
         ctx.save_for_backward(slope, by_v, by_scale)
-        return y_hat.view(y.shape), spent.view(y.shape[0], -1).sum(dim=1)
+        return y_hat.view(y.shape), bits.view(y.shape[0], -1).sum(dim=1)
 
     @staticmethod
     @once_differentiable
@@ -107,17 +110,17 @@ class _CodedLatents(torch.autograd.Function):
 
 
 def _gaussian(
-    value: Tensor, scale: Tensor, exponential: bool, spent: Tensor, by_v: Tensor, by_scale: Tensor | None
+    value: Tensor, scale: Tensor, log_scale: bool, bits: Tensor, by_v: Tensor, by_scale: Tensor | None
 ) -> None:
-    """Bits of each position and their derivatives by v̂ and by the scale output, into the last three."""
-    sigma = torch.exp(scale) if exponential else scale
+    """Write into the last three arguments: bits of each position, and their derivatives by v̂ and by the scale."""
+    sigma = torch.exp(scale) if log_scale else scale
     inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
     distance = value.abs()
     upper = (0.5 - distance).mul_(inverse)
     lower = upper - inverse  # (−½ − |v̂|)/σ
     mass = torch.special.erfc(upper * -math.sqrt(0.5)).sub_(torch.special.erfc(lower * -math.sqrt(0.5)))
     mass = mass.mul_(0.5).clamp_(min=LIKELIHOOD_BOUND)
-    torch.sum(torch.log2(mass).neg_(), dim=1, out=spent)
+    torch.sum(torch.log2(mass).neg_(), dim=1, out=bits)
 
     factor = inverse.div_(mass).mul_(1 / (math.log(2) * math.sqrt(2 * math.pi)))
     density_upper = upper.square().mul_(-0.5).exp_()
@@ -129,12 +132,12 @@ def _gaussian(
     torch.sub(upper.mul_(density_upper), lower.mul_(density_lower), out=by_scale)
     by_scale.mul_(factor)
     by_scale.mul_((sigma >= SCALE_BOUND).logical_or_(by_scale < 0))
-    if exponential:
+    if log_scale:
         by_scale.mul_(sigma)
 
 
 def weighted_squares(x_hat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Σ weight·(x̂ − x)² of each image, (B,) float32; x̂ (B, C, H, W) of any precision, differentiable by x̂ only."""
+    """Σ weight·(x̂ − x)² of each image, (B,) float32, for x̂ (B, C, H, W) of any precision. Only x̂ gets a gradient."""
     return _WeightedSquares.apply(x_hat, x, weight)
 
 

@@ -1,9 +1,9 @@
-"""Layers with frozen weights as refinement runs them: the same numbers in less time.
+"""Layers with frozen weights and closed-form backward passes: the results of torch's own layers in less time.
 
-Nobody asks for gradients of the weights, so the gradient of the input is written down: that of a convolution is a
-convolution with the mirrored kernel, that of a transposed one is a strided convolution, and GDN works through the
-picture in blocks that stay in the cache. A last transposed convolution to three channels becomes an ordinary one to
-four times as many at half the resolution, on every device.
+Only the gradient of the input is needed, and it has a closed form: for a convolution it is a convolution with the
+flipped kernel, for a transposed convolution a strided convolution. GDN is computed in blocks of pixels that fit into
+the cache. On every device, a last transposed convolution to three channels becomes a convolution to twelve channels at
+half the resolution, followed by a pixel shuffle.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from ..networks.mshyper import FrozenGDN
 
-_ROWS = 1024  # pixels that GDN takes at once
+_BLOCK = 1024  # pixels that GDN works on at a time
 
 
 def replace_layers(network: nn.Module) -> None:
-    """Put the layers below, in place, wherever there is one for a layer of a frozen network."""
+    """Replace the layers of a frozen network, in place, by those of this module."""
     for name, layer in list(network.named_children()):
         if isinstance(layer, nn.Conv2d) and _keeps_size(layer):
             setattr(network, name, FrozenConv(layer))
@@ -30,7 +30,7 @@ def replace_layers(network: nn.Module) -> None:
         elif isinstance(layer, FrozenGDN):
             setattr(network, name, BlockwiseGDN(layer))
         elif isinstance(layer, nn.LeakyReLU):
-            layer.inplace = True  # what is before it does not need its output
+            layer.inplace = True  # the backward of the layer before it does not read its output
         else:
             replace_layers(layer)
 
@@ -42,32 +42,32 @@ def _keeps_size(layer: nn.Conv2d) -> bool:
 
 
 class FrozenConv(nn.Module):
-    """`nn.Conv2d` of stride 1 that keeps the size."""
+    """`nn.Conv2d` of stride 1 and "same" padding with frozen weights."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias, self.padding = layer.weight, layer.bias, layer.padding
-        mirrored = layer.weight.detach().flip(2, 3).transpose(0, 1)
-        self.register_buffer("mirrored", mirrored.contiguous())
+        flipped = layer.weight.detach().flip(2, 3).transpose(0, 1)
+        self.register_buffer("flipped", flipped.contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Conv.apply(x, self.weight, self.bias, self.mirrored, self.padding)
+        return _Conv.apply(x, self.weight, self.bias, self.flipped, self.padding)
 
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mirrored: Tensor, padding: Any) -> Tensor:
-        ctx.mirrored, ctx.padding = mirrored, padding
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, flipped: Tensor, padding: Any) -> Tensor:
+        ctx.flipped, ctx.padding = flipped, padding
         return F.conv2d(x, weight, bias, padding=padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return F.conv2d(grad, ctx.mirrored, padding=ctx.padding), None, None, None, None
+        return F.conv2d(grad, ctx.flipped, padding=ctx.padding), None, None, None, None
 
 
 class FrozenConvTranspose(nn.Module):
-    """`nn.ConvTranspose2d`."""
+    """`nn.ConvTranspose2d` with frozen weights."""
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _ConvTranspose(torch.autograd.Function):
 
 
 class BlockwiseGDN(nn.Module):
-    """`networks.FrozenGDN`: y = x·n^(±½) with n = β + Γx²."""
+    """`FrozenGDN` in blocks of pixels: y = x·n^(±½) with n = β + Γx², + for the inverse (Ballé et al. 2016)."""
 
     def __init__(self, layer: FrozenGDN) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class BlockwiseGDN(nn.Module):
 
 
 class _GDN(torch.autograd.Function):
-    """With s = n^(±½) and ∂n = 2Γ·x·∂x: ∂L/∂x = g·s ± x·Γᵀ(g·x·s/n), where s/n is 1/s or s³."""
+    """Closed-form backward of GDN, g = ∂L/∂y and s = n^(±½): ∂L/∂x = g·s ± x·Γᵀ(g·x·s/n), where s/n is 1/s or s³."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, inverse: bool) -> Tensor:
@@ -136,14 +136,14 @@ class _GDN(torch.autograd.Function):
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    return [slice(top, top + _ROWS) for top in range(0, x.shape[0], _ROWS)]
+    return [slice(top, top + _BLOCK) for top in range(0, x.shape[0], _BLOCK)]
 
 
-# ----------------------------------------------------------------------------------------------------- sub-pixel
+# -------------------------------------------------------------------------------------- sub-pixel convolution
 
 
 def subpixel(g_s: nn.Module) -> nn.Module:
-    """The same synthesis without a transposed convolution 5×5 of stride 2 at its end, where it has one."""
+    """g_s with a last 5×5 transposed convolution of stride 2 replaced by a sub-pixel convolution; else g_s itself."""
     last = list(g_s.children())[-1]
     if isinstance(g_s, nn.Sequential) and isinstance(last, nn.ConvTranspose2d) and last.kernel_size == (5, 5):
         return SubpixelSynthesis(g_s[:-1], last)
@@ -151,7 +151,10 @@ def subpixel(g_s: nn.Module) -> nn.Module:
 
 
 class SubpixelSynthesis(nn.Module):
-    """Layers and a transposed convolution 5×5 of stride 2, whose four phases are channels of a convolution 3×3."""
+    """`layers` and a 5×5 transposed convolution of stride 2, as a 3×3 convolution and a pixel shuffle.
+
+    Each of the four phases (output row and column, even or odd) is a group of channels of the convolution.
+    """
 
     shuffle = 2
 
@@ -162,13 +165,13 @@ class SubpixelSynthesis(nn.Module):
         self.pixels = nn.Conv2d(C, 4 * colours, 3, padding=1).to(last.weight.device).requires_grad_(False)
         assert self.pixels.bias is not None
         assert last.bias is not None
-        taps = F.pad(last.weight, (0, 1, 0, 1)).view(C, colours, 3, 2, 3, 2)  # tap 2i + p meets the pixel of phase p
+        taps = F.pad(last.weight, (0, 1, 0, 1)).view(C, colours, 3, 2, 3, 2)  # tap 2i + p is of phase p
         phases = taps.flip(2, 4).permute(1, 3, 5, 0, 2, 4)  # (colours, 2, 2, C, 3, 3)
         self.pixels.weight.copy_(phases.reshape(4 * colours, C, 3, 3))
         self.pixels.bias.copy_(last.bias.repeat_interleave(4))
 
     def unshuffled(self, y_hat: Tensor) -> Tensor:
-        """The pixels as `F.pixel_unshuffle` would sort them, (B, 12, H/2, W/2)."""
+        """x̂ before the pixel shuffle, (B, 12, H/2, W/2): `F.pixel_unshuffle` of the result of `forward`."""
         x: Tensor = self.pixels(self.layers(y_hat))
         return x
 

@@ -1,11 +1,11 @@
-"""The refinement loop: from the encoder's latents to better ones for the same decoder.
+"""The refinement loop: optimise the latents of images for a frozen decoder.
 
-    unrefined y, z ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► the best true loss seen ─► polish
+    unrefined y, z ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► candidate of lowest true loss ─► last pass
                           temperature and learning rate fall
 
-It starts at the unrefined latents and keeps what has the lowest true loss, so it never returns anything worse.
-At the end, single integers of that are changed for the better (`flips.py`). Large pictures are refined tile by tile
-(`tiles.py`); on CUDA the step is captured as a graph (`steps.py`).
+The unrefined latents are the first candidate, so the result never has a higher true loss. The last pass is coordinate
+descent over single integers (`flips.py`). Large pictures are refined tile by tile (`tiles.py`); on CUDA a step is
+captured as a graph (`steps.py`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ..settings import Settings
 from .flips import polish
 from .objective import Batch
 from .problem import Candidate, Problem
-from .steps import prepared, stepper
+from .steps import prepare, stepper
 
-_CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is looked at, as parts of the run
-_WARM_UP = 4  # steps that are timed before a run with a time limit
+_CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is evaluated, as parts of the run
+_TIMED = 4  # steps that are timed before a run with a time limit
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a refinement: bpp and PSNR (dB) of the best candidates so far, means over the images."""
+    """State of a refinement: steps done and in all; bpp and PSNR (dB) of the best candidates, means over the images."""
 
     step: int
     steps: int
@@ -54,25 +54,32 @@ def refine(
     settings: Settings,
     progress: Report | None = None,
 ) -> tuple[list[Candidate], int]:
-    """Refine the latents of images of one padded shape together.
+    """Refine the latents of images of one padded shape as one batch.
+
+    Parameters
+    ----------
+    unrefined : list of Candidate
+        `Problem.start` of each problem.
+    progress : callable, optional
+        Called before the first step, after every step, and at the end.
 
     Returns
     -------
     list of Candidate, int
-        The best candidate of each image, never worse than its unrefined one, and the number of steps done.
+        The candidate of lowest true loss of each image, at most that of its unrefined one, and the number of steps.
     """
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     best = list(unrefined)
-    fast = prepared(level)
-    batch = Batch.of(fast, problems)
-    y, z = _joined([c.y for c in unrefined]), _joined([c.z for c in unrefined])
+    prepared = prepare(level)
+    batch = Batch.of(prepared, problems)
+    y, z = _batched([c.y for c in unrefined]), _batched([c.z for c in unrefined])
     steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
-        steps, rounds = settings.shared_out(steps_within(settings.time_limit, fast, batch, y, z, settings))
+        steps, rounds = settings.shared_out(steps_within(settings.time_limit, prepared, batch, y, z, settings))
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
-            candidate = problem.evaluate(_separated(y, i), _separated(z, i))
+            candidate = problem.evaluate(_of_image(y, i), _of_image(z, i))
             if candidate.loss < best[i].loss:
                 best[i] = candidate
 
@@ -85,36 +92,36 @@ def refine(
             report(step)
 
     report_all_but_the_last(0)
-    anneal(fast, batch, y, z, settings, steps, check, report_all_but_the_last)
-    best = [polish(fast, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
+    anneal(prepared, batch, y, z, settings, steps, check, report_all_but_the_last)
+    best = [polish(prepared, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
     report(steps)
     return best, steps
 
 
 def state_of(best: list[Candidate], problems: list[Problem], step: int, steps: int) -> Progress:
-    """What is to be told of the best candidates after a step."""
+    """`Progress` after a step, of the best candidate of each image."""
     bpp = sum(c.bits / p.pixels for c, p in zip(best, problems, strict=True)) / len(best)
     mse = sum(c.mse for c in best) / len(best)
     return Progress(step, steps, bpp, psnr_of(mse))
 
 
 def psnr_of(mse: float) -> float:
-    """PSNR in dB, at most 120: a number also where a picture is exact."""
+    """PSNR in dB, at most 120, which is also that of a lossless picture."""
     return psnr_of_mse(max(mse, 1e-12))
 
 
-def _joined(latents: list[Tensor]) -> Tensor:
+def _batched(latents: list[Tensor]) -> Tensor:
     """Latents (1, C, h, w) of several images → (B, h, w, C) contiguous, a copy."""
     return torch.cat(latents).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
-def _separated(latents: Tensor, i: int) -> Tensor:
+def _of_image(latents: Tensor, i: int) -> Tensor:
     """The latents of one image, (1, C, h, w), a copy."""
     return latents[i : i + 1].permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
 
 def steps_within(seconds: float, level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings) -> int:
-    """How many steps fit into the time, by timing a few (their result is thrown away)."""
+    """How many steps fit into `seconds`, from timing a few steps on copies of the latents."""
     begun = time.perf_counter()
     stamps: list[float] = []
 
@@ -123,10 +130,10 @@ def steps_within(seconds: float, level: LevelModel, batch: Batch, y: Tensor, z: 
             torch.cuda.synchronize(level.device)
         stamps.append(time.perf_counter())
 
-    anneal(level, batch, y.clone(), z.clone(), settings, _WARM_UP, lambda *_: None, stamp)
+    anneal(level, batch, y.clone(), z.clone(), settings, _TIMED, lambda *_: None, stamp)
     each = min(b - a for a, b in itertools.pairwise(stamps))
     left = seconds - (time.perf_counter() - begun)
-    return max(0, int(0.85 * left / each))  # the checks of the true loss take the rest
+    return max(0, int(0.85 * left / each))  # the rest is for evaluating the true loss
 
 
 def anneal(
@@ -139,9 +146,16 @@ def anneal(
     check: Check,
     report: Callable[[int], None],
 ) -> None:
-    """Run one whole annealing of y and z (channels last), changed in place.
+    """Run one whole annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place.
 
-    `check(y, z)` is called at a few steps towards the end and at the end, `report(step)` after each step.
+    Parameters
+    ----------
+    level : LevelModel
+        From `steps.prepare`.
+    check : callable
+        `check(y, z)` is called after a few of the later steps and after the last.
+    report : callable
+        `report(step)` is called after every step.
     """
     checks = {max(1, round(part * steps)) for part in _CHECKS}
     step = stepper(level, batch, y, z, settings, steps)

@@ -17,13 +17,14 @@ def sample_noise(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor | None:
-    """Noise as :func:`relax` takes it, for latents of `shape`.
+    """Noise of one relaxation (`relaxations.relax`) of latents of `shape`.
 
     Returns
     -------
     Tensor or None
-        `noise`: U(−½, ½), of `shape`. Two classes: G₂ − G₁ ~ Logistic(0, 1), of `shape`. Three classes:
-        (G₋ − G₀, G₊ − G₀) with G₀ of the class in the middle, of (2, *shape). None for `ste` and `danneal`.
+        Method `noise`: U(−½, ½), of `shape`. Other methods with two classes: the difference of two Gumbel variables
+        G₂ − G₁ ~ Logistic(0, 1), of `shape`. Three classes: the differences (G₋ − G₀, G₊ − G₀), where G₀ belongs to the
+        middle class, of shape (2, *shape). None for `ste` and `danneal`.
     """
     if not rounding.stochastic:
         return None
@@ -49,11 +50,11 @@ def noise_pool(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor | None:
-    """Noise for many steps, drawn once: at least twice what one step on latents of `shape` needs.
+    """Noise for many steps, drawn once: at least twice as many values as latents of `shape` need in one step.
 
-    Drawing takes as long as all the rest of a relaxation on a CPU. A window at a random offset
-    (:func:`noise_window`) costs nothing, is independent between elements, and repeats a value for one element
-    only when an offset is drawn twice.
+    On a CPU, drawing noise takes as long as the rest of a relaxation. A window at a random offset
+    (:func:`noise_window`) takes no time, its values are independent of each other, and an element gets the same
+    value again only when an offset is drawn twice.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def noise_pool(
 
 
 def noise_window(pool: Tensor, shape: Sequence[int], offset: int) -> Tensor:
-    """A view of `pool` as noise for latents of `shape`; `offset` in 0 … samples − numel, both included."""
+    """A view of `pool` as noise for latents of `shape`, at an `offset` in 0 … samples − numel (inclusive)."""
     count = math.prod(shape)
     if not 0 <= offset <= pool.shape[-1] - count:
         raise ValueError(f"offset must be in 0 … {pool.shape[-1] - count}, not {offset}")

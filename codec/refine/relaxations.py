@@ -8,18 +8,18 @@ round(v). The temperature τ enters twice, once in the logits and once in the Gu
 
     p = softmax((f/τ + G)/τ),   G Gumbel noise
 
-so a small τ makes v̂ an integer and a large one leaves it free.
+so v̂ tends to an integer as τ tends to 0.
 
-Two things make it fast. A softmax over two classes is a sigmoid of one difference, and a difference of two
+Two things make it fast. A softmax over two classes is a sigmoid of one difference, and the difference of two
 Gumbel variables is one logistic variable, so two-class rounding is
 
     v̂ = ⌊v⌋ + σ(((f(1−u) − f(u))/τ + L)/τ),   L logistic noise
 
 with a closed form of f(1−u) − f(u) for every method. And the derivative ∂v̂/∂v is elementwise, so it is
-computed beside the value and the backward pass is one multiplication.
+computed in the forward pass, and the backward pass is one multiplication.
 
-Everything here is free of host synchronisation and data-dependent shapes, so it can be compiled and captured
-in a CUDA graph.
+Nothing here synchronises with the host or has shapes that depend on data, so it can be compiled and captured in a
+CUDA graph.
 
 Equations: Perugachi-Diaz, Gansekoele, Bhulai, "Robustly overfitting latents for flexible neural image
 compression", 2024 (arXiv 2401.17789), called SGA+ below; Yang, Bamler, Mandt, "Improving inference for neural
@@ -38,8 +38,8 @@ from .noise import sample_noise
 
 EPS = 1e-6  # arguments stay in [EPS, 1 − EPS]; beyond, the gradient is zero
 ATANH_EPS = 1e-5  # the same for atanh, as in SGA
-LOGIT_FLOOR = -40.0  # e^−40 is nothing beside 1, and far from denormal numbers, which CPUs handle slowly
-BLOCK = 1 << 15  # elements
+LOGIT_FLOOR = -40.0  # e^−40 is below the rounding error of 1, and far from denormal numbers, which are slow on CPUs
+BLOCK = 1 << 15  # elements that fit into a CPU's cache with their temporaries
 
 
 def relax(
@@ -56,19 +56,19 @@ def relax(
     v : Tensor
         Latents on the coded grid (y − μ, z − median), any shape; float32 or float64, others become float32.
     tau : float or Tensor
-        Temperature above 0; a tensor is 0-dimensional and on v's device, which is what compiled code and CUDA
-        graphs want. A number is a little faster on a CPU.
+        Temperature above 0; a tensor is 0-dimensional and on v's device, as compiled code and CUDA graphs need it.
+        A number is a little faster on a CPU.
     rounding : Rounding
         The method.
     generator : torch.Generator, optional
         Source of the noise; torch's default otherwise.
     noise : Tensor, optional
-        The noise itself, as :func:`sample_noise` or :func:`noise_window` give it.
+        The noise itself, as `noise.sample_noise` or `noise.noise_window` return it.
 
     Returns
     -------
     Tensor
-        v̂, of v's shape. Differentiable once with respect to v; ⌊v⌋ and round(v) count as constants. Value and
+        v̂, of v's shape. Differentiable once with respect to v, with ⌊v⌋ and round(v) as constants. Value and
         gradient are finite for every finite v.
     """
     if v.dtype not in (torch.float32, torch.float64):
@@ -90,7 +90,7 @@ def relax(
 def value_and_slope(
     v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """v̂ of :func:`relax` and its elementwise derivative (None: 1), for code that does its own differentiation.
+    """v̂ of :func:`relax` and its elementwise derivative (None: 1), for code with a backward pass of its own.
 
     `noise` is None only where the method has none; v is float32 or float64 and needs no gradient.
     """
@@ -118,7 +118,7 @@ class _WithSlope(torch.autograd.Function):
 def _evaluate(
     v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """v̂ and, if asked for, ∂v̂/∂v. In-place operations only on tensors born here."""
+    """v̂ and, if `with_slope`, ∂v̂/∂v. Operates in place only on tensors that are created here."""
     if rounding.method == "ste":
         return v.round(), None
     cold = 1 / (tau.to(v.dtype) if isinstance(tau, Tensor) else tau)
@@ -222,7 +222,7 @@ def _three_class(
 def _three_class_in_blocks(
     v: Tensor, cold: float | Tensor, rounding: Rounding, noise: Tensor, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`_three_class` by blocks whose temporaries stay in the CPU's cache: twice as fast."""
+    """`_three_class` in blocks whose temporaries stay in the CPU's cache, which is twice as fast."""
     flat, flat_noise = v.reshape(-1), noise.reshape(2, -1)
     value = torch.empty_like(flat)
     slope = torch.empty_like(flat) if with_slope else None

@@ -1,4 +1,8 @@
-"""One step of refinement: relaxed loss, gradient, Adam. Eager on CPUs, captured as a CUDA graph on GPUs."""
+"""One step of refinement: relaxed loss, gradient, Adam. Eager on CPUs, captured as a CUDA graph on GPUs.
+
+While z is refined, every step computes the entropy parameters of y anew. After `Annealing.steps_of_z` steps, z is
+rounded, the entropy parameters are constants, and only y is refined.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,14 @@ from .objective import Batch, EntropyParameters, relaxed_loss, relaxed_parameter
 
 log = logging.getLogger(__name__)
 
-_GRAPH_WARM_UP = 3  # eager iterations that CUDA wants before a capture
+_GRAPH_WARM_UP = 3  # eager iterations on a side stream before a capture, as the CUDA documentation asks for
 
 
-def prepared(level: LevelModel) -> LevelModel:
-    """The level with copies of h_s and g_s that do the same in less time on its device, for refinement alone.
+def prepare(level: LevelModel) -> LevelModel:
+    """A copy of the level whose h_s and g_s give the same results in less time on its device, for refinement only.
 
-    Where convolutions run in bfloat16 they hold the bfloat16 weights that autocast would make anew in every step; the
-    last layer of h_s stays float32: it gives σ and μ. Other CPUs get layers with written-down gradients.
+    Where convolutions run in bfloat16, the weights are converted once, which autocast would do in every step; the last
+    layer of h_s, which gives σ and μ, stays float32. On other CPUs, layers with a closed-form backward are used.
     """
     networks = level.folded.networks
     h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
@@ -45,7 +49,15 @@ def prepared(level: LevelModel) -> LevelModel:
 def stepper(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
 ) -> Callable[[], None]:
-    """A function that does the next of `steps` steps of a `prepared` level, changing y and z (B, h, w, C) in place."""
+    """A function that does the next of `steps` steps.
+
+    Parameters
+    ----------
+    level : LevelModel
+        From `prepare`.
+    y, z : Tensor (B, H/16, W/16, M), (B, H/64, W/64, N) float32
+        Latents, channels last; changed in place.
+    """
     y.requires_grad_(True)
     z.requires_grad_(True)
     if steps and level.device.type == "cuda":
@@ -60,7 +72,7 @@ def stepper(
 def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int) -> Callable[[], None]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
     schedule = enumerate(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
-    moving = annealing.steps_of_z(steps)
+    steps_of_z = annealing.steps_of_z(steps)
     generator = torch.Generator(device=level.device).manual_seed(settings.seed)
     offsets = torch.Generator().manual_seed(settings.seed)
     pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
@@ -78,12 +90,12 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         nonlocal given
         done, (tau, rate) = next(schedule)
         noise = window(pools[0], y)
-        if done < moving:
+        if done < steps_of_z:
             given = relaxed_parameters(level, batch, z, tau, rounding, window(pools[1], z), bf16)
-        elif done == moving:
-            given = settle(level, batch, z, bf16)
+        elif done == steps_of_z:
+            given = freeze_z(level, batch, z, bf16)
         loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
-        y.grad, z.grad = _gradients(loss, y, z if done < moving else None)
+        y.grad, z.grad = _gradients(loss, y, z if done < steps_of_z else None)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
 
@@ -91,52 +103,52 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
 
 
 @torch.no_grad()
-def settle(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> EntropyParameters:
-    """Round z hard, in place and for good: from here on y alone moves, and μ and σ are what they are."""
+def freeze_z(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> EntropyParameters:
+    """Round z in place, and return the entropy parameters of y, which are constants from here on."""
     median = level.folded.density.median
     z.sub_(median).round_().add_(median)
     return relaxed_parameters(level, batch, z, 1.0, Rounding("ste"), None, bf16)
 
 
 def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of y and of z; without a gradient Adam leaves z alone. Fused Adam wants the memory layout of the latents."""
-    found = torch.autograd.grad(loss.sum(), y if z is None else (y, z))
-    return found[0].contiguous(), None if z is None else found[1].contiguous()
+    """Gradients of y and z in the memory layout of the latents, as fused Adam requires; Adam skips a z without one."""
+    gradients = torch.autograd.grad(loss.sum(), y if z is None else (y, z))
+    return gradients[0].contiguous(), None if z is None else gradients[1].contiguous()
 
 
 def _captured(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
 ) -> Callable[[], None]:
-    """The whole step as a CUDA graph: temperature and learning rate are read on the device by a step counter.
+    """The whole step as a CUDA graph, which reads temperature and learning rate from tables by a counter on the device.
 
-    There are two graphs: one while z moves, one after it has settled.
+    There are two graphs: one for the steps that refine y and z, one for those that refine y only.
     """
     device = level.device
     rounding, annealing = settings.rounding(), settings.annealing(steps)
-    moving = annealing.steps_of_z(steps)
-    last = 2 * _GRAPH_WARM_UP * [0.0]  # warm-up iterations count on past the end; what they read does not matter
-    temperatures = torch.tensor(annealing.temperatures(steps) + [1.0 for _ in last], device=device)
-    rates = torch.tensor(annealing.learning_rates(steps) + last, device=device)
+    steps_of_z = annealing.steps_of_z(steps)
+    padding = 2 * _GRAPH_WARM_UP  # entries for warm-up iterations, whose results are discarded
+    temperatures = torch.tensor(annealing.temperatures(steps) + padding * [1.0], device=device)
+    rates = torch.tensor(annealing.learning_rates(steps) + padding * [0.0], device=device)
     count = torch.zeros(1, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     start = y.detach().clone(), z.detach().clone()
-    settled = settle(level, batch, z.detach().clone(), bf16=True)  # its tensors are what the second graph reads
+    frozen = freeze_z(level, batch, z.detach().clone(), bf16=True)  # its tensors are read by the second graph
 
-    def body(alone: bool) -> None:
+    def body(y_only: bool) -> None:
         tau.copy_(temperatures[count].squeeze(0))
         rate.copy_(rates[count].squeeze(0))
         with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
-            given = settled if alone else relaxed_parameters(level, batch, z, tau, rounding, None, bf16=True)
+            given = frozen if y_only else relaxed_parameters(level, batch, z, tau, rounding, None, bf16=True)
             loss = relaxed_loss(level, batch, y, given, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
-        y.grad, z.grad = _gradients(loss, y, None if alone else z)
+        y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
         count.add_(1)
 
     torch.cuda.manual_seed(settings.seed)  # the noise of a graph comes from the device's own generator
-    kinds = (False, True) if moving < steps else (False,)
-    graphs = [_capture(functools.partial(body, alone), device) for alone in kinds]
+    kinds = (False, True) if steps_of_z < steps else (False,)
+    graphs = [_capture(functools.partial(body, y_only), device) for y_only in kinds]
     with torch.no_grad():  # undo the warm-up
         y.copy_(start[0])
         z.copy_(start[1])
@@ -148,11 +160,11 @@ def _captured(
 
     def step() -> None:
         number = next(done)
-        if number == moving:
-            found = settle(level, batch, z, bf16=True)
-            settled.parameters.copy_(found.parameters)
-            settled.z_bits.copy_(found.z_bits)
-        graphs[number >= moving].replay()
+        if number == steps_of_z:
+            found = freeze_z(level, batch, z, bf16=True)
+            frozen.parameters.copy_(found.parameters)
+            frozen.z_bits.copy_(found.z_bits)
+        graphs[number >= steps_of_z].replay()
 
     return step
 

@@ -1,15 +1,16 @@
 """Refinement of large pictures: tile by tile, with halos, in bounded memory and without seams.
 
     ┌──────────────────────┐
-    │ wide   y, z and bits │   + 128 or 192 pixels: hyper-latents reach that far
+    │ wide   y, z and bits │   + 128 or 192 pixels: the latents whose entropy parameters depend on the z of the tile
     │   ┌──────────────┐   │
-    │   │ outer pixels │   │   + 32 or 64 pixels: latents reach half as far
+    │   │ outer pixels │   │   + 32 or 64 pixels: the pixels that depend on the y of the tile, and as many beyond them
     │   │   ┌──────┐   │   │
-    │   │   │inner │   │   │   the tile: the latents that change
+    │   │   │inner │   │   │   the tile: the latents that are refined
 
-Bits cost little time and pixels much, so a step looks at few pixels around the tile: only where its y reach. What is
-kept is decided by the true loss of all of `wide`: whatever that gains, the picture gains. Latents around the tile stay
-rounded and fixed, at their refined values where a neighbour has been done before.
+A step computes the rate over `wide`, which is cheap, and pixels over `outer` only. Of several candidates for a tile the
+one with the lowest true loss over `wide` is kept; everything that the tile's latents influence lies in there, so the
+loss of the picture falls by as much. Latents around the tile are rounded and constant; in tiles that have been refined
+before they have their refined values.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
 from .objective import Batch
 from .problem import Candidate, Problem
-from .steps import prepared
+from .steps import prepare
 
-TILE = 1024  # pixels a side at most, a multiple of 64
+TILE = 1024  # largest side of a tile in pixels, a multiple of 64
 
 
 @dataclass(frozen=True)
 class Region:
-    """A tile (inner), where a step looks at pixels (outer) and where it looks at bits (wide)."""
+    """A tile (`inner`) and the boxes over which a step computes pixels (`outer`) and rate (`wide`)."""
 
     inner: Box
     outer: Box
@@ -48,12 +49,12 @@ class Region:
 
 
 def needs_tiles(height: int, width: int) -> bool:
-    """Whether a padded picture is refined in tiles: where it is a good deal larger than one."""
+    """Whether a padded picture is refined in tiles: above 1.25 times the area of the largest tile."""
     return height * width > 1.25 * TILE**2
 
 
 def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
-    """The tiles of a padded picture, row by row, of nearly one size: none is a sliver that MS-SSIM cannot measure."""
+    """The tiles of a padded picture, row by row, of nearly one size, so that none is too narrow for MS-SSIM."""
     for top, bottom in _spans(height):
         for left, right in _spans(width):
             inner = top, left, bottom, right
@@ -73,32 +74,43 @@ def refine_tiles(
     settings: Settings,
     progress: Callable[[Progress], None] | None = None,
 ) -> tuple[Candidate, int]:
-    """Refine one large picture, in place: the tensors of `start` are changed. Else as `loop.refine`."""
+    """Refine one large picture tile by tile.
+
+    Parameters
+    ----------
+    start : Candidate
+        The unrefined latents. Its tensors are changed in place.
+
+    Returns
+    -------
+    Candidate, int
+        As `loop.refine`: with a true loss at most that of the unrefined latents, and the number of steps of each tile.
+    """
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
-    fast = prepared(level)
+    prepared = prepare(level)
     y, z = start.y, start.z
-    todo = list(regions(*problem.shape, level.folded.architecture.reach))
+    tiles = list(regions(*problem.shape, level.folded.architecture.reach))
     steps, rounds = settings.steps, settings.rounds_after(settings.steps)
     if settings.time_limit is not None:
-        largest = max(todo, key=lambda region: _area(region.outer))
-        batch = _batch(fast, problem, largest)
+        largest = max(tiles, key=lambda region: _area(region.outer))
+        batch = _batch(prepared, problem, largest)
         latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
-        seconds = settings.time_limit / len(todo)
-        steps, rounds = settings.shared_out(steps_within(seconds, fast, batch, *latents, settings))
-    total = (steps + rounds) * len(todo)
-    seen = problem.visible_pixels
-    done, bits, squares = 0, start.bits, start.mse * seen  # of the picture as it is
+        seconds = settings.time_limit / len(tiles)
+        steps, rounds = settings.shared_out(steps_within(seconds, prepared, batch, *latents, settings))
+    total = (steps + rounds) * len(tiles)
+    visible = problem.visible_pixels
+    done, bits, squares = 0, start.bits, start.mse * visible  # the steps done, and the loss of the picture after them
 
     def report(step: int, more_bits: float, more_squares: float) -> None:
         if progress is not None:
-            mse = (squares + more_squares) / max(1, seen)
+            mse = (squares + more_squares) / max(1, visible)
             progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr_of(mse)))
 
-    for region in todo if steps else ():
-        more_bits, more_squares = _refine_region(fast, problem, region, y, z, settings, steps, report)
+    for region in tiles if steps else ():
+        more_bits, more_squares = _refine_region(prepared, problem, region, y, z, settings, steps, report)
         done, bits, squares = done + steps, bits + more_bits, squares + more_squares
-    for region in todo if rounds else ():  # once z is what it will be everywhere
-        more_bits, more_squares = _polish_region(fast, problem, region, y, z, rounds, until)
+    for region in tiles if rounds else ():  # after all annealing: a change of z in a tile changes μ in its neighbours
+        more_bits, more_squares = _polish_region(prepared, problem, region, y, z, rounds, until)
         done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
         report(0, 0.0, 0.0)
     refined = problem.evaluate(y, z)
@@ -116,15 +128,17 @@ def _refine_region(
     steps: int,
     report: Callable[[int, float, float], None],
 ) -> tuple[float, float]:
-    """Anneal the latents of one tile and write the best ones into y and z (1, C, h, w).
+    """Anneal the latents of one tile, and write those of lowest true loss into y and z (1, C, h, w).
+
+    `report(step, bits, squares)` is called after every step, with the changes so far as they are returned.
 
     Returns
     -------
     float, float
-        What the tile has added to the bits and to the squared error of the picture; `report` is told the same.
+        The changes of the bits and of the squared error of the picture.
     """
     part = problem.part(region.wide)
-    seen = part.visible_pixels
+    visible = part.visible_pixels
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     give_back()
 
@@ -135,8 +149,8 @@ def _refine_region(
             best = candidate
         give_back()
 
-    def added() -> tuple[float, float]:
-        return best.bits - first.bits, (best.mse - first.mse) * seen
+    def changes() -> tuple[float, float]:
+        return best.bits - first.bits, (best.mse - first.mse) * visible
 
     anneal(
         level,
@@ -146,18 +160,18 @@ def _refine_region(
         settings,
         steps,
         check,
-        lambda step: report(step, *added()),
+        lambda step: report(step, *changes()),
     )
     _write(best.y, y, region, STRIDE)
     _write(best.z, z, region, HYPER_STRIDE)
-    return added()
+    return changes()
 
 
 @freed_memory_kept()
 def _polish_region(
     level: LevelModel, problem: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
 ) -> tuple[float, float]:
-    """Change single integers of the y of one tile for the better, in y (1, M, h, w); returns as `_refine_region`."""
+    """The last pass (`flips.polish`) over one tile, in place in y (1, M, h, w); returns as `_refine_region`."""
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     give_back()
@@ -167,12 +181,12 @@ def _polish_region(
 
 
 def _write(found: Tensor, whole: Tensor, region: Region, stride: int) -> None:
-    """Put the latents found for a tile, of all of `wide`, where they belong in those of the picture."""
+    """Copy the tile's part of the latents `found`, which cover `wide`, into the latents of the picture."""
     cut(whole, region.inner, stride)[:] = cut(found, region.inner, stride, region.wide)
 
 
 def _batch(level: LevelModel, problem: Problem, region: Region) -> Batch:
-    """The pixels of `outer`, those that the tile reaches weighed, and which of the latents of `wide` may change."""
+    """The batch of one tile: latents of `wide`, pixels of `outer`; weight 0 where no y of the tile has an influence."""
     part = problem.part(region.outer)
     rows, cols = slices(with_halo(region.inner, level.folded.architecture.reach.g_s, *problem.shape), 1, region.outer)
     weights = np.zeros(part.original.shape[:2], np.float32)
@@ -191,12 +205,12 @@ def _area(box: Box) -> int:
 
 
 def _channels_last(latents: Tensor, region: Region, stride: int) -> Tensor:
-    """A copy of the latents of a region, (1, h, w, C)."""
+    """A copy of the latents of `wide`, (1, h, w, C)."""
     return cut(latents, region.wide, stride).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _mask(region: Region, stride: int) -> Tensor:
-    """Which latents of a region belong to its tile, (1, h, w, 1) bool."""
+    """The latents of `wide` that belong to the tile, (1, h, w, 1) bool."""
     top, left, bottom, right = region.wide
     mask = torch.zeros(1, 1, (bottom - top) // stride, (right - left) // stride, dtype=torch.bool)
     cut(mask, region.inner, stride, region.wide)[:] = True
