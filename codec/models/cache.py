@@ -1,4 +1,4 @@
-"""The levels that a process has opened: which model is wanted, and what is kept for the next image."""
+"""Choose the model and level for an encoding or a decoding, and keep them loaded."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .catalogue import ModelInfo, ModelNotFoundError, find_model, find_model_by_
 from .file import read_model
 from .level import LevelModel, Model
 
-_LEVELS_HELD = 4  # folded levels kept: tens of megabytes each
+_LEVELS_HELD = 4  # levels kept; each takes tens of megabytes
 _PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
 
 
 class LevelCache:
-    """Opens levels on a device; keeps the models it has read and the levels used last.
+    """Levels of models on one device. All models that were read stay loaded, and the levels that were used last.
 
     Parameters
     ----------
     model : str, optional
-        Name or path of the only model to use. None (or "auto"): the best built-in one for an encoding, the one that
-        a file names for a decoding.
+        Name or path of the only model to use. None (or "auto"): when encoding the best built-in one for device and λ,
+        when decoding the one that the file names.
     device : torch.device
 
     Raises
@@ -34,11 +34,11 @@ class LevelCache:
     def __init__(self, model: str | None, device: torch.device) -> None:
         self.device = device
         self._models: dict[Path, Model] = {}
-        self._levels: dict[tuple[str, int], LevelModel] = {}  # the one used last at the end
+        self._levels: dict[tuple[str, int], LevelModel] = {}  # least recently used first
         self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
 
     def for_encoding(self, lmbda: float, level_lambda: float | None = None) -> LevelModel:
-        """The level to encode with: nearest to `level_lambda`, by default to λ, in the model that suits λ.
+        """The level to encode with: the one nearest to `level_lambda`, or to λ when that is None.
 
         Raises
         ------

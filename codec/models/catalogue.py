@@ -1,4 +1,4 @@
-"""Which models there are and where: built in, in the user's data folder, or at a path. Reads headers only, no torch."""
+"""Find models: built in, in the user's data folder, or by path. Reads headers only; no torch."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 SUFFIX = ".safetensors"
 FORMAT = "sgacodec-model-1"
-_MAX_HEADER = 1 << 22  # a model has some hundred tensors, about 100 bytes of header each
+_MAX_HEADER = 1 << 22  # bytes; a model has some hundred tensors, with about 100 bytes of header each
 
 
 class ModelNotFoundError(LookupError):
-    """No model of that name or id; the message says which one and where it was looked for."""
+    """No model has the name or id; the message names it and the folders that were searched."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class ModelError(ValueError):
-    """A file that is not a model of this program, or a damaged one."""
+    """A file is not a model of this program, or is damaged."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model says of itself: the JSON metadata of its file."""
+    """A model file and its JSON metadata."""
 
     name: str
     path: Path
@@ -37,13 +37,13 @@ class ModelInfo:
 
 
 def builtin_folder() -> Path:
-    """The folder of the models that are installed with the package."""
+    """Folder of the models that are installed with the package."""
     weights = importlib.import_module("..weights", __package__)
     return Path(next(iter(weights.__path__)))
 
 
 def user_folder() -> Path:
-    """Where imported and trained models are kept; the environment variable SGACODEC_MODELS overrides it."""
+    """Folder of imported and trained models; the environment variable SGACODEC_MODELS overrides it."""
     if os.environ.get("SGACODEC_MODELS"):
         return Path(os.environ["SGACODEC_MODELS"])
     import platformdirs
@@ -79,7 +79,7 @@ def read_info(path: Path) -> ModelInfo:
 
 
 def list_models() -> list[ModelInfo]:
-    """All built-in and user models that can be read, built-in ones first."""
+    """Built-in models, then those in the user's folder; files that cannot be read are left out."""
     found = []
     for folder in (builtin_folder(), user_folder()):
         if folder.is_dir():
@@ -92,7 +92,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def find_model(name: str) -> Path:
-    """The file of a model by name, or by path when it has a folder or the suffix .safetensors.
+    """File of a model by its name, or by its path, which has a folder or the suffix .safetensors.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def find_model(name: str) -> Path:
 
 
 def find_model_by_id(model_id: bytes) -> ModelInfo:
-    """The model with this id (4 bytes), as a file names it.
+    """The model with this id, 4 bytes as in a .sga file.
 
     Raises
     ------

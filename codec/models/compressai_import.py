@@ -1,6 +1,6 @@
-"""CompressAI's published checkpoints as models of one level: mbt2018-mean and bmshj2018-hyperprior.
+"""Import CompressAI's published checkpoints, mbt2018-mean and bmshj2018-hyperprior, as models of one level.
 
-    .pth, .pth.tar ─► state_dict ─► names of today ─► GainedHyperprior (unit gains, one λ) ─► model_file.export
+    .pth, .pth.tar ─► state_dict ─► current parameter names ─► GainedHyperprior (unit gains, one λ) ─► export
 
 Nothing in the file is executed: torch reads it with `weights_only=True`.
 """
@@ -34,15 +34,15 @@ _SAMPLES = 64
 
 
 def import_compressai(path: Path, name: str, lmbda: float | None = None) -> Path:
-    """Turn a CompressAI checkpoint into a model in the user's folder.
+    """Convert a CompressAI checkpoint to a model in the user's folder.
 
     Parameters
     ----------
     name : str
-        What the model is to be called; also the stem of its file, which is replaced if it exists.
+        Name of the model, and stem of its file, which is replaced if it exists.
     lmbda : float, optional
-        The λ that the weights were trained for (loss λ·255²·MSE + bpp), which the file does not say. By default
-        it is that of the quality in the file's name, as in mbt2018-mean-3-….pth.tar, else 0.0067.
+        λ of the training loss λ·255²·MSE + bpp, which checkpoints do not record. Default: that of the quality in the
+        file's name, as in mbt2018-mean-3-….pth.tar, or else 0.0067.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def import_compressai(path: Path, name: str, lmbda: float | None = None) -> Path
     """
     weights = _read(path)
     try:
-        gained = _gained(weights, lmbda or lambda_of_name(path.name) or DEFAULT_LAMBDA)
+        gained = _hyperprior(weights, lmbda or lambda_of_name(path.name) or DEFAULT_LAMBDA)
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not a checkpoint of mbt2018-mean or bmshj2018-hyperprior ({reason})") from None
@@ -81,7 +81,7 @@ def lambda_of_name(name: str) -> float | None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint under the names of today."""
+    """The parameters of a checkpoint, float32, under the names of the current CompressAI."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -94,14 +94,14 @@ def _read(path: Path) -> dict[str, Tensor]:
                 content = content[key]
     if not isinstance(content, Mapping):
         raise ModelError(f"{path}: not a checkpoint of weights")
-    weights = {_today(str(k)): v.float() for k, v in content.items() if isinstance(v, Tensor)}
+    weights = {_current_name(str(k)): v.float() for k, v in content.items() if isinstance(v, Tensor)}
     if not all(bool(torch.isfinite(v).all()) for v in weights.values()):
         raise ModelError(f"{path}: some of its weights are not numbers")
     return weights
 
 
-def _today(key: str) -> str:
-    """A parameter's name in today's CompressAI: prefixes of wrappers and old names of the bottleneck are undone."""
+def _current_name(key: str) -> str:
+    """Name of a parameter in the current CompressAI, without prefixes of wrappers such as DataParallel."""
     while key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
     if key.startswith("entropy_bottleneck."):
@@ -111,13 +111,13 @@ def _today(key: str) -> str:
     return key
 
 
-def _gained(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
-    """The model with these weights: unit gains, its medians those that the checkpoint rounds around.
+def _hyperprior(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
+    """The hyperprior with these weights, with unit gains, and the medians of the checkpoint.
 
     Raises
     ------
     ValueError
-        When names or shapes are others.
+        When names or shapes are not those of the two architectures.
     """
     if not 0 < lmbda < float("inf"):
         raise ValueError(f"λ must be positive, not {lmbda}")
@@ -129,7 +129,7 @@ def _gained(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
     if outputs not in (M, 2 * M):
         raise ValueError(f"h_s has {outputs} outputs, not {M} or {2 * M}")
     family = "mshyper" if outputs == 2 * M else "bmshj"
-    with torch.random.fork_rng(devices=[]):  # building the networks draws initial weights
+    with torch.random.fork_rng(devices=[]):  # the initial weights are random
         gained = GainedHyperprior(Architecture(family, N=N, M=M, scale="linear"), (lmbda,))
     gained.requires_grad_(False)
 
@@ -143,7 +143,7 @@ def _gained(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
                 state["density.median"] = value[:, 0, 1]
             else:
                 state[f"density.{rest}"] = value
-        elif family == "bmshj" and part == "h_a":  # the absolute value comes first
+        elif family == "bmshj" and part == "h_a":  # its first layer is the absolute value
             index, _, kind = rest.partition(".")
             state[f"h_a.{int(index) + 1}.{kind}"] = value
         elif family == "bmshj" and key.startswith("h_s.4."):
@@ -158,12 +158,15 @@ def _gained(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
     return gained
 
 
-# ---------------------------------------------------------------------------------------- what h_s will be given
+# --------------------------------------------------------------------------------------------- calibration
 
 
 @torch.no_grad()
 def density_samples(density: FactorizedDensity) -> list[Tensor]:
-    """ẑ (1, N, 4, 4) drawn from a density, when there is no photograph at hand: varied and flat ones in turn."""
+    """ẑ (1, N, 4, 4) sampled from the density, to calibrate h_s without photographs.
+
+    In every other sample the 16 positions have the same value, as in smooth regions, where activations are largest.
+    """
     generator = torch.Generator().manual_seed(0)
     channels = len(density.median)
     p = torch.rand(channels, 1, _SAMPLES * 16, generator=generator).clamp(1e-5, 1 - 1e-5)

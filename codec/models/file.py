@@ -1,6 +1,6 @@
-"""A model as one safetensors file: trunk in fp16, gains, the integer hyper-decoder, the integer tables, metadata.
+"""A model as one safetensors file: float16 trunk, gains, integer hyper-decoder, integer tables, metadata.
 
-h_s is stored once, as integers; its float version, which only gives gradients, is made of them.
+h_s is stored as integers only. Its float version, which refinement needs for gradients, is derived from them.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from ..coding.integer_layers import IntegerLayer
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES
 from ..hyperprior import GainedHyperprior
-from ..networks.architecture import architecture_from_dict
+from ..networks.architecture import Architecture, architecture_from_dict
 from ..settings import LEVELS
 from .catalogue import ModelError, read_info
 from .level import Model
 
 _GAINS = tuple(f.name for f in fields(IntegerGains))
-_DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # the tensors that decoding needs …
-_DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")  # … and the metadata: the id hashes both
+_DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # prefixes of the tensors that decoding needs
+_DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
+    """All tensors of a model file, as docs/format.md lists them."""
     tensors: dict[str, Tensor] = {}
     for key, value in model.gained.state_dict().items():
         if not key.startswith("h_s."):
@@ -59,23 +60,8 @@ def _table_tensors(prefix: str, tables: list[Tables]) -> dict[str, Tensor]:
     }
 
 
-def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
-    frequencies = tensors[f"{prefix}.frequencies"].numpy()
-    lengths = tensors[f"{prefix}.lengths"].numpy().astype(np.int64)
-    minimum = tensors[f"{prefix}.minimum"].numpy().astype(np.int64)
-    tables, position = [], 0
-    for length, first in zip(lengths, minimum, strict=True):
-        starts = np.concatenate([[0], np.cumsum(length)])
-        tables.append(Tables(frequencies[position : position + starts[-1]], starts, first))
-        tables[-1].check()
-        position += int(starts[-1])
-    if position != len(frequencies):
-        raise ValueError("probability tables do not fit together")
-    return tables
-
-
 def model_id(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
-    """First four bytes, as hex, of SHA-256 over all that decoding needs: see docs/format.md."""
+    """The first 8 hexadecimal digits of SHA-256 over all that decoding depends on, as docs/format.md defines it."""
     needed = {key: metadata[key] for key in _DECODING_METADATA}
     digest = hashlib.sha256(json.dumps(needed, sort_keys=True, separators=(",", ":")).encode())
     for key in sorted(tensors):
@@ -87,20 +73,23 @@ def model_id(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
 
 
 def write_model(model: Model, path: Path) -> None:
-    """Write the file beside `path` and rename it."""
+    """Write a model file, atomically; missing folders are made."""
     data = to_safetensors(tensors_of(model), metadata={"sgacodec": json.dumps(model.metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(data)
 
 
+# -------------------------------------------------------------------------------------------------------- reading
+
+
 def read_model(path: Path) -> Model:
-    """Read a model file and prove its bounds.
+    """Read a model file, and prove that its integer networks cannot overflow.
 
     Raises
     ------
     ModelError
-        When it is not a model file, is damaged, or a bound of the exact path does not hold.
+        When it is not a model file, is damaged, or a bound does not hold.
     """
     metadata = read_info(path).metadata
     try:
@@ -116,35 +105,13 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     if model_id(tensors, metadata) != metadata["id"]:
         raise ValueError("the id is not that of the tensors")
     architecture = architecture_from_dict(metadata["architecture"])
-    with torch.random.fork_rng(devices=[]):  # building the empty networks draws initial weights
-        gained = GainedHyperprior(architecture, tuple(float(a) for a in metadata["anchors"]))
-    prefix = "trunk."
-    state = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
-    missing, unexpected = gained.load_state_dict(state, strict=False)
-    if unexpected or any(not key.startswith("h_s.") for key in missing):
-        raise ValueError("the tensors are not those of the architecture")
-    convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    layers = tuple(
-        IntegerLayer(
-            transposed=isinstance(conv, nn.ConvTranspose2d),
-            stride=conv.stride[0],
-            padding=int(conv.padding[0]),
-            output_padding=int(conv.output_padding[0]),
-            weight=tensors[f"exact.{i}.weight"],
-            bias=tensors[f"exact.{i}.bias"],
-            shift=tensors[f"exact.{i}.shift"].to(torch.int64),
-            slope=int(metadata["slopes"][i]),
-        )
-        for i, conv in enumerate(convolutions)
-    )
-    h_s = IntegerHyperDecoder(layers=layers, thresholds=tensors["exact.thresholds"], kind=architecture.scale)
-    check(h_s)
+    gained = _read_trunk(tensors, architecture, metadata["anchors"])
     bits = tuple(int(b) for b in metadata["bits"])
-    if len(bits) != len(layers) or any(
-        layer.weight.shape != conv.weight.shape for layer, conv in zip(layers, convolutions, strict=True)
-    ):
+    h_s = _read_hyper_decoder(tensors, gained, metadata["slopes"])
+    if len(bits) != len(h_s.layers):
         raise ValueError("the integer hyper-decoder is not that of the architecture")
-    dequantise(gained.h_s, h_s, bits)
+    dequantize(gained.h_s, h_s, bits)
+    gained.requires_grad_(False)
     rows = zip(*(tensors[f"exact.gains.{key}"] for key in _GAINS), strict=True)
     gains = tuple(IntegerGains(**dict(zip(_GAINS, row, strict=True))) for row in rows)
     (y_tables,) = _read_tables(tensors, "tables.y")
@@ -155,7 +122,6 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
         check_gains(level_gains, architecture.N, architecture.M)
     if len(y_tables) != SCALES or any(len(tables) != architecture.N for tables in z_tables):
         raise ValueError("the number of probability tables is wrong")
-    gained.requires_grad_(False)
     return Model(
         name=str(metadata["name"]),
         id=str(metadata["id"]),
@@ -170,8 +136,64 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     )
 
 
-def dequantise(float_h_s: nn.Sequential, h_s: IntegerHyperDecoder, bits: tuple[int, ...]) -> None:
-    """Set the float h_s to exactly what its integers stand for."""
+def _read_trunk(tensors: dict[str, Tensor], architecture: Architecture, anchors: list[float]) -> GainedHyperprior:
+    """All float parameters but those of h_s, which stay random."""
+    with torch.random.fork_rng(devices=[]):  # the initial weights are random
+        gained = GainedHyperprior(architecture, tuple(float(a) for a in anchors))
+    prefix = "trunk."
+    state = {key[len(prefix) :]: value.float() for key, value in tensors.items() if key.startswith(prefix)}
+    missing, unexpected = gained.load_state_dict(state, strict=False)
+    if unexpected or any(not key.startswith("h_s.") for key in missing):
+        raise ValueError("the tensors are not those of the architecture")
+    return gained
+
+
+def _read_hyper_decoder(tensors: dict[str, Tensor], gained: GainedHyperprior, slopes: list[int]) -> IntegerHyperDecoder:
+    """The integer hyper-decoder, its bounds proved; strides and paddings are those of the float h_s."""
+    convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    layers = tuple(
+        IntegerLayer(
+            transposed=isinstance(conv, nn.ConvTranspose2d),
+            stride=conv.stride[0],
+            padding=int(conv.padding[0]),
+            output_padding=int(conv.output_padding[0]),
+            weight=tensors[f"exact.{i}.weight"],
+            bias=tensors[f"exact.{i}.bias"],
+            shift=tensors[f"exact.{i}.shift"].to(torch.int64),
+            slope=int(slopes[i]),
+        )
+        for i, conv in enumerate(convolutions)
+    )
+    h_s = IntegerHyperDecoder(layers=layers, thresholds=tensors["exact.thresholds"], kind=gained.architecture.scale)
+    check(h_s)
+    if any(layer.weight.shape != conv.weight.shape for layer, conv in zip(layers, convolutions, strict=True)):
+        raise ValueError("the integer hyper-decoder is not that of the architecture")
+    return h_s
+
+
+def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
+    frequencies = tensors[f"{prefix}.frequencies"].numpy()
+    lengths = tensors[f"{prefix}.lengths"].numpy().astype(np.int64)
+    minimum = tensors[f"{prefix}.minimum"].numpy().astype(np.int64)
+    tables, position = [], 0
+    for length, first in zip(lengths, minimum, strict=True):
+        starts = np.concatenate([[0], np.cumsum(length)])
+        tables.append(Tables(frequencies[position : position + starts[-1]], starts, first))
+        tables[-1].check()
+        position += int(starts[-1])
+    if position != len(frequencies):
+        raise ValueError("probability tables do not fit together")
+    return tables
+
+
+def dequantize(float_h_s: nn.Sequential, h_s: IntegerHyperDecoder, bits: tuple[int, ...]) -> None:
+    """Set the weights of the float h_s, in place, to the values of the integers.
+
+    Parameters
+    ----------
+    bits : tuple of int
+        Fractional bits of the input of each layer.
+    """
     convolutions = [m for m in float_h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     for i, (conv, layer) in enumerate(zip(convolutions, h_s.layers, strict=True)):
         target = float(bits[i + 1]) if i + 1 < len(bits) else float(SCALE_BITS)

@@ -1,4 +1,4 @@
-"""From an architecture to its networks, and their state before training."""
+"""Build the networks of an architecture, and initialise their transforms for training."""
 
 from __future__ import annotations
 

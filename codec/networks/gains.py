@@ -1,4 +1,4 @@
-"""Folding per-channel gains into the first or the last layer of a network."""
+"""Fold per-channel gains into the first or the last layer of a network, in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .lite import BlockTranspose, LiteAnalysis
 
 
 def scale_input(network: nn.Module, gain: Tensor) -> None:
-    """Multiply, in place, the input channels of a network by `gain` (C,) by scaling its first layer."""
+    """Multiply the input channels of a network by `gain` (C,)."""
     layer: Any = next(child for child in network.children() if hasattr(child, "weight"))
     if isinstance(layer, (nn.ConvTranspose2d, BlockTranspose)):
         layer.weight.data *= gain.view(-1, 1, 1, 1)  # (in, …)
@@ -19,7 +19,7 @@ def scale_input(network: nn.Module, gain: Tensor) -> None:
 
 
 def scale_output(network: nn.Module, gain: Tensor) -> None:
-    """Multiply, in place, the output channels of a network by `gain` (C,) by scaling its last layers."""
+    """Multiply the output channels of a network by `gain` (C,); g_a of `lite` is a sum of two layers."""
     layers: list[Any] = list(network.children())[-1:]
     if isinstance(network, LiteAnalysis):
         layers = [network.linear, network.residual[-1]]
@@ -30,6 +30,6 @@ def scale_output(network: nn.Module, gain: Tensor) -> None:
 
 
 def shift_output(network: nn.Sequential, offset: Tensor) -> None:
-    """Add, in place, `offset` (C,) to the output channels of a network through its last bias."""
+    """Add `offset` (C,) to the output channels of a network."""
     layer: Any = network[-1]
     layer.bias.data += offset

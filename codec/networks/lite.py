@@ -1,4 +1,4 @@
-"""`lite`: transforms that start as a 16×16 block DCT, which two CPU cores can train, and a narrow hyperprior."""
+"""`lite`, for CPUs: transforms that are initialised to a 16×16 block DCT, and a narrow mean-scale hyperprior."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .transforms import Networks
 
 
 class _BlockOverlapAdd(torch.autograd.Function):
-    """x (B, H, W, M) @ weight (M, 12·12·C), the 12×12 patches added up at stride 8, + bias (C,) → (B, 8H, 8W, C)."""
+    """x (B, H, W, M) @ weight (M, 12·12·C) gives 12×12 patches, summed at stride 8; + bias (C,) → (B, 8H, 8W, C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -26,11 +26,11 @@ class _BlockOverlapAdd(torch.autograd.Function):
         out[:, :H, :, :W] = columns[:, :, :, :8, :8].transpose(2, 3)
         out[:, H] = 0
         out[:, :H, :, W] = 0
-        out[:, 1:, :4, :W] += columns[:, :, :, 8:, :8].transpose(2, 3)  # rows 8..11 fall into the next block
+        out[:, 1:, :4, :W] += columns[:, :, :, 8:, :8].transpose(2, 3)  # rows 8 to 11 overlap the next block
         out[:, :H, :, 1:, :4] += columns[:, :, :, :8, 8:].transpose(2, 3)
         out[:, 1:, :4, 1:, :4] += columns[:, :, :, 8:, 8:].transpose(2, 3)
         out = out.view(B, 8 * H + 8, 8 * W + 8, C)[:, 2 : 8 * H + 2, 2 : 8 * W + 2]
-        return out + bias.repeat(8 * W, 1)  # adding long rows is as fast as copying
+        return out + bias.repeat(8 * W, 1)  # whole rows: broadcasting a few channels is slow
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -48,9 +48,9 @@ class _BlockOverlapAdd(torch.autograd.Function):
 
 
 class BlockTranspose(nn.Module):
-    """A transposed convolution 12×12 of stride 8 and padding 2, as one GEMM and an overlap-add.
+    """Transposed convolution, kernel 12, stride 8, padding 2, as one GEMM and an overlap-add.
 
-    `weight` is (in, 12, 12, out). The same numbers as `nn.ConvTranspose2d`, several times faster on CPUs.
+    Equal to `nn.ConvTranspose2d`, several times faster on CPUs. `weight` is (in, 12, 12, out).
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -69,7 +69,7 @@ class BlockTranspose(nn.Module):
 
 
 class LiteAnalysis(nn.Module):
-    """A learned lapped transform (24×24, stride 16) plus a convolutional residual at stride 8."""
+    """g_a: a lapped linear transform (kernel 24, stride 16) plus convolutions on the 8×8 pixel-unshuffled image."""
 
     def __init__(self, M: int, hidden: int) -> None:
         super().__init__()
@@ -87,16 +87,18 @@ class LiteAnalysis(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - 0.5
-        with torch.autocast(x.device.type, enabled=False):  # the means of blocks need more than bf16's 8 bits
+        with torch.autocast(x.device.type, enabled=False):  # block means need more precision than bfloat16 has
             linear = self.linear(x)
         return linear + self.residual(x)
 
 
 class LiteSynthesis(nn.Module):
-    """Blocks to half resolution, a residual filter there, and a sub-pixel convolution to pixels.
+    """g_s: transposed convolution to half resolution, a residual filter, and a sub-pixel convolution.
 
     After the two-layer synthesis of Yang & Mandt 2023 (arXiv 2304.06244).
     """
+
+    shuffle = 2  # factor of the pixel shuffle at the end
 
     def __init__(self, M: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -108,10 +110,8 @@ class LiteSynthesis(nn.Module):
         )
         self.pixels = nn.Conv2d(width, 12, 3, padding=1)
 
-    shuffle = 2
-
     def unshuffled(self, y_hat: Tensor) -> Tensor:
-        """The pixels as `F.pixel_unshuffle` would sort them, (B, 12, H/2, W/2): a loss can be measured there."""
+        """The output before the pixel shuffle, (B, 12, H/2, W/2); refinement computes the distortion on it."""
         t = self.blocks(y_hat)
         t = self.filter(t).add_(t)
         return self.pixels(t)
@@ -134,11 +134,11 @@ def build_lite(a: Architecture) -> Networks:
     h_s = nn.Sequential(
         up(a.N, a.inner), nn.LeakyReLU(), up(a.inner, wide), nn.LeakyReLU(), nn.Conv2d(wide, 2 * a.M, 1)
     )
-    return Networks(LiteAnalysis(a.M, a.inner), h_a, h_s, LiteSynthesis(a.M, a.width, a.hidden))
+    return Networks(g_a=LiteAnalysis(a.M, a.inner), h_a=h_a, h_s=h_s, g_s=LiteSynthesis(a.M, a.width, a.hidden))
 
 
 def dct_basis() -> Tensor:
-    """The orthonormal 16×16 DCT-II basis images, (16·16, 16, 16), frequency (i, j) at row 16·i + j."""
+    """Orthonormal basis images of the 16×16 DCT-II, (256, 16, 16) float64; frequency (i, j) is at index 16·i + j."""
     k = torch.arange(16, dtype=torch.float64)
     rows = torch.cos(math.pi / 16 * (k[None, :] + 0.5) * k[:, None]) * math.sqrt(2 / 16)
     rows[0] /= math.sqrt(2)
@@ -146,7 +146,7 @@ def dct_basis() -> Tensor:
 
 
 def unit_ycbcr() -> Tensor:
-    """RGB → YCbCr (BT.601) with rows of unit norm, (3, 3)."""
+    """The matrix RGB → YCbCr (BT.601) with rows of unit norm, (3, 3) float64."""
     matrix = torch.tensor(
         [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=torch.float64
     )
@@ -154,19 +154,19 @@ def unit_ycbcr() -> Tensor:
 
 
 def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
-    """Set the transforms of `lite` to a 16×16 block DCT in YCbCr, keeping the M coefficients of most energy.
+    """Initialise g_a and g_s to a 16×16 block DCT in YCbCr, with the M of 768 coefficients that have the most energy.
 
     Parameters
     ----------
     networks : Networks
-        Of family "lite", changed in place.
+        Of family "lite"; changed in place.
     crops : Tensor (B, 3, H, W) float32
-        Photographs in 0..1 on which the energy of the 768 coefficients is measured.
+        Photographs in 0..1 on which the energies are measured; H and W are multiples of 16.
 
     Returns
     -------
     Tensor (M,) float32
-        The mean absolute value of each latent, the natural unit of its scale.
+        Mean absolute value of each latent of the crops.
     """
     g_a, g_s = networks.g_a, networks.g_s
     assert isinstance(g_a, LiteAnalysis)

@@ -18,7 +18,7 @@ from .transforms import Networks
 
 
 def _compressai() -> Any:
-    """CompressAI's models: seconds to import, so only where they are needed; its own deprecations are not ours."""
+    """`compressai.models`, imported on first use, as that takes seconds; its deprecation warnings are hidden."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from compressai import models
@@ -27,16 +27,19 @@ def _compressai() -> Any:
 
 def build_mshyper(a: Architecture) -> Networks:
     model = _compressai().MeanScaleHyperprior(a.N, a.M)
-    return Networks(model.g_a, model.h_a, model.h_s, model.g_s)
+    return Networks(g_a=model.g_a, h_a=model.h_a, h_s=model.h_s, g_s=model.g_s)
 
 
 class FrozenGDN(nn.Module):
-    """Generalised divisive normalisation (Ballé et al. 2016, arXiv 1511.06281) with its parameters computed once."""
+    """Generalised divisive normalisation (Ballé et al. 2016, arXiv 1511.06281) with fixed parameters, for inference.
+
+    x / √(β + Γx²), or x · √(β + Γx²) when `inverse`, with Γ `gamma` (C, C, 1, 1) and β (C,).
+    """
 
     def __init__(self, gamma: Tensor, beta: Tensor, inverse: bool) -> None:
         super().__init__()
-        self.register_buffer("gamma", gamma)  # (C, C, 1, 1)
-        self.register_buffer("beta", beta)  # (C,)
+        self.register_buffer("gamma", gamma)
+        self.register_buffer("beta", beta)
         self.inverse = inverse
         self.gamma: Tensor
         self.beta: Tensor
@@ -48,7 +51,7 @@ class FrozenGDN(nn.Module):
 
 @torch.no_grad()
 def freeze(network: nn.Module) -> None:
-    """Stop gradients to the weights of a network, in place, and compute what its layers re-parametrise."""
+    """Make a network ready for inference, in place: no gradients to weights, every GDN a `FrozenGDN`."""
     network.requires_grad_(False)
     layer: Any
     for name, layer in list(network.named_children()):
@@ -60,20 +63,19 @@ def freeze(network: nn.Module) -> None:
 
 
 class Absolute(nn.Module):
-    """|x|: the scale hyperprior's h_a sees magnitudes only."""
+    """|x|, the first layer of the scale hyperprior's h_a."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
 
 
 def build_bmshj(a: Architecture) -> Networks:
-    """A scale hyperprior in the shape of a mean-scale one: its h_s has M more outputs, the means, which stay zero.
+    """A scale hyperprior as a mean-scale one: h_s has M more outputs for the means, which an import sets to zero.
 
-    ReLUs of h_s are LeakyReLUs of slope 2⁻¹⁶, the smallest that its integer version has; the last one is left out,
-    as scales are bounded below anyway.
+    The ReLUs of h_s become LeakyReLUs with the smallest slope of the integer layers, 2⁻¹⁶. The last one is left out:
+    scales are bounded below by the probability tables.
     """
-
     model = _compressai().ScaleHyperprior(a.N, a.M)
     up, up_again, conv = model.h_s[0], model.h_s[2], nn.Conv2d(a.N, 2 * a.M, 3, padding=1)
     h_s = nn.Sequential(up, nn.LeakyReLU(2**-16), up_again, nn.LeakyReLU(2**-16), conv)
-    return Networks(model.g_a, nn.Sequential(Absolute(), *model.h_a), h_s, model.g_s)
+    return Networks(g_a=model.g_a, h_a=nn.Sequential(Absolute(), *model.h_a), h_s=h_s, g_s=model.g_s)

@@ -1,4 +1,4 @@
-"""The record of the four networks."""
+"""The four networks of a model, for every architecture the same interface."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Networks:
-    """g_a (B, 3, H, W) → (B, M, H/16, W/16); h_a → (B, N, H/64, W/64); h_s → (B, 2M, H/16, W/16); g_s → (B, 3, H, W).
+    """Analysis and synthesis transforms, of the image (g_a, g_s) and of the latents (h_a, h_s).
 
-    All float32, images in 0..1; H and W are multiples of 64.
+    All tensors are float32. H and W are multiples of 64.
+
+    Attributes
+    ----------
+    g_a : Module
+        Image (B, 3, H, W) in 0..1 → y (B, M, H/16, W/16).
+    h_a : Sequential
+        y → z (B, N, H/64, W/64).
+    h_s : Sequential
+        ẑ → scales and means of y (B, 2M, H/16, W/16).
+    g_s : Module
+        ŷ → x̂ (B, 3, H, W), not clamped.
     """
 
     g_a: nn.Module
