@@ -23,11 +23,10 @@ from workbench import PHOTOGRAPH, interleaved, machine, picture_of, show, untrai
 
 from sgacodec import bitstream, latents
 from sgacodec.api import Codec, Settings
-from sgacodec.coding import range_coder as entropy
 from sgacodec.coding.hyper_decoder import hyper_decode
+from sgacodec.coding.range_coder import decode, encode
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import write_model
-from sgacodec.models.level import LevelModel
 
 PARTS = ("decode", "entropy", "commands")
 
@@ -55,23 +54,23 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
             level = codec.levels.for_decoding(file)
             found = latents.unpack(level, file.z, file.y, height, width)
             y_hat, k_z = found.y_hat(), found.z.to(level.exact.device)
-            index = found.index.cpu().contiguous().numpy().ravel()
+            z, y, index = (v.cpu().contiguous().numpy().ravel() for v in (found.z, found.y, found.index))
             channels = np.repeat(np.arange(k_z.shape[1]), k_z.shape[2] * k_z.shape[3])
+            streams = (z, channels, level.z_tables, file.z), (y, index, level.y_tables, file.y)
 
-            def entropy_decode(
-                level: LevelModel = level,
-                file: bitstream.SgaFile = file,
-                index: np.ndarray = index,
-                channels: np.ndarray = channels,
-            ) -> None:
-                entropy.decode(file.z, channels, level.z_tables)
-                entropy.decode(file.y, index, level.y_tables)
+            def entropy_encode(streams: tuple = streams) -> None:
+                for symbols, indexes, tables, _ in streams:
+                    encode(symbols, indexes, tables)
+
+            def entropy_decode(streams: tuple = streams) -> None:
+                for _, indexes, tables, coded in streams:
+                    decode(coded, indexes, tables)
 
             synthesis, whole, pack, unpack, exact = interleaved(
                 [
                     functools.partial(level.folded.networks.g_s, y_hat),
                     functools.partial(codec.decode, data),
-                    functools.partial(latents.pack, level, found),
+                    entropy_encode,
                     entropy_decode,
                     functools.partial(hyper_decode, level.exact.h_s, level.exact.gains, k_z),
                 ],

@@ -1,6 +1,6 @@
 """The library: encode and decode, from pictures to files and back.
 
-encode   picture ─► x ─analyse─► y, z ─refine─► y, z ─quantize─► integers ─pack─► bytes ─► checked ─► .sga
+encode   picture ─► x ─analyse─► y, z ─refine─► y, z ─pack─► bytes ─► checked ─► .sga
 decode   .sga ─read─► bytes ─unpack─► integers ─render─► pixels ─► picture
 """
 
@@ -226,13 +226,11 @@ def _encode_batch(
     for picture, loss in zip(pictures, unrefined, strict=True):
         found = best.pop(0)
         refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss)
-        integers = latents.quantize(level, found.y, found.z)
+        payload = latents.pack(level, found.y, found.z)
         del found  # the float latents of a large picture take more memory than its pixels
-        (z, y), digest = latents.pack(level, integers), integers.digest()
-        del integers
-        if latents.unpack(level, z, y, *picture.pixels.shape[:2]).digest() != digest:
+        if latents.unpack(level, payload.z, payload.y, *picture.pixels.shape[:2]).digest() != payload.digest:
             raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
-        coded.append((_file(level, picture, z, y), refinement))
+        coded.append((_file(level, picture, payload.z, payload.y), refinement))
     return coded
 
 

@@ -1,37 +1,38 @@
-"""Between pixels, integers and payload bytes, at one level of a model: what encoder, decoder and refinement share.
+"""Pixels, integers and payload bytes at one level of a model: what encoder, decoder and refinement share.
 
-x ─analyse─► y, z ─quantize─► Latents (integers) ─pack──► z bytes, y bytes
-                                ▲  │
-                             unpack└──render─► 8-bit pixels
+    x ─analyse─► y, z ─quantize─► Latents (integers) ─► code_length, render
+                   └────pack────► z bytes, y bytes ─unpack─► Latents ─render─► 8-bit pixels
 
-Large pictures pass the networks in tiles with halos, so the memory for activations is bounded.
+Large pictures pass the networks in tiles with halos, which bounds the memory for activations.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .coding import range_coder as entropy
-from .coding.hyper_decoder import MU_BITS, hyper_decode
+from .coding.hyper_decoder import MU_BITS
+from .coding.passes import Pass, run_passes
+from .coding.range_coder import Decoder, Encoder, cost, decode, encode
 from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, STRIDE, padded_size
 from .pixels import to_pixels, window
 from .tiling import Box, cut, slices, tiles, with_halo
 
-_TILE = 1024  # pixels a side of what g_a, h_a and h_s see at once
-_SHOWN = 512  # … and g_s, which has most of its channels at half the resolution of the picture
+_TILE = 1024  # pixels a side of the tiles of g_a and h_a
+_SYNTHESIS_TILE = 512  # … of g_s, which has most of its channels at half the resolution of the picture
 _CHANNELS = 16  # of y rounded at once
+_SYMBOL_MAX = 2.0**30  # symbols are clamped to ±2³⁰ when they are rounded
 
 
 @dataclass(frozen=True)
 class Latents:
-    """The integers of one image.
+    """The integers of one image and the entropy parameters of y that follow from them.
 
     Attributes
     ----------
@@ -40,9 +41,9 @@ class Latents:
     y : Tensor (1, M, 4h, 4w) int32
         round(y − μ).
     index : Tensor (1, M, 4h, 4w) uint8
-        Gaussian table of each symbol of y; determined by z.
+        Gaussian table of each symbol of y.
     mu : Tensor (1, M, 4h, 4w) int32
-        μ with MU_BITS fractional bits; determined by z.
+        μ with MU_BITS fractional bits.
     """
 
     z: Tensor
@@ -51,7 +52,7 @@ class Latents:
     mu: Tensor
 
     def y_hat(self, box: Box | None = None) -> Tensor:
-        """ŷ = y + μ of all or of a box of the picture, float32."""
+        """ŷ = y + μ of the picture, or of a box of it, float32."""
         y, mu = (v if box is None else cut(v, box, STRIDE) for v in (self.y, self.mu))
         return y.float() + mu.float() / 2**MU_BITS
 
@@ -61,6 +62,15 @@ class Latents:
         for v in (self.z, self.y):
             content.update(np.ascontiguousarray(v.cpu().numpy(), "<i4").data)
         return content.hexdigest()
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The entropy-coded z and y of one image, and the digest of their symbols."""
+
+    z: bytes
+    y: bytes
+    digest: str
 
 
 def _size(y: Tensor) -> tuple[int, int]:
@@ -95,58 +105,77 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
-    """Round latents of one image (1, …) hard on the coded grid: z − median and y − μ(ẑ), μ of the exact path."""
-    median = level.folded.density.median[None, :, None, None]
-    k_z = torch.round(z - median).clamp(-(2.0**30), 2.0**30).to(torch.int32)
-    index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k_z.to(level.exact.device))
-    index, mu = index.to(level.device), mu.to(level.device)
-    k_y = torch.empty_like(mu)
-    for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (k_y, y, mu)), strict=True):
-        k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-(2.0**30), 2.0**30))
-    return Latents(k_z, k_y, index, mu)
+    """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ)."""
+    return _quantize(level, y, z, lambda index, symbols: None)
+
+
+@torch.no_grad()
+def pack(level: LevelModel, y: Tensor, z: Tensor) -> Payload:
+    """Quantize latents of one image (1, …) and entropy-code them."""
+    encoder = Encoder()
+    found = _quantize(level, y, z, lambda index, symbols: encoder.push(_flat(symbols), _flat(index), level.y_tables))
+    z_bytes = encode(_flat(found.z), _channel_indexes(found.z.shape), level.z_tables)
+    return Payload(z=z_bytes, y=encoder.finish(), digest=found.digest())
+
+
+def _quantize(level: LevelModel, y: Tensor, z: Tensor, push: Callable[[Tensor, Tensor], None]) -> Latents:
+    """As :func:`quantize`; `push` receives index and symbols of each pass as soon as they are known."""
+    k_z = torch.round(z - level.folded.density.median[None, :, None, None])
+    k_z = k_z.clamp(-_SYMBOL_MAX, _SYMBOL_MAX).to(torch.int32)
+
+    def symbols_of(one: Pass) -> Tensor:
+        mu = one.mu.to(level.device)
+        symbols = torch.empty_like(mu)
+        for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (symbols, one.of(y), mu)), strict=True):
+            k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-_SYMBOL_MAX, _SYMBOL_MAX))
+        push(one.index, symbols)
+        return symbols
+
+    k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of))
+    return Latents(z=k_z, y=k_y, index=index, mu=mu)
 
 
 def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.ndarray, float]]:
-    """What the latents of one image would become in a file, tile by tile, so that memory is bounded.
+    """Pixels and bits of the file that latents of one image would become, tile by tile.
 
     Yields
     ------
     box : Box
     pixels : ndarray (h, w, 3) uint8
-        As the decoder will show the box, padding included.
+        Decoded pixels of the box, padding included.
     bits : float
-        Of the latents in the box.
+        Bits of the latents in the box.
     """
     height, width = _size(y)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, level.folded.architecture.reach.h_s, height, width)
         around = quantize(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
         own = Latents(
-            cut(around.z, tile, HYPER_STRIDE, box),
-            *(cut(v, tile, STRIDE, box) for v in (around.y, around.index, around.mu)),
+            z=cut(around.z, tile, HYPER_STRIDE, box),
+            y=cut(around.y, tile, STRIDE, box),
+            index=cut(around.index, tile, STRIDE, box),
+            mu=cut(around.mu, tile, STRIDE, box),
         )
         top, left, bottom, right = tile
         inner = top - box[0], left - box[1], bottom - box[0], right - box[1]
-        yield tile, _shown(level, around, inner), code_length(level, own)
-
-
-def _flat(latents: Latents) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(symbols, table of each) of z, then of y."""
-    z, y, index = (v.cpu().contiguous().numpy() for v in (latents.z, latents.y, latents.index))
-    channels = np.repeat(np.arange(z.shape[1]), z.shape[2] * z.shape[3])
-    return z.ravel(), channels, y.ravel(), index.ravel()
+        yield tile, _synthesise(level, around, inner), code_length(level, own)
 
 
 def code_length(level: LevelModel, latents: Latents) -> float:
-    """Bits of z and y under the integer tables, as an ideal coder would spend them."""
-    z, z_index, y, y_index = _flat(latents)
-    return entropy.cost(z, z_index, level.z_tables) + entropy.cost(y, y_index, level.y_tables)
+    """Bits of z and y under the integer tables, for an ideal entropy coder."""
+    z_bits = cost(_flat(latents.z), _channel_indexes(latents.z.shape), level.z_tables)
+    return z_bits + cost(_flat(latents.y), _flat(latents.index), level.y_tables)
 
 
-def pack(level: LevelModel, latents: Latents) -> tuple[bytes, bytes]:
-    """Entropy-code the integers: the bytes of z and of y."""
-    z, z_index, y, y_index = _flat(latents)
-    return entropy.encode(z, z_index, level.z_tables), entropy.encode(y, y_index, level.y_tables)
+def _flat(v: Tensor) -> np.ndarray:
+    """The values in the order in which symbols are numbered: by channel, row, column."""
+    flat: np.ndarray = v.cpu().contiguous().numpy().ravel()
+    return flat
+
+
+def _channel_indexes(shape: torch.Size) -> np.ndarray:
+    """The table of each symbol of z (1, N, h, w): that of its channel, (N·h·w,)."""
+    return np.repeat(np.arange(shape[1]), shape[2] * shape[3])
 
 
 # --------------------------------------------------------------------------------------------------------- decoding
@@ -161,30 +190,31 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
     FormatError
         When the bytes are not those of an image of this size.
     """
-    architecture = level.folded.architecture
     h, w = (side // HYPER_STRIDE for side in padded_size(height, width))
-    channels = np.repeat(np.arange(architecture.N), h * w)
-    z = entropy.decode(z_bytes, channels, level.z_tables).reshape(1, architecture.N, h, w)
-    k_z = torch.from_numpy(z)
-    index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k_z.to(level.exact.device))
-    flat = index.cpu().contiguous().numpy().ravel()
-    y = entropy.decode(y_bytes, flat, level.y_tables).reshape(tuple(index.shape))
-    device = level.device
-    return Latents(k_z.to(device), torch.from_numpy(y).to(device), index.to(device), mu.to(device))
+    shape = torch.Size((1, level.folded.architecture.N, h, w))
+    k_z = torch.from_numpy(decode(z_bytes, _channel_indexes(shape), level.z_tables)).reshape(shape)
+    decoder = Decoder(y_bytes)
+
+    def symbols_of(one: Pass) -> Tensor:
+        return torch.from_numpy(decoder.pull(_flat(one.index), level.y_tables)).reshape(one.index.shape)
+
+    k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of))
+    decoder.finish()
+    return Latents(z=k_z.to(level.device), y=k_y, index=index, mu=mu)
 
 
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:
-    """The 8-bit picture that these integers decode to, (height, width, 3) uint8."""
-    return np.ascontiguousarray(_shown(level, latents, (0, 0, *_size(latents.y)))[:height, :width])
+    """The decoded pixels, (height, width, 3) uint8."""
+    return np.ascontiguousarray(_synthesise(level, latents, (0, 0, *_size(latents.y)))[:height, :width])
 
 
 @torch.no_grad()
-def _shown(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
-    """The 8-bit pixels of a box, (h, w, 3) uint8."""
+def _synthesise(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
+    """The decoded pixels of a box, (h, w, 3) uint8."""
     size = _size(latents.y)
     pixels = np.empty((box[2] - box[0], box[3] - box[1], 3), np.uint8)
-    for tile in tiles(box, _SHOWN, *size):
+    for tile in tiles(box, _SYNTHESIS_TILE, *size):
         around = with_halo(tile, level.folded.architecture.reach.g_s, *size)
-        found = cut(level.folded.networks.g_s(latents.y_hat(around)), tile, 1, around)
-        pixels[slices(tile, 1, box)] = to_pixels(found)
+        x_hat = cut(level.folded.networks.g_s(latents.y_hat(around)), tile, 1, around)
+        pixels[slices(tile, 1, box)] = to_pixels(x_hat)
     return pixels

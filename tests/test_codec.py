@@ -216,10 +216,10 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
     """Else a bug in the coder costs somebody the only copy of a photograph."""
     pack = latents.pack
 
-    def careless(level: LevelModel, found: latents.Latents) -> tuple[bytes, bytes]:
-        changed = found.y.clone()
+    def careless(level: LevelModel, y: torch.Tensor, z: torch.Tensor) -> latents.Payload:
+        changed = y.clone()
         changed[0, 0, 0, 0] += 1
-        return pack(level, dataclasses.replace(found, y=changed))
+        return dataclasses.replace(pack(level, changed, z), digest=pack(level, y, z).digest)
 
     monkeypatch.setattr(latents, "pack", careless)
     with pytest.raises(RuntimeError, match="do not decode to the same integers"):
@@ -239,7 +239,7 @@ def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np
         for tile in (64, 128, 192):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(latents, "_TILE", tile)
-                patch.setattr(latents, "_SHOWN", 64)
+                patch.setattr(latents, "_SYNTHESIS_TILE", 64)
                 y_tiled, z_tiled = latents.analyse(level, picture)
                 tiled = latents.render(level, found, 330, 460)
                 pieces = list(latents.preview(level, y, z))

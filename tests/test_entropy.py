@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from sgacodec.bitstream import FormatError
-from sgacodec.coding import range_coder as entropy
-from sgacodec.coding.range_coder import PRECISION, Tables, cost, decode, encode
+from sgacodec.coding import range_coder
+from sgacodec.coding.range_coder import PRECISION, Decoder, Encoder, Tables, cost, decode, encode
 from sgacodec.coding.tables import gaussian_tables, scale_table
 from sgacodec.models.level import LevelModel
 
@@ -90,8 +90,8 @@ def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
     symbols = rng.integers(-300, 300, 100).astype(np.int32)
     whole = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entropy, "_BLOCK", block)
-        patch.setattr(entropy, "_COSTED", block)
+        patch.setattr(range_coder, "_BLOCK", block)
+        patch.setattr(range_coder, "_COSTED", block)
         parts = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
         assert np.array_equal(decode(whole[0], indexes, GAUSSIAN), symbols)
     assert parts[0] == whole[0]
@@ -107,6 +107,42 @@ def test_every_symbol_escaped() -> None:
     data = encode(symbols, indexes, GAUSSIAN)
     assert np.array_equal(decode(data, indexes, GAUSSIAN), symbols)
     assert len(data) < 8 * len(symbols)
+
+
+@given(st.lists(SYMBOLS, max_size=5), st.integers(0, 2**32))
+@settings(max_examples=40)  # each one is also decoded in Python
+def test_passes_share_one_stream(parts: list[np.ndarray], seed: int) -> None:
+    """Guards against a stream of several passes that is not the concatenation the specification describes."""
+    rng = np.random.default_rng(seed)
+    own = join(table([2**23, 2**22, 2**22], -1), table([5, 2**24 - 6, 1], 2))
+    passes = [(v, rng.integers(0, 2, len(v)).astype(np.uint8), own if i % 2 else GAUSSIAN) for i, v in enumerate(parts)]
+    encoder = Encoder()
+    for symbols, indexes, tables in passes:
+        encoder.push(symbols, indexes, tables)
+    data = encoder.finish()
+    decoder, reference = Decoder(data), ReferenceDecoder(data)
+    for symbols, indexes, tables in passes:
+        assert np.array_equal(decoder.pull(indexes, tables), symbols)
+        assert reference_pull(reference, indexes, tables) == symbols.tolist()
+    decoder.finish()
+    assert 8 * len(data) <= sum(cost(*one) for one in passes) * 1.001 + 72
+
+
+def test_missing_or_additional_passes_are_refused() -> None:
+    """Guards against a file whose passes end early, or that has fewer bytes than its passes need, being accepted."""
+    indexes = np.full(1000, 30, dtype=np.uint8)
+    encoder = Encoder()
+    for offset in (0, 1, 2):
+        encoder.push((np.arange(1000, dtype=np.int32) + offset) % 7, indexes, GAUSSIAN)
+    decoder = Decoder(encoder.finish())
+    for _ in range(2):
+        decoder.pull(indexes, GAUSSIAN)
+    with pytest.raises(FormatError, match="bytes are left"):
+        decoder.finish()
+    decoder.pull(indexes, GAUSSIAN)
+    decoder.finish()
+    with pytest.raises(FormatError, match="too few"):
+        decoder.pull(indexes, GAUSSIAN)
 
 
 # ----------------------------------------------------------------------------------------------------------- price
@@ -332,7 +368,10 @@ class ReferenceDecoder:
 
 
 def reference_decode(data: bytes, indexes: np.ndarray, tables: Tables) -> list[int]:
-    decoder = ReferenceDecoder(data)
+    return reference_pull(ReferenceDecoder(data), indexes, tables)
+
+
+def reference_pull(decoder: ReferenceDecoder, indexes: np.ndarray, tables: Tables) -> list[int]:
     symbols, escaped = [0] * len(indexes), []
     for t in range(len(tables)):
         frequencies = tables.frequencies[tables.starts[t] : tables.starts[t + 1]].tolist()

@@ -115,55 +115,93 @@ def _split(values: np.ndarray, tables: Tables, table: int | np.ndarray) -> tuple
     return entries, escaped, distances
 
 
+class Encoder:
+    """One range-coded stream that is written in several steps, the passes of y."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.queue.RangeEncoder()
+
+    def push(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> None:
+        """Append int32 symbols (n,), symbol i under table indexes[i]; escaped distances directly after them."""
+        where, distances = [_NONE], [_NONE]
+        for table, positions in _groups(indexes):
+            entries, escaped, beyond = _split(symbols[positions], tables, table)
+            self._coder.encode(entries.astype(np.int32), tables.model(table))
+            where.append(positions[escaped])
+            distances.append(beyond)
+        order = np.argsort(np.concatenate(where))
+        if order.size:
+            _encode_distances(self._coder, np.concatenate(distances)[order])
+
+    def finish(self) -> bytes:
+        """The stream, big-endian words without the zero bytes at its end."""
+        data: bytes = self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+        return data
+
+
+class Decoder:
+    """Reads what an `Encoder` wrote: one `pull` for each `push`, with the same indexes and tables.
+
+    All methods raise FormatError when the bytes cannot have come from an `Encoder`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if data.endswith(b"\0"):
+            raise FormatError("damaged: an entropy-coded stream ends with a zero byte")
+        words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=">u4").astype(np.uint32)
+        self._coder = constriction.stream.queue.RangeDecoder(words)
+        self._bits = 8.0 * len(data) + 64
+        self._least = 0.0  # bits that the symbols so far take at the very least
+
+    def pull(self, indexes: np.ndarray, tables: Tables) -> np.ndarray:
+        """Decode the next symbols, (n,) int32."""
+        self._least += shortest(np.bincount(indexes, minlength=len(tables)), tables)
+        if self._bits < self._least:
+            raise FormatError("damaged: too few entropy-coded bytes for an image of this size")
+        symbols = np.empty(len(indexes), dtype=np.int32)
+        where = [_NONE]
+        try:
+            for table, positions in _groups(indexes):
+                entries = self._coder.decode(tables.model(table), len(positions))
+                where.append(positions[entries == tables.escape()[table]])
+                symbols[positions] = entries + np.int32(tables.minimum[table])
+            escaped = np.sort(np.concatenate(where))
+            distances = _decode_distances(self._coder, len(escaped))
+        except (AssertionError, ValueError) as error:
+            raise FormatError(f"damaged: invalid entropy-coded bytes ({error})") from None
+        if escaped.size:
+            table_of = indexes[escaped]
+            above = tables.escape()[table_of] + distances // 2
+            outside = np.where(distances % 2 == 1, -1 - distances // 2, above) + tables.minimum[table_of]
+            if outside.max() > 2**31 - 1 or outside.min() < -(2**31):
+                raise FormatError("damaged: an entropy-coded symbol exceeds 32 bits")
+            symbols[escaped] = outside
+        return symbols
+
+    def finish(self) -> None:
+        """Check that all bytes have been used."""
+        if not self._coder.maybe_exhausted():
+            raise FormatError("damaged: bytes are left after the last entropy-coded symbol")
+
+
 def encode(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> bytes:
-    """Code int32 symbols (n,), symbol i under table indexes[i], to bytes."""
-    encoder = constriction.stream.queue.RangeEncoder()
-    where, distances = [_NONE], [_NONE]
-    for table, positions in _groups(indexes):
-        entries, escaped, beyond = _split(symbols[positions], tables, table)
-        encoder.encode(entries.astype(np.int32), tables.model(table))
-        where.append(positions[escaped])
-        distances.append(beyond)
-    order = np.argsort(np.concatenate(where))
-    if order.size:
-        _encode_distances(encoder, np.concatenate(distances)[order])
-    return encoder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
+    """A stream of int32 symbols (n,), symbol i under table indexes[i]."""
+    encoder = Encoder()
+    encoder.push(symbols, indexes, tables)
+    return encoder.finish()
 
 
 def decode(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
-    """Decode int32 symbols (n,) from the bytes that `encode` made with the same indexes and tables.
+    """The int32 symbols (n,) of a stream that :func:`encode` made with the same indexes and tables.
 
     Raises
     ------
     FormatError
         When the bytes cannot have come from `encode`.
     """
-    if data.endswith(b"\0"):
-        raise FormatError("damaged: entropy-coded symbols end with a zero byte")
-    if 8 * len(data) + 64 < shortest(np.bincount(indexes, minlength=len(tables)), tables):
-        raise FormatError("damaged: too few bytes for the size of the picture")
-    words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=">u4").astype(np.uint32)
-    decoder = constriction.stream.queue.RangeDecoder(words)
-    symbols = np.empty(len(indexes), dtype=np.int32)
-    where = [_NONE]
-    try:
-        for table, positions in _groups(indexes):
-            entries = decoder.decode(tables.model(table), len(positions))
-            where.append(positions[entries == tables.escape()[table]])
-            symbols[positions] = entries + np.int32(tables.minimum[table])
-        escaped = np.sort(np.concatenate(where))
-        distances = _decode_distances(decoder, len(escaped))
-    except (AssertionError, ValueError) as error:
-        raise FormatError(f"damaged: the entropy-coded symbols do not decode ({error})") from None
-    if not decoder.maybe_exhausted():
-        raise FormatError("damaged: bytes are left after the entropy-coded symbols")
-    if escaped.size:
-        tables_of = indexes[escaped]
-        above = tables.escape()[tables_of] + distances // 2
-        outside = np.where(distances % 2 == 1, -1 - distances // 2, above) + tables.minimum[tables_of]
-        if outside.max() > 2**31 - 1 or outside.min() < -(2**31):
-            raise FormatError("damaged: a symbol does not fit into 32 bits")
-        symbols[escaped] = outside
+    decoder = Decoder(data)
+    symbols = decoder.pull(indexes, tables)
+    decoder.finish()
     return symbols
 
 

@@ -1,0 +1,62 @@
+"""Passes: encoder and decoder take the same steps, also where a pass depends on the symbols of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sgacodec.bitstream import FormatError
+from sgacodec.coding import passes
+from sgacodec.coding.hyper_decoder import hyper_decode
+from sgacodec.coding.passes import ExactPrior, Pass
+from sgacodec.latents import analyse, code_length, pack, quantize, unpack
+from sgacodec.models.level import LevelModel
+
+HEIGHT, WIDTH = 130, 200
+
+
+def passes_with_context(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
+    """Groups of channels, each with parameters that depend on the symbols of the group before."""
+    index, mu = hyper_decode(prior.h_s, prior.gains, k_z)
+    context = torch.zeros_like(mu[:, :1])
+    for first in range(0, mu.shape[1], 120):
+        channels = slice(first, min(first + 120, mu.shape[1]))
+        shifted = (index[:, channels].long() + context.abs()).clamp(max=63).to(torch.uint8)
+        context = (yield Pass(channels, shifted, mu[:, channels] + 300 * context)).sum(1, keepdim=True).clamp(-9, 9)
+
+
+@pytest.fixture(scope="module")
+def encoded(lite_level: LevelModel, photograph: np.ndarray) -> tuple[Tensor, Tensor]:
+    return analyse(lite_level, photograph[:HEIGHT, :WIDTH])
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_round_trip(
+    lite_level: LevelModel, encoded: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch, context: bool
+) -> None:
+    """Guards against a decoder that uses other entropy parameters than the encoder did."""
+    plain = quantize(lite_level, *encoded)
+    if context:
+        monkeypatch.setattr(passes, "passes", passes_with_context)
+    expected, payload = quantize(lite_level, *encoded), pack(lite_level, *encoded)
+    found = unpack(lite_level, payload.z, payload.y, HEIGHT, WIDTH)
+    for name in ("z", "y", "index", "mu"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert found.digest() == payload.digest == expected.digest()
+    assert torch.equal(found.index, plain.index) != context
+    assert float((found.y_hat() - encoded[0]).abs().max()) <= 0.5
+    assert 8 * len(payload.z + payload.y) == pytest.approx(code_length(lite_level, found), rel=0.01)
+
+
+def test_bytes_after_the_last_pass_are_refused(
+    lite_level: LevelModel, encoded: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a decoder that stops at the last pass without looking at what is left."""
+    monkeypatch.setattr(passes, "passes", passes_with_context)
+    payload = pack(lite_level, *encoded)
+    with pytest.raises(FormatError, match="bytes are left"):
+        unpack(lite_level, payload.z, payload.y + b"12345678", HEIGHT, WIDTH)
