@@ -72,7 +72,7 @@ def meets(result: Result, settings: Settings, tolerance: float) -> bool:
 def test_a_time_limit_is_for_the_whole_search(target: dict[str, float], limit: float, tolerance: float) -> None:
     """Guards against a limit that each of up to six encodings uses up anew."""
     encoder = Encoder()
-    settings = Settings(time_limit=limit, **target)  # type: ignore[arg-type]
+    settings = Settings(steps=500, time_limit=limit, **target)  # type: ignore[arg-type]
     found = encoder.search(settings)
     assert encoder.now - 1000 <= limit + CODING  # refinement ends in time, and its result has still to be coded
     assert meets(found, settings, tolerance)
@@ -85,10 +85,10 @@ def test_a_time_limit_is_for_the_whole_search(target: dict[str, float], limit: f
 def test_where_no_time_is_left_the_result_is_unrefined(target: dict[str, float]) -> None:
     """Guards against an error, or a missed deadline, where a large picture takes longer to code than the limit."""
     encoder = Encoder(coding=20.0)
-    settings = Settings(time_limit=30.0, **target)  # type: ignore[arg-type]
+    settings = Settings(steps=500, time_limit=30.0, **target)  # type: ignore[arg-type]
     assert meets(encoder.search(settings), settings, tolerance=0.15)
     assert encoder.refined == encoder.results[1:2]  # one encoding of 10 s or so is refined …
-    settings = Settings(time_limit=10.0, **target)  # type: ignore[arg-type]
+    settings = Settings(steps=500, time_limit=10.0, **target)  # type: ignore[arg-type]
     encoder = Encoder(coding=20.0)
     found = encoder.search(settings)
     assert meets(found, settings, tolerance=0.06)
@@ -100,7 +100,7 @@ def test_where_no_time_is_left_the_result_is_unrefined(target: dict[str, float])
 def test_without_a_limit_every_encoding_has_all_its_steps(target: dict[str, float]) -> None:
     """Guards against a search that stops early although the user has time."""
     encoder = Encoder()
-    settings = Settings(**target)  # type: ignore[arg-type]
+    settings = Settings(steps=500, **target)  # type: ignore[arg-type]
     assert meets(encoder.search(settings), settings, tolerance=0.01)
     assert len(encoder.results) - len(encoder.refined) == 7
     assert {result.steps for result in encoder.refined} == {500}
@@ -110,6 +110,6 @@ def test_an_unreachable_target_does_not_blame_the_time() -> None:
     """Guards against a user who waits longer for what no λ gives."""
     for limit in (None, 1e6):
         with pytest.raises(TargetError, match=r"no λ gives .* the nearest is -\d+ %$"):
-            Encoder(largest=10_000).search(Settings(time_limit=limit, target_bpp=1.0))
+            Encoder(largest=10_000).search(Settings(steps=500, time_limit=limit, target_bpp=1.0))
     with pytest.raises(TargetError, match=r"within the time limit$"):
-        Encoder(largest=10_000).search(Settings(time_limit=2.0, target_bpp=1.0))
+        Encoder(largest=10_000).search(Settings(steps=500, time_limit=2.0, target_bpp=1.0))
