@@ -35,7 +35,7 @@ from torch.distributions import RelaxedOneHotCategorical
 from workbench import PHOTOGRAPH, interleaved, machine, picture_of, seconds, show, untrained
 
 from sgacodec.api import Codec, Progress, Settings
-from sgacodec.memory import freed_memory_kept
+from sgacodec.memory import keep_freed_memory
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel
@@ -154,7 +154,7 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             ]
 
             def ours(annealings: list[Callable[[], None]] = annealings, burst: int = burst) -> None:
-                with freed_memory_kept():
+                with keep_freed_memory():
                     repeat(annealings.pop(), burst)
 
             theirs, own = interleaved([functools.partial(repeat, published.step, burst), ours], device, runs)

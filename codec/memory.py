@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed, on a CPU: by itself, no one way suits all that is done here."""
+"""Tune glibc malloc on CPUs. With another C library nothing happens."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import functools
 import platform
 from collections.abc import Iterator
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
-_OWN_PAGES = 1 << 20  # bytes: larger tensors get pages of their own and give them back when they are freed
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # parameters of mallopt(3)
+_MMAP_MAX = 65536  # glibc's default
+_MMAP_THRESHOLD = 1 << 20  # bytes; larger tensors are mapped, and unmapped when they are freed
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Within, memory that is freed stays with the process; where the C library is not glibc nothing happens.
+def keep_freed_memory() -> Iterator[None]:
+    """Context manager, or decorator, within which freed memory stays with the process.
 
-    A step asks for the tensors that the step before has freed. Left alone, glibc gives large ones back to the system,
-    which hands out and clears every page anew: a sixth of a step at one megapixel.
+    Each refinement step allocates tensors of the sizes that the previous one freed. By default, glibc unmaps large
+    tensors, and the kernel then clears every page of the next ones: a sixth of a step at one megapixel.
     """
     libc = _glibc()
     if libc is None:
@@ -28,14 +29,14 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(_M_MMAP_MAX, 65536)
-        libc.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _OWN_PAGES)
+        libc.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)
         libc.malloc_trim(0)
 
 
-def give_back() -> None:
-    """Give what is free to the system now: what comes next asks for tensors of other sizes, which fit nowhere."""
+def release_free_memory() -> None:
+    """Return free memory to the system, before tensors of other sizes are allocated."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

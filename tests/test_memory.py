@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while a refinement runs, and only then."""
+"""Freed memory stays with the process while a refinement runs, and is released afterwards."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgacodec.memory import freed_memory_kept, give_back
+from sgacodec.memory import keep_freed_memory, release_free_memory
 
-SIZE = 50 << 20  # floats, 200 MiB: more than glibc keeps by itself
+SIZE = 50 << 20  # floats, 200 MiB: more than glibc keeps by default
 STATUS = Path("/proc/self/status")
 
 
@@ -26,29 +26,31 @@ glibc_on_linux = pytest.mark.skipif(
 
 
 @glibc_on_linux
-def test_what_is_freed_stays_until_the_end() -> None:
+def test_freed_memory_is_kept_until_the_context_ends() -> None:
+    """Guards against slow steps (memory not kept) and against a process that stays large (not released)."""
     before = resident()
     torch.ones(SIZE)
     assert resident() < before + 50
-    with freed_memory_kept():
+    with keep_freed_memory():
         torch.ones(SIZE)
         assert resident() > before + 150
     assert resident() < before + 50
 
 
 @glibc_on_linux
-def test_what_is_free_between_other_tensors_is_given_back() -> None:
-    """Else: tensors of many sizes leave holes, and a large picture takes the memory of its tiles over and over."""
-    with freed_memory_kept():
+def test_free_memory_between_other_tensors_is_released() -> None:
+    """Guards against memory that grows with each tile of a large picture, by fragmentation."""
+    with keep_freed_memory():
         freed, kept = torch.ones(SIZE), torch.ones(1 << 20)
         before = resident()
         del freed
         assert resident() > before - 50
-        give_back()
+        release_free_memory()
         assert resident() < before - 150
         assert float(kept.sum()) == 1 << 20
 
 
 def test_errors_pass_through() -> None:
-    with pytest.raises(KeyError), freed_memory_kept():
+    """Guards against errors of a refinement that are lost in the context manager."""
+    with pytest.raises(KeyError), keep_freed_memory():
         raise KeyError

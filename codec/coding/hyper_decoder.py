@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..memory import give_back
+from ..memory import release_free_memory
 from .integer_layers import ACTIVATION_MAX, IntegerLayer, check_layer, input_rows, per_channel, round_shift, run_layer
 from .tables import SCALES
 
@@ -108,7 +108,7 @@ def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tu
         bottom = min(top + rows, h)
         strip = slice(UPSAMPLING * top, UPSAMPLING * bottom)
         index[:, :, strip], mu[:, :, strip] = _decode_strip(h_s, gains, k, top, bottom)
-        give_back()
+        release_free_memory()
     return index, mu
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..coding.range_coder import Tables
 from ..device import reduced_precision
 from ..latents import Latents, quantize
-from ..memory import give_back
+from ..memory import release_free_memory
 from ..models.level import LevelModel
 from .fused import weighted_squares
 from .objective import Batch, synthesise
@@ -69,12 +69,12 @@ def polish(
     latents = quantize(level, candidate.y, candidate.z)
     y_hat, entry = latents.y_hat(), table_entries(latents, level.y_tables)
     del latents
-    give_back()
+    release_free_memory()
     annealed = best = y_hat
     least, gradient = loss.at(y_hat, entry)
-    give_back()
+    release_free_memory()
     curvature = loss.curvature(y_hat)
-    give_back()
+    release_free_memory()
     for _ in range(rounds):
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
@@ -88,7 +88,7 @@ def polish(
         curvature = torch.where(move != 0, (curvature + secant) / 2, curvature)
     if best is annealed:
         return candidate
-    give_back()
+    release_free_memory()
     polished = problem.evaluate(best, candidate.z)
     return polished if polished.loss < candidate.loss else candidate
 

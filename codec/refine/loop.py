@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..memory import freed_memory_kept
+from ..memory import keep_freed_memory
 from ..metrics import psnr_of_mse
 from ..models.level import LevelModel
 from ..settings import Settings
@@ -46,7 +46,7 @@ Report = Callable[[Progress], None]
 Check = Callable[[Tensor, Tensor], None]
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def refine(
     level: LevelModel,
     problems: list[Problem],

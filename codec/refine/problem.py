@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..alpha import fill_transparent
 from ..latents import analyse, preview
-from ..memory import give_back
+from ..memory import release_free_memory
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
 from ..networks.architecture import padded_size
@@ -177,7 +177,7 @@ class Problem:
             weighted += float(squared.sum(dtype=np.float64))
             bits += bits_of_box
             if part.shape != self.shape:  # one tile of several
-                give_back()
+                release_free_memory()
         distortion = 255.0**2 * weighted / self.pixels
         if decoded is not None:
             x_hat, x = (torch.from_numpy(v).permute(2, 0, 1)[None].float() / 255 for v in (decoded, self.original))

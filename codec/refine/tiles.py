@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..memory import freed_memory_kept, give_back
+from ..memory import keep_freed_memory, release_free_memory
 from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE, Reach
 from ..settings import Settings
@@ -117,7 +117,7 @@ def refine_tiles(
     return (refined if refined.loss <= start.loss else problem.start()), steps
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def _refine_region(
     level: LevelModel,
     problem: Problem,
@@ -140,14 +140,14 @@ def _refine_region(
     part = problem.part(region.wide)
     visible = part.visible_pixels
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
-    give_back()
+    release_free_memory()
 
     def check(y: Tensor, z: Tensor) -> None:
         nonlocal best
         candidate = part.evaluate(*(v.permute(0, 3, 1, 2).clone() for v in (y, z)))
         if candidate.loss < best.loss:
             best = candidate
-        give_back()
+        release_free_memory()
 
     def changes() -> tuple[float, float]:
         return best.bits - first.bits, (best.mse - first.mse) * visible
@@ -167,14 +167,14 @@ def _refine_region(
     return changes()
 
 
-@freed_memory_kept()
+@keep_freed_memory()
 def _polish_region(
     level: LevelModel, problem: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
 ) -> tuple[float, float]:
     """The last pass (`flips.polish`) over one tile, in place in y (1, M, h, w); returns as `_refine_region`."""
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
-    give_back()
+    release_free_memory()
     polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until)
     _write(polished.y, y, region, STRIDE)
     return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.visible_pixels
