@@ -48,7 +48,7 @@ def encoding_report(
         "model": level.model_name,
         "model_id": level.model_id,
         "method": settings.method,
-        "classes": settings.classes if settings.method != "none" else None,
+        "classes": settings.rounding_classes if settings.method != "none" else None,
         "steps": refinement.steps,
         "seconds": round(seconds, 3),
         "device": str(level.device),

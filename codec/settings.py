@@ -13,12 +13,14 @@ from .rounding import METHODS as ROUNDINGS
 from .rounding import Rounding, rounding
 
 METHODS = ("none", *ROUNDINGS)  # of `Settings.method`
+CLASSES = 2
+STEPS = 500
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)  # the λ at which gains are trained: those of SGA+
 LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, unless the model says otherwise
 LEVELS = 64
 
-_FEW = 20  # steps: where no more fit into the time, rounds alone gain more
+_FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
 def level_lambda(level: int, ladder: tuple[float, float] = LADDER, levels: int = LEVELS) -> float:
@@ -29,35 +31,36 @@ def level_lambda(level: int, ladder: tuple[float, float] = LADDER, levels: int =
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one encoding; the defaults are the product's.
+    """Settings of one encoding. What is None has the default of the codec, or of the method.
 
     Attributes
     ----------
     lmbda : float
-        λ of λ·255²·MSE + bpp; any positive number. The level of the model is the nearest on its ladder …
+        λ of the loss λ·255²·MSE + bpp: any positive number. It selects the nearest level of the model, unless
+        `level_lambda` is given.
     level_lambda : float, optional
-        … unless this pins the level apart from λ (the paper's semi-multi-rate experiment).
+        λ that selects the level in place of `lmbda` (the paper's semi-multi-rate experiment).
     target_bpp, target_size, target_psnr : float, int, float, optional
-        Find λ for bits a pixel of the whole file, bytes of the whole file, or dB; at most one of them.
+        Search the λ that gives this many bits per pixel of the whole file, bytes of the whole file, or dB; at most one.
     method : str
-        "none", or a rounding of SGA+: ste, noise, danneal, atanh, linear, cosine, ssl.
-    classes : int
-        2 or 3 (linear, cosine, ssl).
-    steps : int
-        Iterations of a whole annealing.
+        "none", or a relaxation of SGA+: ste, noise, danneal, atanh, linear, cosine, ssl.
+    classes : int, optional
+        Classes of the relaxation: 2 (default) or 3 (linear, cosine and ssl only).
+    steps : int, optional
+        Steps of the whole annealing; default 500.
     time_limit : float, optional
-        Seconds: as many steps as fit, at most `steps`.
+        Seconds for the refinement of one image: as many steps as fit, at most `steps`.
     seed : int
-        Of the noise: the same seed gives the same bytes on the same device.
+        Seed of the noise: the same seed gives the same bytes on the same device.
     schedule, tau_max, rate, lr : optional
-        Annealing: "cold" (the default), "exp" or "sga"; highest temperature; rate a step of exp and sga; learning
-        rate. Where a schedule of the paper is named, the learning rate is the paper's 0.005, constant.
+        Annealing: temperature schedule "cold" (default), "exp" or "sga"; highest temperature; rate per step (exp and
+        sga); learning rate. With exp and sga the learning rate is by default the paper's, constant 0.005.
     rounds : int, optional
-        Rounds of the last pass, over single integers (see `rounds_after`).
+        Rounds of the last pass, a coordinate descent over single integers; default as `rounds_after` returns it.
     ssl_a, r, n : float, optional
-        Hyperparameters of the rounding, the paper's where not given.
+        Hyperparameters of the relaxation; default as published.
     metric : {"mse", "ms-ssim"}
-        What refinement minimises beside the rate.
+        Distortion of the loss.
     """
 
     lmbda: float = 0.0075
@@ -66,8 +69,8 @@ class Settings:
     target_size: int | None = None
     target_psnr: float | None = None
     method: str = "ssl"
-    classes: int = 2
-    steps: int = 500
+    classes: int | None = None
+    steps: int | None = None
     time_limit: float | None = None
     seed: int = 0
     schedule: str | None = None
@@ -81,7 +84,7 @@ class Settings:
     metric: str = "mse"
 
     def validate(self) -> None:
-        """Raise ValueError, one line that says what is allowed, when the settings make no sense."""
+        """Raise ValueError, with one line that says what is allowed, for settings that are invalid or contradictory."""
         for name in ("lmbda", "level_lambda", "target_bpp", "target_size", "target_psnr", "time_limit"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -94,28 +97,53 @@ class Settings:
         if self.metric not in ("mse", "ms-ssim"):
             raise ValueError(f"metric must be mse or ms-ssim, not {self.metric!r}")
         if self.metric == "ms-ssim" and self.rounds:
-            raise ValueError("rounds belong to the metric mse: what a change does to MS-SSIM is not predicted")
+            raise ValueError("rounds belong to the metric mse: the change of MS-SSIM by one integer is not predicted")
         if self.method == "none":
-            tuned = ("schedule", "tau_max", "rate", "lr", "rounds", "ssl_a", "r", "n")
-            given = [name for name in tuned if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"{given[0]} has no meaning with method none")
+            refining = (
+                "classes",
+                "steps",
+                "time_limit",
+                "schedule",
+                "tau_max",
+                "rate",
+                "lr",
+                "rounds",
+                "ssl_a",
+                "r",
+                "n",
+            )
+            for name in refining:
+                value = getattr(self, name)
+                if value is not None and not (name == "steps" and value == 0):
+                    raise ValueError(f"{name} has no meaning with method none")
             return
         if self.method not in ROUNDINGS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {self.method!r}")
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
         self.rounding()
-        self.annealing(max(1, self.steps))
+        self.annealing(max(1, self.annealing_steps))
+
+    @property
+    def annealing_steps(self) -> int:
+        """Steps of the annealing where no time limit shortens it; 0 with method none."""
+        if self.method == "none":
+            return 0
+        return STEPS if self.steps is None else self.steps
+
+    @property
+    def rounding_classes(self) -> int:
+        """Classes of the relaxation."""
+        return CLASSES if self.classes is None else self.classes
 
     def rounding(self) -> Rounding:
-        """The rounding these settings ask for; ValueError for combinations that do not exist."""
-        return rounding(self.method, self.classes, a=self.ssl_a, r=self.r, n=self.n)
+        """The relaxation; ValueError for a combination of settings that does not exist."""
+        return rounding(self.method, self.rounding_classes, a=self.ssl_a, r=self.r, n=self.n)
 
     def annealing(self, steps: int) -> Annealing:
-        """Temperature and learning rate for a run of `steps`."""
+        """Temperature and learning rate for an annealing of `steps` steps."""
         if self.schedule in (None, "cold"):
-            annealing = Annealing.default(self.method, steps, self.classes)
+            annealing = Annealing.default(self.method, steps, self.rounding_classes)
             if self.rate is not None:
                 raise ValueError("rate belongs to the schedules exp and sga")
         else:
@@ -126,17 +154,18 @@ class Settings:
         return replace(annealing, **changes)
 
     def rounds_after(self, steps: int) -> int:
-        """Rounds of the last pass: by default 10 after 50 steps, 31 after 500, none with a schedule of the papers.
+        """Rounds of the last pass after an annealing of `steps` steps.
 
-        None for MS-SSIM either.
+        By default ⌊√(2·steps)⌋: 10 after 50 steps, 31 after 500. 0 with the schedules of the papers, and for MS-SSIM.
         """
         if self.rounds is not None:
             return self.rounds
         return math.isqrt(2 * steps) if self.schedule in (None, "cold") and self.metric == "mse" else 0
 
-    def shared_out(self, fitting: int) -> tuple[int, int]:
-        """Steps and rounds, about as long as each other, where time is limited to `fitting` of them."""
-        rounds = self.rounds_after(min(self.steps, fitting))
+    def steps_and_rounds(self, fitting: int) -> tuple[int, int]:
+        """How a time limit that leaves time for `fitting` steps is divided; a round takes about as long as a step."""
+        steps = self.annealing_steps
+        rounds = self.rounds_after(min(steps, fitting))
         if fitting <= _FEW and rounds and self.rounds is None:
             return 0, fitting
-        return min(self.steps, max(0, fitting - rounds)), rounds
+        return min(steps, max(0, fitting - rounds)), rounds

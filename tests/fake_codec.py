@@ -96,7 +96,7 @@ def _encode(picture: Picture, settings: Settings) -> Encoded:
     report: dict[str, Any] = {"width": width, "height": height, "bytes": len(data)}
     report |= {"bpp": 8 * len(data) / (width * height), "psnr": float("inf"), "lambda": settings.lmbda}
     report |= {"level": 0, "model": "fake", "model_id": "01020304", "method": settings.method}
-    report |= {"classes": settings.classes, "steps": settings.steps, "seconds": 0.0, "device": "cpu"}
+    report |= {"classes": settings.rounding_classes, "steps": settings.annealing_steps, "seconds": 0.0, "device": "cpu"}
     return Encoded(data, {**report, "rd_loss": np.float32(1.5), "rd_loss_unrefined": 2.0})
 
 

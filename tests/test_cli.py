@@ -91,7 +91,14 @@ def test_a_photograph_there_and_back(run: Run, photo: Path) -> None:
 
 def test_bare_encode_uses_the_documented_defaults(run: Run, photo: Path) -> None:
     """The defaults of the command line are those in the README and docs/cli.md."""
-    assert settings_of(run) == fake_codec.Settings(lmbda=0.0075, method="ssl", classes=2, steps=500)
+    settings = settings_of(run)
+    assert settings == fake_codec.Settings()
+    assert (settings.lmbda, settings.method, settings.rounding_classes, settings.annealing_steps) == (
+        0.0075,
+        "ssl",
+        2,
+        500,
+    )
     assert fake_codec.OPENED == [(None, "cpu")]
 
 
@@ -229,6 +236,12 @@ def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytes
         ("encode photo.png out.sga --classes 4", "classes"),
         ("encode photo.png out.sga --classes 3 --method atanh", "atanh"),
         ("encode photo.png out.sga --method best", "ssl"),
+        ("encode photo.png out.sga --method none --classes 2", "classes has no meaning with method none"),
+        ("encode photo.png out.sga --method none --steps 5", "steps has no meaning with method none"),
+        ("encode photo.png out.sga --method none --effort 2", "--effort has no meaning with --method none"),
+        ("encode photo.png out.sga --method none --time-limit 5", "time_limit has no meaning with method none"),
+        ("eval photo.png --out d --method none --steps 5", "--steps has no meaning with --method none"),
+        ("eval photo.png --out d --method none --classes 3", "--classes has no meaning with --method none"),
         ("encode photo.png out.sga --device gpu", "cuda"),
         ("encode photo.png out.sga --jobs 0", "jobs"),
         ("encode photo.png out.sga --max-pixels 0", "max-pixels"),

@@ -160,29 +160,6 @@ def test_it_ends_in_time(
     assert next(clock) <= 21
 
 
-def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
-    assert [Settings().rounds_after(steps) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
-    assert Settings(schedule="exp").rounds_after(500) == Settings(schedule="sga").rounds_after(500) == 0
-    assert Settings(rounds=0).rounds_after(500) == Settings(metric="ms-ssim").rounds_after(500) == 0
-    assert Settings(rounds=7, schedule="exp").rounds_after(500) == 7
-    with pytest.raises(ValueError, match="rounds must not be negative, not -1"):
-        Settings(rounds=-1).validate()
-    with pytest.raises(ValueError, match="rounds belong to the metric mse"):
-        Settings(rounds=3, metric="ms-ssim").validate()
-    Settings(rounds=0, metric="ms-ssim").validate()
-
-
-def test_little_time_goes_to_rounds() -> None:
-    assert Settings().shared_out(8) == (0, 8)
-    assert Settings().shared_out(100) == (86, 14)
-    assert Settings().shared_out(10**6) == (500, 31)
-    assert Settings(metric="ms-ssim").shared_out(8) == (8, 0)
-    assert Settings(schedule="exp").shared_out(8) == (8, 0)
-    assert Settings(rounds=3).shared_out(8) == (5, 3)
-    assert Settings(rounds=30).shared_out(8) == (0, 30)
-    assert Settings().shared_out(0) == (0, 0)
-
-
 def test_little_time_is_enough_to_gain_something(lite_level: LevelModel, problem: Problem) -> None:
     start = problem.start()
     with pytest.MonkeyPatch.context() as patch:

@@ -36,7 +36,7 @@ class Encoder:
 
     def encode(self, settings: Settings) -> Result:
         settings.validate()
-        steps = settings.steps if settings.method != "none" else 0
+        steps = settings.annealing_steps
         if settings.time_limit is not None:
             steps = min(steps, int(settings.time_limit / self.step))
         self.now += self.coding + steps * self.step

@@ -123,6 +123,8 @@ def settings_of(chosen: dict[str, Any]) -> Settings:
         raise click.UsageError(f"{flags} exclude each other")
     if chosen["steps"] is not None and chosen["effort"] is not None:
         raise click.UsageError("--effort and --steps exclude each other")
+    if chosen["effort"] and chosen["method"] == "none":
+        raise click.UsageError("--effort has no meaning with --method none")
     values = {name: value for name, value in chosen.items() if value is not None}
     effort = values.pop("effort", None)
     if effort is not None:

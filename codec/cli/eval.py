@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ..settings import ANCHORS, METHODS
 from . import batch, options, output
@@ -122,7 +123,7 @@ def command(
     lmbdas: tuple[float, ...],
     methods: tuple[str, ...],
     steps: tuple[int, ...],
-    classes: int,
+    classes: int | None,
     seed: int,
     crop: int | None,
     model: str | None,
@@ -147,6 +148,10 @@ def command(
     from ..evaluate.summary import summarise
 
     console = options.output(json=False, quiet=quiet, verbose=0)
+    if set(methods) == {"none"}:
+        for name in ("steps", "classes"):
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} has no meaning with --method none")
     try:
         found = sweep.find_images(images)
         grid = sweep.settings_grid(lmbdas, methods, steps, classes=classes, seed=seed)

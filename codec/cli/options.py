@@ -81,9 +81,7 @@ classes = click.option(
     "--classes",
     metavar="2|3",
     type=click.IntRange(2, 3),
-    default=2,
-    show_default=True,
-    help="Candidate integers of a latent (3: linear, cosine and ssl only).",
+    help="Candidate integers of a latent (3: linear, cosine and ssl only).  [default: 2]",
 )
 
 

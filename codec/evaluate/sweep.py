@@ -100,7 +100,7 @@ def settings_grid(
     methods: Iterable[str],
     steps: Iterable[int] = (500,),
     *,
-    classes: int = 2,
+    classes: int | None = None,
     seed: int = 0,
 ) -> list[Settings]:
     """All combinations without duplicates; method "none" has neither steps, classes nor a seed.
@@ -253,12 +253,11 @@ def _model_at(codec: CodecLike, lmbda: float) -> Row:
 
 
 def _setting_cells(settings: Settings, crop: int | None) -> Row:
-    refined = settings.method != "none"
     return {
         "lambda": float(settings.lmbda),
         "method": settings.method,
-        "classes": settings.classes,
-        "steps": settings.steps if refined else 0,
+        "classes": settings.rounding_classes,
+        "steps": settings.annealing_steps,
         "seed": settings.seed,
         "crop": crop,
     }

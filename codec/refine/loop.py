@@ -73,9 +73,10 @@ def refine(
     prepared = prepare(level)
     batch = Batch.of(prepared, problems)
     y, z = _batched([c.y for c in unrefined]), _batched([c.z for c in unrefined])
-    steps, rounds = settings.steps, settings.rounds_after(settings.steps)
+    steps = settings.annealing_steps
+    rounds = settings.rounds_after(steps)
     if settings.time_limit is not None:
-        steps, rounds = settings.shared_out(steps_within(settings.time_limit, prepared, batch, y, z, settings))
+        steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
 
     def check(y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):

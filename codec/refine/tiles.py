@@ -90,13 +90,14 @@ def refine_tiles(
     prepared = prepare(level)
     y, z = start.y, start.z
     tiles = list(regions(*problem.shape, level.folded.architecture.reach))
-    steps, rounds = settings.steps, settings.rounds_after(settings.steps)
+    steps = settings.annealing_steps
+    rounds = settings.rounds_after(steps)
     if settings.time_limit is not None:
         largest = max(tiles, key=lambda region: _area(region.outer))
         batch = _batch(prepared, problem, largest)
         latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
         seconds = settings.time_limit / len(tiles)
-        steps, rounds = settings.shared_out(steps_within(seconds, prepared, batch, *latents, settings))
+        steps, rounds = settings.steps_and_rounds(steps_within(seconds, prepared, batch, *latents, settings))
     total = (steps + rounds) * len(tiles)
     visible = problem.visible_pixels
     done, bits, squares = 0, start.bits, start.mse * visible  # the steps done, and the loss of the picture after them

@@ -1,0 +1,110 @@
+"""Settings of an encoding: defaults, combinations that are refused, and what must load without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sgacodec.settings import ANCHORS, EFFORTS, LEVELS, METHODS, Settings, level_lambda
+
+
+@pytest.mark.parametrize("module", ["rounding", "annealing", "settings"])
+def test_no_torch_is_imported(module: str) -> None:
+    """Guards against `sgacodec --help` taking seconds: the command line reads its choices from these modules."""
+    code = f"import sys, sgacodec.{module}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_defaults() -> None:
+    """Guards against defaults other than the documented ones: ssl, two classes, 500 steps, λ = 0.0075."""
+    settings = Settings()
+    settings.validate()
+    assert (settings.method, settings.lmbda) == ("ssl", 0.0075)
+    assert (settings.rounding_classes, settings.annealing_steps) == (2, 500)
+    assert Settings(method="none").annealing_steps == 0
+    assert (Settings(classes=3).rounding_classes, Settings(steps=7).annealing_steps) == (3, 7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_effort_is_valid(method: str) -> None:
+    """Guards against a choice of the command line that the encoder refuses."""
+    for steps in EFFORTS if method != "none" else (0, None):
+        Settings(method=method, steps=steps).validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("classes", 2),
+        ("steps", 100),
+        ("time_limit", 3.0),
+        ("schedule", "exp"),
+        ("tau_max", 0.5),
+        ("rate", 0.1),
+        ("lr", 0.1),
+        ("rounds", 0),
+        ("ssl_a", 2.0),
+        ("r", 0.9),
+        ("n", 1.4),
+    ],
+)
+def test_what_only_refinement_has_is_refused_without_it(name: str, value: Any) -> None:
+    """Guards against options that are accepted and ignored."""
+    with pytest.raises(ValueError, match=f"^{name} has no meaning with method none$"):
+        Settings(method="none", **{name: value}).validate()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lmbda": 0.0}, "lambda must be a positive number, not 0.0"),
+        ({"time_limit": float("inf")}, "time_limit must be a positive number"),
+        ({"steps": -1}, "steps must not be negative, not -1"),
+        ({"rounds": -1}, "rounds must not be negative, not -1"),
+        ({"target_bpp": 1.0, "target_psnr": 30.0}, "only one of target_bpp, target_size and target_psnr"),
+        ({"metric": "vmaf"}, "metric must be mse or ms-ssim"),
+        ({"metric": "ms-ssim", "rounds": 3}, "rounds belong to the metric mse"),
+        ({"method": "sgd"}, "method must be one of none, ste, noise, danneal, atanh, linear, cosine, ssl, not 'sgd'"),
+        ({"schedule": "linear"}, "schedule must be one of exp, sga, cold"),
+        ({"classes": 4}, "classes must be 2 or 3"),
+        ({"classes": 3, "method": "atanh"}, "three classes: linear, cosine, ssl"),
+        ({"method": "linear", "ssl_a": 2.0}, "a is for method ssl only"),
+        ({"rate": 0.1}, "rate belongs to the schedules exp and sga"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_is_allowed(options: dict[str, Any], message: str) -> None:
+    """Guards against a mistyped setting that fails after a minute, or is ignored."""
+    with pytest.raises(ValueError, match=message):
+        Settings(**options).validate()
+
+
+def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
+    """Guards against a last pass where the papers have none or MS-SSIM is the metric, and none where it helps."""
+    assert [Settings().rounds_after(steps) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
+    assert Settings(schedule="exp").rounds_after(500) == Settings(schedule="sga").rounds_after(500) == 0
+    assert Settings(rounds=0).rounds_after(500) == Settings(metric="ms-ssim").rounds_after(500) == 0
+    assert Settings(rounds=7, schedule="exp").rounds_after(500) == 7
+    Settings(rounds=0, metric="ms-ssim").validate()
+
+
+def test_a_short_time_limit_is_for_rounds_alone() -> None:
+    """Guards against a time limit that is exceeded, or spent on an annealing too short to lower the loss."""
+    assert Settings().steps_and_rounds(8) == (0, 8)
+    assert Settings().steps_and_rounds(100) == (86, 14)
+    assert Settings().steps_and_rounds(10**6) == (500, 31)
+    assert Settings(metric="ms-ssim").steps_and_rounds(8) == (8, 0)
+    assert Settings(schedule="exp").steps_and_rounds(8) == (8, 0)
+    assert Settings(rounds=3).steps_and_rounds(8) == (5, 3)
+    assert Settings(rounds=30).steps_and_rounds(8) == (0, 30)
+    assert Settings().steps_and_rounds(0) == (0, 0)
+
+
+def test_the_ladder_is_geometric() -> None:
+    """Guards against files whose level has another λ than the one they were encoded with."""
+    assert level_lambda(0) == ANCHORS[0]
+    assert level_lambda(LEVELS - 1) == pytest.approx(ANCHORS[-1])
+    assert level_lambda(21) / level_lambda(20) == pytest.approx(level_lambda(1) / level_lambda(0))
+    assert level_lambda(0, (0.01, 0.01), 1) == 0.01
