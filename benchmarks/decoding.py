@@ -1,9 +1,9 @@
-"""Time of decoding beside that of g_s alone, of entropy coding, and of the commands that must answer at once.
+"""Time of decoding compared with g_s alone, of entropy coding, and of commands that do not load torch.
 
     python benchmarks/decoding.py
     python benchmarks/decoding.py --device cuda --parts decode,entropy
 
-decode    g_s alone beside the whole way from bytes to pixels, in one run; imports and loading of the model aside
+decode    g_s alone, and everything from bytes to pixels, in one run; without imports and loading of the model
 entropy   coding and decoding of the integers
 commands  wall time of `sgacodec --help` and `sgacodec info` in processes of their own
 """
@@ -81,7 +81,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
             times = (f"{1000 * t:.0f}" for t in (synthesis, whole))
             decoding.append([name, size, *times, f"{whole / synthesis:.2f}"])
             coding.append([name, size, *(f"{1000 * t:.0f}" for t in (pack, unpack, exact))])
-    note = "mshyper-128 has random weights here: its speed means something, its pictures and its rate do not."
+    note = "mshyper-128 has random weights here: only its speed is meaningful."
     what = f"{width}x{height} ({machine(device)}; medians of {options.runs} interleaved runs)"
     if "decode" in parts:
         show(f"Decoding {what}", ("model", "bytes", "g_s, ms", "decode, ms", "ratio"), decoding, note)

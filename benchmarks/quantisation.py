@@ -1,10 +1,10 @@
-"""What the integer hyper-decoder costs in rate and distortion against the float one it was made of.
+"""Loss of rate and distortion through the quantisation of the hyper-decoder to integers.
 
     python benchmarks/quantisation.py IMAGES...
 
-Both sides round the same y and z of the encoder networks and are coded under the same integer tables (the float side
-picks its table and its mean in floating point, so its files would not decode on another machine). Prints the change of
-the bits and of λ·255²·MSE + bpp, in per cent, at the six anchor λ.
+The same y and z of the encoder networks are rounded and coded under the same integer tables, once with the entropy
+parameters of the integer hyper-decoder and once with those of the float one (whose files would not decode on another
+machine). Prints the change of the bits and of λ·255²·MSE + bpp, in per cent, at the six anchor λ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sgacodec.settings import ANCHORS
 
 @torch.no_grad()
 def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
-    """The integers and ŷ that the float hyper-decoder would give for the same y and z."""
+    """Integers and ŷ of the same y and z with the entropy parameters of the float hyper-decoder."""
     quantized = quantize(level, exact.y, exact.z)
     median = level.folded.density.median[None, :, None, None]
     scale, mu = level.folded.networks.h_s(quantized.z + median).chunk(2, 1)
@@ -53,7 +53,7 @@ def main() -> None:
             exact = problem.start()
             floating, y_hat = float_latents(level, exact)
             spent = code_length(level, floating)
-            # the float side's ŷ, to within the 10 fractional bits of μ
+            # ŷ of the float hyper-decoder, rounded to the fractional bits of μ
             mu = torch.round((y_hat - floating.y) * 2**MU_BITS).to(torch.int32)
             shown = render(level, replace(floating, mu=mu), *problem.original.shape[:2])
             error = torch.from_numpy(shown).double() - torch.from_numpy(problem.original).double()

@@ -1,14 +1,14 @@
-"""Speed of refinement beside a plain eager loop of the published method, in one run on one machine.
+"""Speed of refinement compared with an eager loop of the published method, in one run on one machine.
 
     python benchmarks/refinement.py                      # all parts
     python benchmarks/refinement.py --parts rate,loss    # some of them
     python benchmarks/refinement.py --device cuda --image photo.png
 
-rate    steps a second of the plain loop and of ours
-loss    time to the true loss that the published settings have after 500 steps
-memory  cost of a step and peak memory over the number of pixels, each size in a process of its own
+rate    steps per second of both
+loss    time until the true loss of the published settings after 500 steps is reached
+memory  time of a step and peak memory over the number of pixels, each size in a process of its own
 
-The plain loop is SGA+ as published: two classes, ssl with a = 2.3, Adam at 0.005, τ = min(1, e^(−0.001·t)),
+The eager loop is SGA+ as published: two classes, ssl with a = 2.3, Adam at 0.005, τ = min(1, e^(−0.001·t)),
 float32, NCHW, autograd through the Gumbel-softmax of torch.distributions and through CompressAI's likelihoods, weights
 frozen.
 """
@@ -58,7 +58,7 @@ MEMORY_STEPS = 5  # the true loss is looked at from step 3 on, so the second ste
 
 
 class PublishedLoop:
-    """The method of the paper as one would write it down."""
+    """SGA+ with autograd and torch's own layers, as published."""
 
     def __init__(self, level: LevelModel, networks: Networks, problem: Problem) -> None:
         self.level, self.networks, self.lmbda = level, networks, problem.lmbda
@@ -105,8 +105,8 @@ def gaussian_likelihood(v: Tensor, sigma: Tensor) -> Tensor:
     return upper - lower
 
 
-def plain_networks(level: LevelModel) -> Networks:
-    """The networks in NCHW, of torch's own layers, and of CompressAI's (only their speed counts there)."""
+def eager_networks(level: LevelModel) -> Networks:
+    """The networks in NCHW, torch's layers (`lite`) or CompressAI's with random weights, to measure their speed."""
     networks = copy.deepcopy(level.folded.networks)
     if isinstance(networks.g_s, LiteSynthesis):
         networks.g_s.blocks = transposed(networks.g_s.blocks)
@@ -118,7 +118,7 @@ def plain_networks(level: LevelModel) -> Networks:
 
 
 def transposed(blocks: Any) -> nn.ConvTranspose2d:
-    """The block synthesis of `lite` as the transposed convolution that it is."""
+    """The block synthesis of `lite` as a transposed convolution."""
     M, size, _, width = blocks.weight.shape
     layer = nn.ConvTranspose2d(M, width, size, stride=8, padding=2)
     layer.weight.data = blocks.weight.data.permute(0, 3, 1, 2).contiguous()
@@ -140,14 +140,14 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
     wide = untrained("mshyper-128")
     mshyper = wide.at(0, device)
     for name, level in (("lite", lite), ("mshyper-128, untrained", mshyper)):
-        plain = plain_networks(level)
+        eager = eager_networks(level)
         for width, height in ((256, 256), (768, 512)):
             picture = picture_of(image, width, height)
             problem = Problem.of(level, picture, None, 0.0075, "mse")
-            published = PublishedLoop(level, plain, problem)
+            published = PublishedLoop(level, eager, problem)
             start = problem.start()
             y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
-            burst = 50 if device.type == "cuda" else 5  # a whole annealing of ours: z rests in its last part
+            burst = 50 if device.type == "cuda" else 5  # a whole annealing of ours, as z is fixed in its last part
             prepared = prepare(level)
             annealings = [
                 stepper(prepared, Batch.of(prepared, [problem]), y, z, Settings(), burst) for _ in range(runs + 1)
@@ -163,16 +163,16 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             rows.append([name, f"{width}x{height}", times[0], rates[0], times[1], rates[1], f"{theirs / own:.2f}"])
     show(
         f"One step ({machine(device)}; medians of {runs} interleaved runs)",
-        ("model", "picture", "plain, ms", "plain, 1/s", "ours, ms", "ours, 1/s", "ours is faster by"),
+        ("model", "picture", "eager, ms", "eager, 1/s", "ours, ms", "ours, 1/s", "ours is faster by"),
         rows,
-        "mshyper-128 has random weights here: its speed means something, its pictures do not.",
+        "mshyper-128 has random weights here: only its speed is meaningful.",
     )
 
 
 def time_to_loss(image: Path, device: torch.device, model: str, size: int) -> None:
     level = level_of(model, device)
     problem = Problem.of(level, picture_of(image, size, size), None, 0.0075, "mse")
-    published = PublishedLoop(level, plain_networks(level), problem)
+    published = PublishedLoop(level, eager_networks(level), problem)
     repeat(published.step, 3)  # not timed: what is allocated and chosen once
     published = PublishedLoop(level, published.networks, problem)
     unrefined = problem.start()
@@ -181,7 +181,7 @@ def time_to_loss(image: Path, device: torch.device, model: str, size: int) -> No
     goal = problem.evaluate(published.y.detach(), published.z.detach()).loss
     rows = [
         ["unrefined", "0", "", f"{unrefined.loss:.4f}", ""],
-        ["plain loop, published settings", str(PUBLISHED_STEPS), f"{theirs:.2f}", f"{goal:.4f}", "1"],
+        ["eager loop, published settings", str(PUBLISHED_STEPS), f"{theirs:.2f}", f"{goal:.4f}", "1"],
     ]
     refine(level, [problem], [unrefined], Settings(steps=2))  # not timed, again
     for steps in LADDER:
@@ -198,7 +198,7 @@ def time_to_loss(image: Path, device: torch.device, model: str, size: int) -> No
         f"Time to the true loss of the published settings, {model}, {size}x{size} ({machine(device)})",
         ("", "steps", "seconds", "true loss", "faster by"),
         rows,
-        "Ours includes its looks at the true loss. The last line is the first number of steps that is enough.",
+        "Our times include the evaluations of the true loss. The last line has the fewest steps that reach it.",
     )
 
 
@@ -224,13 +224,13 @@ def memory_over_size(image: Path, device: torch.device, megapixels: list[float],
         f"Step and memory over size, {model} ({machine(device)})",
         ("picture", "Mi pixels", "a step, ms", "ms a Mi pixel", "MiB before", "MiB at most"),
         rows,
-        f"Memory {where}: with the picture and the model loaded, and at most during an encoding without the last pass,"
+        f"Memory {where}: with the picture and the model loaded, and the peak of an encoding without the last pass,"
         " which takes about as much.",
     )
 
 
 def one_size(image: Path, device: torch.device, megapixels: float, model: str) -> None:
-    """Encode one picture with few steps and print what it took, as JSON."""
+    """Encode one picture with few steps and print time and memory as JSON."""
     import resource
 
     def peak() -> float:

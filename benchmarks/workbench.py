@@ -1,4 +1,4 @@
-"""What the benchmarks share: pictures of any size, models to time, medians of interleaved runs, tables."""
+"""Shared by the benchmarks: pictures of any size, untrained models, medians of interleaved runs, tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sgacodec.models.level import Model
 from sgacodec.networks.architecture import ARCHITECTURES
 from sgacodec.picture import Picture
 
-GAIN = 1.8  # logarithm of an untrained model's gain: files of a trained one's size
+GAIN = 1.8  # log gain of untrained models, which makes their files as large as those of trained ones
 PHOTOGRAPH = Path(__file__).parents[1] / "docs" / "images" / "coffee.png"
 
 
@@ -35,12 +35,12 @@ def pixels_of(path: Path, width: int, height: int) -> np.ndarray:
 
 
 def picture_of(path: Path, width: int, height: int) -> Picture:
-    """The same as what the codec takes."""
+    """The same as a Picture."""
     return Picture(pixels_of(path, width, height))
 
 
 def untrained(name: str, seed: int = 0) -> Model:
-    """A model of an architecture with random weights: good for timing and for nothing else."""
+    """A model with random weights, for timing only."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         gained = GainedHyperprior(ARCHITECTURES[name], (0.0075,))
@@ -56,7 +56,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, the device's work included."""
+    """Wall time of a call, including the work that it starts on the device."""
     synchronise(device)
     start = time.perf_counter()
     function()
@@ -81,6 +81,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note
 
 
 def machine(device: torch.device) -> str:
-    """One line on what the figures were measured with."""
+    """torch's version, and the GPU or the number of threads, for the titles of tables."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return f"torch {torch.__version__}, {name}"

@@ -1,4 +1,4 @@
-"""Compute devices: chosen by name, and what they are fast at. torch is imported when a device is used."""
+"""Compute devices: names, and whether they are fast in reduced precision. torch is imported on first use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def device_of(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(f"no such device: {name!r} ({torch.cuda.device_count()} CUDA devices here)")
-    return torch.device(name)
+    return torch.device("cpu" if kind == "cpu" else name)  # not cpu:0, which compares as different
 
 
 def reduced_precision(device: torch.device) -> bool:

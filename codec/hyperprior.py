@@ -1,12 +1,12 @@
-"""A mean-scale hyperprior that serves every λ: one trunk, and per-channel gains folded in for each level.
+"""A mean-scale hyperprior for all λ: one trunk, and per-channel gains that are folded into it for each level.
 
     x ─►g_a─► y₀ ─(·g_y)─► y ─► round(y − μ) + μ = ŷ ─(·d_y)─► g_s ─► x̂
                │                     ▲ σ, μ (·g_y)
                └►h_a─► z₀ ─(·g_z)─► z ─► ẑ ─(/g_z)─► h_s
 
 Training learns log g_y, log g_z and log d_y (the decoder's inverse gain of y) at a few anchor λ; between anchors they
-are interpolated linearly in log λ. `fold` multiplies the gains of one level into the neighbouring convolutions, and
-what is left is a plain mean-scale hyperprior.
+are interpolated linearly in log λ. `fold` multiplies the gains at one λ into the neighbouring convolutions, which gives
+an ordinary mean-scale hyperprior.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def level_lambdas(anchors: tuple[float, ...] = ANCHORS, levels: int = LEVELS) ->
 
 
 class GainedHyperprior(nn.Module):
-    """The trainable model: trunk networks, density of z and the gains at the anchors.
+    """The trainable model: networks, density of z, and gains at the anchors.
 
     Attributes
     ----------
     log_gain_y, log_gain_z, log_gain_d : Parameter (A, M), (A, N), (A, M)
         Natural logarithms of the gains at the A anchors.
     y_unit : buffer (M,)
-        Mean absolute value of each channel of y₀: h_a sees y₀ / y_unit, h_s speaks in y_unit.
+        Mean absolute value of each channel of y₀. h_a takes y₀ / y_unit; the outputs of h_s are in units of y_unit.
     """
 
     def __init__(self, architecture: Architecture, anchors: tuple[float, ...] = ANCHORS) -> None:
@@ -61,7 +61,7 @@ class GainedHyperprior(nn.Module):
 
     @property
     def networks(self) -> Networks:
-        return Networks(self.g_a, self.h_a, self.h_s, self.g_s)
+        return Networks(g_a=self.g_a, h_a=self.h_a, h_s=self.h_s, g_s=self.g_s)
 
     def gains(self, lmbda: float) -> tuple[Tensor, Tensor, Tensor]:
         """g_y (M,), g_z (N,), d_y (M,) at λ, interpolated between the anchors, held constant outside them."""
@@ -78,9 +78,9 @@ class GainedHyperprior(nn.Module):
 
 @dataclass(frozen=True)
 class Hyperprior:
-    """A plain mean-scale hyperprior at one level: four networks and the density of z; no gains left.
+    """An ordinary mean-scale hyperprior: the networks and the density of z at one λ.
 
-    `networks.h_s` gives (scale, mean): the scale is log σ or σ as `architecture.scale` says.
+    The outputs of `networks.h_s` are scales, log σ or σ as `architecture.scale` says, then means.
     """
 
     architecture: Architecture
@@ -90,7 +90,7 @@ class Hyperprior:
 
 @torch.no_grad()
 def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
-    """Fold the gains at λ into a copy of the networks: folded and gained outputs agree to rounding."""
+    """Fold the gains at λ into a copy of the networks, without gradients."""
     g_y, g_z, d_y = model.gains(lmbda)
     networks = copy.deepcopy(model.networks)
     scale_output(networks.g_a, g_y)
@@ -106,12 +106,12 @@ def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
     scale_input(networks.g_s, d_y)
     for _, network in networks.items():
         freeze(network)
-    return Hyperprior(model.architecture, networks, fold_density(model, lmbda))
+    return Hyperprior(architecture=model.architecture, networks=networks, density=fold_density(model, lmbda))
 
 
 @torch.no_grad()
 def fold_density(model: GainedHyperprior, lmbda: float) -> FactorizedDensity:
-    """The density of the gained z at λ, a copy without gradients."""
+    """The density of z with its gain at λ, a copy without gradients."""
     density = copy.deepcopy(model.density).requires_grad_(False)
     density.scale_values(model.gains(lmbda)[1])
     return density

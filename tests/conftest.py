@@ -67,7 +67,7 @@ def lite_level(lite: Model) -> LevelModel:
 
 @pytest.fixture(scope="session")
 def tiny_path(regenerate: bool, photograph: np.ndarray) -> Path:
-    """The small model of the golden files: everything that the real one has, in a quarter of a megabyte."""
+    """The small model of the golden files: all that a real one has, in a quarter of a megabyte."""
     path = GOLDEN / "tiny.safetensors"
     if regenerate:
         import tiny_model

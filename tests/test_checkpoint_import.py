@@ -1,4 +1,4 @@
-"""Import of CompressAI's checkpoints. Who has the published weights would lose them if these failed."""
+"""Import of CompressAI's checkpoints: the imported model codes as the original does; other files are refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("kind", [MeanScaleHyperprior, ScaleHyperprior])
 def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> None:
-    """Else: an imported model is another model, and its curve is not the published one."""
+    """Guards against an imported model that differs from the original: its curve would not be the published one."""
     theirs = _sensible(kind)
     torch.save({"state_dict": theirs.state_dict()}, home / "some-4-0a1b2c3d.pth.tar")
     path = import_compressai(home / "some-4-0a1b2c3d.pth.tar", "mine")
@@ -81,7 +81,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
         coded = theirs.compress(to_tensor(pixels))
         x_hat = theirs.decompress(coded["strings"], coded["shape"])["x_hat"]
     expected = to_pixels(x_hat).astype(float) / 255
-    assert expected.std() > 0.1  # else nothing would be compared
+    assert expected.std() > 0.1  # a flat picture would prove nothing
     assert np.abs(ours - expected).mean() < 1e-3
     file = bitstream.read(encoded.data)
     spent = sum(len(strings[0]) for strings in coded["strings"])
@@ -92,7 +92,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
 
 
 def test_it_can_be_refined(home: Path) -> None:
-    """Else: an imported model cannot do what the program is for."""
+    """Refinement of an imported model never raises the loss."""
     torch.save(_sensible(ScaleHyperprior).state_dict(), home / "plain.pth")
     import_compressai(home / "plain.pth", "mine", 0.02)
     picture = Picture(_picture()[:64, :64])
@@ -113,7 +113,7 @@ def _old_names(state: dict[str, Any], style: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("style", ["numbered", "lists", "parallel"])
 def test_old_names_give_the_same_model(style: str, home: Path) -> None:
-    """Else: the published files, which are years old, are refused."""
+    """The published files have the parameter names of older versions."""
     state = _sensible(MeanScaleHyperprior).state_dict()
     torch.save(state, home / "new.pth")
     torch.save({"epoch": 3, "state_dict": _old_names(state, style)}, home / "old.pth.tar")
@@ -127,7 +127,7 @@ class _Evil:
 
 
 def test_foreign_files_are_refused_in_one_line(home: Path) -> None:
-    """Else: a wrong file crashes, or worse, runs."""
+    """Guards against tracebacks, and against files that execute code."""
     foreign = {
         "text.pth": b"not a checkpoint",
         "empty.pth": b"",
@@ -167,5 +167,5 @@ def test_foreign_files_are_refused_in_one_line(home: Path) -> None:
     ],
 )
 def test_the_quality_is_found_in_the_name(name: str, lmbda: float | None) -> None:
-    """Else: an imported model says a λ that is not its own."""
+    """Guards against levels that are labelled with a wrong λ."""
     assert lambda_of_name(name) == lmbda

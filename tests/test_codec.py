@@ -1,4 +1,4 @@
-"""The whole codec on real models: what is reported is what a stranger decodes; damage is refused."""
+"""The whole codec on real models: reports are true of files and decoded pictures; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def code_bits(codec: Codec, data: bytes) -> tuple[float, int]:
 # ------------------------------------------------------------------------------------------------------ end to end
 
 
-def assert_honest(codec: Codec, picture: Picture, settings: Settings) -> api.Encoded:
+def assert_report_is_true(codec: Codec, picture: Picture, settings: Settings) -> api.Encoded:
     """The report of an encoding is true of its file and of the PNG that it decodes to."""
     encoded = encode(codec, picture, settings)
     decoded = codec.decode(encoded.data)
@@ -88,15 +88,15 @@ def assert_honest(codec: Codec, picture: Picture, settings: Settings) -> api.Enc
 
 @pytest.mark.parametrize("lmbda", [0.0016, 0.0075, 0.045])
 def test_photograph(codec: Codec, photograph: np.ndarray, lmbda: float) -> None:
-    """Else the rates and qualities that the program prints are not those of its files."""
-    encoded = assert_honest(codec, Picture(photograph), Settings(lmbda=lmbda, method="none"))
+    """Reported rates and PSNR are those of the file and of the decoded picture."""
+    encoded = assert_report_is_true(codec, Picture(photograph), Settings(lmbda=lmbda, method="none"))
     estimate, bits = code_bits(codec, encoded.data)
     assert bits == pytest.approx(estimate, rel=0.005)
     assert encoded.report["psnr"] > 27
 
 
 def test_more_lambda_is_more_quality(codec: Codec, photograph: np.ndarray) -> None:
-    """Else `--lambda` does not do what it is for."""
+    """A larger `--lambda` gives a larger file and a higher PSNR."""
     settings = [Settings(lmbda=v, method="none") for v in (0.002, 0.01, 0.04)]
     reports = [encode(codec, Picture(photograph[:256, :256]), s).report for s in settings]
     assert sorted(r["psnr"] for r in reports) == [r["psnr"] for r in reports]
@@ -106,8 +106,8 @@ def test_more_lambda_is_more_quality(codec: Codec, photograph: np.ndarray) -> No
 @kodak
 @pytest.mark.parametrize("path", KODAK[3:24:10], ids=lambda p: p.stem)
 def test_kodak(codec: Codec, path: Path) -> None:
-    """Else the published curves are not those of the program."""
-    encoded = assert_honest(codec, read_image(path), PLAIN)
+    """The published curves are those of real files."""
+    encoded = assert_report_is_true(codec, read_image(path), PLAIN)
     estimate, bits = code_bits(codec, encoded.data)
     assert bits == pytest.approx(estimate, rel=0.005)
 
@@ -116,16 +116,16 @@ def test_kodak(codec: Codec, path: Path) -> None:
 @kodak
 @pytest.mark.parametrize("path", KODAK, ids=lambda p: p.stem)
 def test_all_of_kodak(codec: Codec, path: Path) -> None:
-    """Else one photograph in the standard set breaks the promise of honest figures."""
+    """Reports are true for all of Kodak at low, medium and high rate."""
     for lmbda in (0.0016, 0.0075, 0.045):
-        encoded = assert_honest(codec, read_image(path), Settings(lmbda=lmbda, method="none"))
+        encoded = assert_report_is_true(codec, read_image(path), Settings(lmbda=lmbda, method="none"))
         estimate, bits = code_bits(codec, encoded.data)
         assert bits == pytest.approx(estimate, rel=0.005)
 
 
 @pytest.mark.slow  # all 64 levels
 def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray) -> None:
-    """Else turning the knob up gives a worse picture, and the search for a target gets lost."""
+    """Bits and PSNR rise over all 64 levels, which the search for a target relies on."""
     model = read_model(find_model("lite"))
     picture = Picture(photograph[:384, :576])
     levels = [model.at(level) for level in range(len(model.gains))]
@@ -136,23 +136,23 @@ def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray) -> No
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (129, 1), (17, 33), (64, 64), (65, 63)])
 def test_any_size(codec: Codec, small: Codec, photograph: np.ndarray, height: int, width: int) -> None:
-    """Else icons, lines and odd crops are lost."""
+    """Guards against failures on icons, lines and sizes that are not multiples of 64."""
     for each in (codec, small):
-        assert_honest(each, Picture(photograph[100 : 100 + height, 100 : 100 + width]), PLAIN)
+        assert_report_is_true(each, Picture(photograph[100 : 100 + height, 100 : 100 + width]), PLAIN)
 
 
 def test_flat_and_wild_pictures(codec: Codec) -> None:
-    """Else a blank page or pure noise fails: all symbols zero, or most of them escaped."""
+    """Guards against failures where all symbols are zero, or most of them are escaped."""
     noise = np.random.default_rng(0).integers(0, 2, (64, 96, 3), dtype=np.uint8) * 255
     for pixels in (np.zeros((70, 70, 3), np.uint8), np.full((70, 70, 3), 255, np.uint8), noise):
-        assert_honest(codec, Picture(pixels), Settings(lmbda=0.045, method="none"))
+        assert_report_is_true(codec, Picture(pixels), Settings(lmbda=0.045, method="none"))
 
 
 def test_grey_alpha_and_metadata(codec: Codec, photograph: np.ndarray) -> None:
-    """Else scans come back coloured, logos opaque, and photographs without their camera data and colour profile."""
+    """Grey stays grey; alpha, colour profile, EXIF and XMP survive."""
     crop = photograph[:90, :110]
     grey = np.repeat(crop[..., 1:2], 3, axis=2)
-    encoded = assert_honest(codec, Picture(grey, grey=True), PLAIN)
+    encoded = assert_report_is_true(codec, Picture(grey, grey=True), PLAIN)
     shown = codec.decode(encoded.data).picture
     assert shown.grey
     assert (shown.pixels == shown.pixels[..., :1]).all()
@@ -173,7 +173,7 @@ def test_grey_alpha_and_metadata(codec: Codec, photograph: np.ndarray) -> None:
 
 
 def test_invisible_picture(codec: Codec, photograph: np.ndarray) -> None:
-    """Else a fully transparent layer divides by zero."""
+    """Guards against a division by zero where no pixel is visible."""
     encoded = encode(codec, Picture(photograph[:40, :50], alpha=np.zeros((40, 50), np.uint8)))
     assert encoded.report["psnr"] is None
     alpha = codec.decode(encoded.data).picture.alpha
@@ -182,7 +182,7 @@ def test_invisible_picture(codec: Codec, photograph: np.ndarray) -> None:
 
 
 def test_batch_is_the_single_images(small: Codec, photograph: np.ndarray) -> None:
-    """Else results depend on what else was in the folder, or pictures change places."""
+    """A batch gives the files of single encodings, in the order of the pictures."""
     parts = [photograph[i : i + h, i : i + w] for i, h, w in ((0, 60, 70), (9, 64, 128), (30, 50, 90), (60, 200, 30))]
     pictures = [Picture(part) for part in parts]
     together = small.encode(pictures, PLAIN)
@@ -192,7 +192,7 @@ def test_batch_is_the_single_images(small: Codec, photograph: np.ndarray) -> Non
 
 
 def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Path) -> None:
-    """Else the three lines in the README do not work."""
+    """The functions `encode` and `decode` take and give what the README says."""
     data = api.encode(Picture(photograph[:30, :40]), PLAIN, model=str(tiny_path))
     (tmp_path / "x.sga").write_bytes(data)
     assert np.array_equal(
@@ -201,7 +201,7 @@ def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Pa
 
 
 def test_many_levels_stay_small(photograph: np.ndarray) -> None:
-    """Else a sweep over λ keeps every folded level, gigabytes of them."""
+    """Guards against a sweep over λ that keeps gigabytes of folded levels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "_LEVELS_HELD", 2)
         fresh = Codec("lite", device="cpu")
@@ -213,7 +213,7 @@ def test_many_levels_stay_small(photograph: np.ndarray) -> None:
 
 
 def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a bug in the coder costs somebody the only copy of a photograph."""
+    """Guards against a faulty coder: a file that does not decode to the encoder's integers is never written."""
     pack = latents.pack
 
     def careless(level: LevelModel, y: torch.Tensor, z: torch.Tensor) -> latents.Payload:
@@ -230,7 +230,7 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
 
 
 def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np.ndarray) -> None:
-    """Else large images have seams, or decode differently from what was measured."""
+    """Guards against seams in large images, and decoded pixels other than those that were measured."""
     for level in (lite_level, tiny.at(1)):
         picture = photograph[:330, :460]
         y, z = latents.analyse(level, picture)
@@ -260,7 +260,7 @@ def sealed(data: bytes) -> bytes:
 
 
 def test_every_changed_byte_and_every_truncation(small: Codec, photograph: np.ndarray) -> None:
-    """Else a damaged file decodes to a wrong picture and nobody is told."""
+    """Guards against damaged files that decode to a wrong picture without an error."""
     data = encode(small, Picture(photograph[:40, :50])).data
     assert len(data) < 2000
     for i in range(len(data)):
@@ -281,7 +281,7 @@ def misbehaves(codec: Codec, data: bytes) -> bool:
 
 
 def test_damage_behind_a_right_checksum(small: Codec, photograph: np.ndarray) -> None:
-    """Else a crafted file crashes a server: a checksum keeps nobody out."""
+    """Guards against crafted files that crash a service: anybody can compute the checksum."""
     alpha = np.zeros((40, 50), np.uint8)
     alpha[10:] = 255
     data = encode(small, Picture(photograph[:40, :50], alpha=alpha)).data
@@ -296,7 +296,7 @@ def test_damage_behind_a_right_checksum(small: Codec, photograph: np.ndarray) ->
 
 @pytest.mark.slow  # 2,000 decodings of a photograph
 def test_two_thousand_mutated_files(codec: Codec, photograph: np.ndarray) -> None:
-    """Else some rare damage, of a real file, gives a traceback, hangs or takes all memory."""
+    """Guards against rare damage of a real file that gives a traceback, hangs or takes all memory."""
     data = encode(codec, Picture(photograph[:256, :256])).data
     chance = random.Random(5)
     for i in range(2000):
@@ -309,7 +309,7 @@ def test_two_thousand_mutated_files(codec: Codec, photograph: np.ndarray) -> Non
 
 def test_unknown_model(codec: Codec, small: Codec, photograph: np.ndarray, tmp_path: Path, tiny_path: Path,
                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Else a file of a model that is not installed decodes to noise, or says "damaged"."""
+    """The error for a model that is not installed names its id; files are never decoded with another model."""
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
     data = encode(small, Picture(photograph[:30, :30])).data
     with pytest.raises(ModelNotFoundError, match=data[4:8].hex()):
@@ -322,7 +322,7 @@ def test_unknown_model(codec: Codec, small: Codec, photograph: np.ndarray, tmp_p
 
 def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_path: Path, tiny: Model,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Else the name `lite` means one model with --model and another without."""
+    """Guards against a name that means one model with --model and another without."""
     from sgacodec.models.file import write_model
 
     write_model(dataclasses.replace(tiny, metadata={**tiny.metadata, "name": "lite"}), tmp_path / "lite.safetensors")
@@ -333,7 +333,7 @@ def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_
 
 
 def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray) -> None:
-    """Else a damaged level byte gives a traceback."""
+    """Guards against tracebacks from a damaged level byte."""
     file = bitstream.read(encode(small, Picture(photograph[:30, :30])).data)
     for level in (3, 63):
         with pytest.raises(FormatError, match=f"level {level}"):
@@ -342,14 +342,14 @@ def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray
 
 @pytest.mark.parametrize(("width", "height"), [(2**28, 1), (1, 2**28), (2**24, 16)])
 def test_slivers(small: Codec, photograph: np.ndarray, width: int, height: int) -> None:
-    """Else twenty bytes from a stranger take sixty-four times the memory that the pixel limit allows."""
+    """Guards against twenty bytes that take 64 times the memory that the pixel limit allows."""
     file = bitstream.read(encode(small, Picture(photograph[:30, :30])).data)
     with pytest.raises(FormatError, match="--max-pixels"):
         small.decode(bitstream.write(dataclasses.replace(file, width=width, height=height)))
 
 
 def test_pixel_limit(small: Codec, photograph: np.ndarray) -> None:
-    """Else a service cannot protect itself, or a small image is refused for its padding."""
+    """The limit counts the pixels of the image, not those of its padding."""
     data = encode(small, Picture(photograph[:30, :40])).data
     assert small.decode(data, max_pixels=1200).picture.pixels.shape == (30, 40, 3)
     with pytest.raises(FormatError, match="--max-pixels"):
@@ -357,13 +357,13 @@ def test_pixel_limit(small: Codec, photograph: np.ndarray) -> None:
 
 
 def test_wrong_size_for_the_payload(small: Codec, photograph: np.ndarray) -> None:
-    """Else a header that does not belong to the payload shows noise."""
+    """Guards against a wrong picture where the size in the header is not that of the payload."""
     file = bitstream.read(encode(small, Picture(photograph[:256, :256])).data)
     with pytest.raises(FormatError, match="damaged"):
         small.decode(bitstream.write(dataclasses.replace(file, width=64, height=64)))
 
 
-# --------------------------------------------------------------------------------------------------------- for ever
+# --------------------------------------------------------------------------------------------- stability of the format
 
 
 CASES = ("colour", "grey-alpha")
@@ -381,7 +381,7 @@ def golden_picture(case: str, photograph: np.ndarray) -> tuple[Picture, Settings
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_files(case: str, small: Codec, photograph: np.ndarray, regenerate: bool) -> None:
-    """Else a release cannot read the files of the last one: files of version 1 decode for ever."""
+    """Files of format version 1 decode to the same integers in every later version."""
     path, record = GOLDEN / f"{case}.sga", GOLDEN / f"{case}.json"
     if regenerate:
         path.write_bytes(encode(small, *golden_picture(case, photograph)).data)
@@ -401,8 +401,8 @@ def test_golden_files(case: str, small: Codec, photograph: np.ndarray, regenerat
         assert np.abs(np.array(shown).astype(int) - picture.pixels).max() <= 1
 
 
-def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
-    """Else the recorded integers are those of one configuration."""
+def test_golden_file_with_four_threads(small: Codec) -> None:
+    """Guards against integers that depend on the number of threads."""
     data = (GOLDEN / "colour.sga").read_bytes()
     expected = json.loads((GOLDEN / "colour.json").read_text("utf-8"))["integers"]
     before = torch.get_num_threads()
@@ -415,7 +415,7 @@ def test_golden_file_in_channels_last_and_four_threads(small: Codec) -> None:
 
 @pytest.mark.cuda
 def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
-    """Else a file encoded on a GPU is lost on a laptop."""
+    """Files encoded on CUDA decode on a CPU to the same integers, and the other way round."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
     assert on_cuda.levels.for_encoding(0.0075).exact.device.type == "cuda"
     for lmbda in (0.0016, 0.0075, 0.045):

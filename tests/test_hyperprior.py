@@ -1,4 +1,4 @@
-"""The model: what is folded, started and interpolated is the network that was trained."""
+"""The hyperprior: folding of gains, their interpolation, and the networks of `lite`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MSHYPER = Architecture("mshyper", N=6, M=10, scale="linear")
 @pytest.mark.parametrize("architecture", [tiny_model.ARCHITECTURE, MSHYPER], ids=["lite", "mshyper"])
 @torch.no_grad()
 def test_folded_equals_gained(architecture: Architecture, photograph: np.ndarray) -> None:
-    """Else what runs is not what was trained, at every level but the neutral one."""
+    """Folded networks compute what was trained, at every level and not only at gain 1."""
     model = tiny_model.untrained(architecture, photograph)
     model.y_unit.mul_(torch.linspace(0.5, 2, architecture.M))
     x = to_tensor(photograph)[:, :, :128, :192]
@@ -60,14 +60,14 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def test_folding_leaves_the_model_alone(tiny: Model) -> None:
-    """Else the second level that is used is the product of two."""
+    """Guards against folding in place: a second level would have the product of two gains."""
     before = {key: value.clone() for key, value in tiny.gained.state_dict().items()}
     fold(tiny.gained, 0.01)
     assert all(torch.equal(before[key], value) for key, value in tiny.gained.state_dict().items())
 
 
 def test_gains_between_anchors() -> None:
-    """Else λ between the anchors is not the rate that was asked for."""
+    """Gains are interpolated linearly in log λ between the anchors, and constant outside."""
     model = GainedHyperprior(tiny_model.ARCHITECTURE, (0.001, 0.004, 0.1))
     model.log_gain_y.data = torch.tensor([0.0, 1.0, 5.0])[:, None].expand(3, 16).clone()
     model.log_gain_d.data = -model.log_gain_y.data
@@ -80,13 +80,13 @@ def test_gains_between_anchors() -> None:
 
 @pytest.mark.parametrize("anchors", [(0.0,), (-1.0, 1.0), (0.1, 0.1), (0.2, 0.1), (math.nan,), (0.1, math.inf)])
 def test_anchors_that_make_no_sense(anchors: tuple[float, ...]) -> None:
-    """Else a damaged model file fails somewhere deep with a traceback."""
+    """Guards against tracebacks from anchors of a damaged model file."""
     with pytest.raises(ValueError, match="anchors"):
         GainedHyperprior(tiny_model.ARCHITECTURE, anchors)
 
 
 def test_level_ladder(lite: Model) -> None:
-    """Else a file's level byte means another λ than the documentation says."""
+    """The level byte of a file means the λ that the documentation gives."""
     ladder = level_lambdas()
     assert len(ladder) == 64
     assert ladder[0] == pytest.approx(ANCHORS[0])
@@ -106,7 +106,7 @@ def test_level_ladder(lite: Model) -> None:
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(1, 2))
 @torch.no_grad()
 def test_block_transpose_is_a_transposed_convolution(c_in: int, c_out: int, h: int, w: int, batch: int) -> None:
-    """Else the fast synthesis is not the network of the weights, at some image size."""
+    """`BlockTranspose` equals torch's transposed convolution at any size."""
     torch.manual_seed(c_in)
     layer = BlockTranspose(c_in, c_out)
     layer.bias.data.normal_()
@@ -118,7 +118,7 @@ def test_block_transpose_is_a_transposed_convolution(c_in: int, c_out: int, h: i
 
 
 def test_block_transpose_gradients() -> None:
-    """Else training and refinement follow wrong gradients."""
+    """Guards against wrong gradients in training and refinement."""
     torch.manual_seed(0)
     layer = BlockTranspose(2, 3).double()
     x = torch.randn(2, 2, 2, 3, dtype=torch.float64, requires_grad=True)
@@ -132,13 +132,13 @@ def test_block_transpose_gradients() -> None:
 
 
 def test_folded_synthesis_keeps_its_matrix(tiny: Model) -> None:
-    """Else every forward pass copies megabytes: channels-last is for kernels, and this weight is a matrix."""
+    """Guards against copies of megabytes in every forward pass: in channels-last the matrix would be rearranged."""
     level = tiny.at(0)
     assert level.folded.networks.g_s.blocks.weight.is_contiguous()
 
 
 def test_transform_bases_are_orthonormal() -> None:
-    """Else the start of `lite` is not a transform whose error in pixels is that in coefficients."""
+    """An error of the initial coefficients of `lite` has the same norm in pixels."""
     basis = dct_basis().reshape(256, 256)
     assert torch.allclose(basis @ basis.T, torch.eye(256, dtype=torch.float64))
     assert torch.allclose(unit_ycbcr().norm(dim=1), torch.ones(3, dtype=torch.float64))
@@ -146,7 +146,7 @@ def test_transform_bases_are_orthonormal() -> None:
 
 @torch.no_grad()
 def test_start_as_dct(photograph: np.ndarray) -> None:
-    """Else training of `lite` starts from noise and takes days."""
+    """Guards against training of `lite` from random transforms, which would take days."""
     networks = build(replace(ARCHITECTURES["lite"], M=448))
     x = to_tensor(photograph)[:, :, :320, :576]
     unit = start_as_dct(networks, x)
@@ -159,7 +159,7 @@ def test_start_as_dct(photograph: np.ndarray) -> None:
 @pytest.mark.parametrize("architecture", [ARCHITECTURES["lite"], MSHYPER], ids=["lite", "mshyper"])
 @torch.no_grad()
 def test_shapes(architecture: Architecture) -> None:
-    """Else the payload of an image has another number of symbols than its header implies."""
+    """Guards against payloads with another number of symbols than the header implies."""
     networks = build(architecture)
     y = networks.g_a(torch.rand(2, 3, 64, 128))
     z = networks.h_a(y)
@@ -186,7 +186,7 @@ def test_shapes(architecture: Architecture) -> None:
     ],
 )
 def test_architectures_that_make_no_sense(change: dict) -> None:
-    """Else a crafted model file builds a network of any size."""
+    """Guards against crafted model files that build networks of any size."""
     record = {"family": "lite", "N": 8, "M": 16, "scale": "exp", "width": 12, "hidden": 8}
     assert architecture_from_dict(record).inner == 128
     with pytest.raises(ValueError, match="not an architecture"):

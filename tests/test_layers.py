@@ -1,4 +1,4 @@
-"""The layers that refinement runs are those of the model: the same values, the same gradients."""
+"""The layers that refinement substitutes have the values and gradients of the model's."""
 
 from __future__ import annotations
 

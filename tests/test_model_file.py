@@ -1,4 +1,4 @@
-"""Model files: what is damaged or changed is refused in one line, and one id means one decoder."""
+"""Model files: damage is refused in one line, and one id stands for one decoder."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tampered(path: Path, target: Path, change: Change, *, new_id: bool) -> Path:
 
 
 def test_round_trip(tiny: Model, tiny_path: Path, tmp_path: Path) -> None:
-    """Else a model loses something each time it is copied, and its files with it."""
+    """Writing and reading a model again gives the same parameters and id."""
     write_model(tiny, tmp_path / "new" / "copy.safetensors")
     again = read_model(tmp_path / "new" / "copy.safetensors")
     assert contents(tmp_path / "new" / "copy.safetensors")[1] == contents(tiny_path)[1]
@@ -74,7 +74,7 @@ def test_round_trip(tiny: Model, tiny_path: Path, tmp_path: Path) -> None:
 
 
 def test_export_is_sound(photograph: np.ndarray, tmp_path: Path) -> None:
-    """Else a trainer writes models that `models verify` or the next release refuses."""
+    """Guards against training runs whose models `models verify` or a later version refuses."""
     model = tiny_model.exported(tiny_model.untrained(tiny_model.ARCHITECTURE, photograph, seed=5), photograph, levels=2)
     write_model(model, tmp_path / "m.safetensors")
     assert verify(tmp_path / "m.safetensors") == []
@@ -83,7 +83,7 @@ def test_export_is_sound(photograph: np.ndarray, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_export_of_mshyper(photograph: np.ndarray, tmp_path: Path) -> None:
-    """Else the paper's model cannot be made into a file."""
+    """Guards against an export that handles only the scales of `lite`, which are log σ."""
     gained = tiny_model.untrained(Architecture("mshyper", N=4, M=6, scale="linear"), photograph)
     model = tiny_model.exported(gained, photograph, levels=2)
     write_model(model, tmp_path / "m.safetensors")
@@ -92,7 +92,7 @@ def test_export_of_mshyper(photograph: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_float_h_s_is_the_integer_one(tiny: Model) -> None:
-    """Else refinement optimises another decoder than the one that decodes."""
+    """Guards against refinement whose gradients are those of another hyper-decoder than the exact one."""
     level = tiny.at(1)
     k = torch.randint(-6, 7, (1, 8, 3, 3), generator=torch.Generator().manual_seed(0))
     index, mu = hyper_decode(level.exact.h_s, level.exact.gains, k)
@@ -131,7 +131,7 @@ def test_a_model_that_fails_the_self_test_everywhere_is_not_opened(tiny: Model) 
 
 
 def test_reading_leaves_the_random_state_alone(tiny_path: Path) -> None:
-    """Else the noise of refinement, and so the file, depends on whether the model was already loaded."""
+    """Guards against noise of refinement, and so files, that depend on whether the model was loaded before."""
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -141,7 +141,7 @@ def test_reading_leaves_the_random_state_alone(tiny_path: Path) -> None:
 
 @pytest.mark.slow  # minutes: a fresh derivation of every table of 64 levels
 def test_built_in_models_are_sound() -> None:
-    """Else the weights that are shipped are not what they say."""
+    """Guards against releasing weights whose tables or id are wrong."""
     for path in models.builtin_folder().glob("*.safetensors"):
         assert verify(path) == []
 
@@ -163,25 +163,25 @@ def with_weight(model: Model, key: str) -> Model:
 
 @pytest.mark.parametrize("key", ["g_a.linear.weight", "h_a.0.bias", "log_gain_y", "density.biases.0", "y_unit"])
 def test_the_encoder_may_change_under_one_id(tiny: Model, key: str) -> None:
-    """Else a better encoder for the same decoder makes all old files undecodable."""
+    """Guards against a better encoder for the same decoder that would make all old files undecodable."""
     assert id_after(tiny, lambda m: with_weight(m, key)) == tiny.id
 
 
 @pytest.mark.parametrize("key", ["g_s.blocks.weight", "g_s.pixels.bias", "log_gain_d"])
 def test_the_decoder_cannot_change_under_one_id(tiny: Model, key: str) -> None:
-    """Else one file decodes to two pictures."""
+    """Guards against one file that decodes to two pictures."""
     assert id_after(tiny, lambda m: with_weight(m, key)) != tiny.id
 
 
 @pytest.mark.parametrize("key", ["anchors", "architecture", "levels", "slopes"])
 def test_metadata_that_decoding_needs_is_in_the_id(tiny: Model, key: str) -> None:
-    """Else a damaged header goes unnoticed: these are no tensors, but decoding depends on them."""
+    """Guards against damaged metadata: decoding depends on these entries, although they are no tensors."""
     assert id_after(tiny, lambda m: replace(m, metadata={**m.metadata, key: [0]})) != tiny.id
     assert id_after(tiny, lambda m: replace(m, metadata={**m.metadata, "licence": "other"})) == tiny.id
 
 
 def test_the_id_by_the_specification(tiny: Model, tiny_path: Path) -> None:
-    """Else docs/format.md describes another id than the one in the files."""
+    """The id in the file is the one that docs/format.md defines."""
     import hashlib
 
     data = tiny_path.read_bytes()
@@ -214,7 +214,7 @@ def assert_refused(path: Path) -> None:
 
 @given(st.data())
 def test_changed_bytes(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject) -> None:
-    """Else a damaged model crashes with a traceback, or decodes every file to a wrong picture."""
+    """Guards against damage that crashes with a traceback, or changes what every file decodes to."""
     data = bytearray(tiny_path.read_bytes())
     (size,) = struct.unpack("<Q", data[:8])
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
@@ -230,7 +230,7 @@ def test_changed_bytes(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_truncated_foreign_empty_missing(tiny_path: Path, tmp_path: Path) -> None:
-    """Else a broken download or a wrong path gives a traceback."""
+    """Guards against tracebacks after a broken download or a wrong path."""
     data = tiny_path.read_bytes()
     path = tmp_path / "bad.safetensors"
     pieces = [data[:n] for n in (0, 1, 7, 8, 9, 100, 5000, 20_000, len(data) // 2, len(data) - 1)]
@@ -298,7 +298,7 @@ INVALID: dict[str, Change] = {
 @pytest.mark.parametrize("change", INVALID.values(), ids=INVALID.keys())
 @pytest.mark.parametrize("new_id", [False, True], ids=["old id", "right id"])
 def test_invalid_models_are_refused(tiny_path: Path, tmp_path: Path, change: Change, new_id: bool) -> None:
-    """Else a model made to overflow, or by a buggy exporter, breaks the decoder with an exception or in silence."""
+    """Guards against overflow in the integer networks, from hostile files or faulty exporters."""
     path = tampered(tiny_path, tmp_path / "m.safetensors", change, new_id=new_id)
     assert_refused(path)
     assert verify(path)
@@ -324,7 +324,7 @@ def swap(frequencies: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED.keys())
 def test_verify_finds_what_was_tampered_with(tiny_path: Path, tmp_path: Path, change: Change) -> None:
-    """Else `models verify` says that a model is sound when it is not."""
+    """`models verify` reports every change of a tensor or a decoding parameter."""
     assert verify(tiny_path) == []
     path = tampered(tiny_path, tmp_path / "old.safetensors", change, new_id=False)
     assert_refused(path)
@@ -333,7 +333,7 @@ def test_verify_finds_what_was_tampered_with(tiny_path: Path, tmp_path: Path, ch
 
 @pytest.mark.parametrize("name", [n for n in TAMPERED if n not in ("a weight of g_s",)])
 def test_verify_derives_anew(tiny_path: Path, tmp_path: Path, name: str) -> None:
-    """Else it trusts whoever computed the id: tables and gains must be those of the densities in the file."""
+    """Guards against trusting a recomputed id: tables and gains must be those of the densities in the file."""
     path = tampered(tiny_path, tmp_path / "new.safetensors", TAMPERED[name], new_id=True)
     problems = verify(path)
     assert problems
@@ -344,7 +344,7 @@ def test_verify_derives_anew(tiny_path: Path, tmp_path: Path, name: str) -> None
 
 
 def test_finding_models(tiny: Model, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a model that is installed is not found, or a broken neighbour hides it."""
+    """Guards against installed models that are not found, or are hidden by a broken file beside them."""
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
     with pytest.raises(ModelNotFoundError, match="tiny"):
         find_model("tiny")
@@ -362,7 +362,7 @@ def test_finding_models(tiny: Model, tiny_path: Path, tmp_path: Path, monkeypatc
 
 
 def test_export_refuses_nothing_silently(photograph: np.ndarray) -> None:
-    """Else a diverged training is exported."""
+    """Guards against exporting a training run that diverged."""
     gained = tiny_model.untrained(tiny_model.ARCHITECTURE, photograph)
     gained.log_gain_y.data += 20
     with pytest.raises(ValueError, match="gain"):

@@ -1,4 +1,4 @@
-"""Makes the small model of the golden files. Its weights are random, but the codec works with them."""
+"""Makes the small model of the golden files, with random weights that give latents of a useful range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANCHORS = (0.0016, 0.0075, 0.045)
 
 
 def untrained(architecture: Architecture, photograph: np.ndarray, seed: int = 0) -> GainedHyperprior:
-    """A hyperprior whose transforms are a DCT, with a lively but untrained rest; the same for one seed."""
+    """A hyperprior with DCT transforms and a random rest, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GainedHyperprior(architecture, ANCHORS)
@@ -46,7 +46,7 @@ def untrained(architecture: Architecture, photograph: np.ndarray, seed: int = 0)
 
 
 def exported(model: GainedHyperprior, photograph: np.ndarray, levels: int = 3) -> Model:
-    """The model as a file would hold it, calibrated on the photograph."""
+    """The exported model, calibrated on the photograph."""
     with torch.no_grad():
         crops = to_tensor(photograph)[:, :, :256, :512]
         z = model.h_a(model.g_a(crops) / model.y_unit[None, :, None, None])
