@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from sgacodec.api import Codec
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
@@ -79,3 +80,15 @@ def tiny_path(regenerate: bool, photograph: np.ndarray) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> Model:
     return read_model(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """The built-in model, as a user gets it."""
+    return Codec("lite", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def small(tiny_path: Path) -> Codec:
+    """The small model of the golden files."""
+    return Codec(str(tiny_path), device="cpu")
