@@ -97,7 +97,7 @@ class Settings:
         if self.metric not in ("mse", "ms-ssim"):
             raise ValueError(f"metric must be mse or ms-ssim, not {self.metric!r}")
         if self.metric == "ms-ssim" and self.rounds:
-            raise ValueError("rounds belong to the metric mse: the change of MS-SSIM by one integer is not predicted")
+            raise ValueError("rounds has no meaning with metric ms-ssim: its change by one integer is not predicted")
         if self.method == "none":
             refining = (
                 "classes",

@@ -119,8 +119,7 @@ def settings_of(chosen: dict[str, Any]) -> Settings:
     """
     rates = [name for name in ("lmbda", *_TARGETS) if chosen[name] is not None]
     if len(rates) > 1:
-        flags = " and ".join("--" + name.replace("lmbda", "lambda").replace("_", "-") for name in rates[:2])
-        raise click.UsageError(f"{flags} exclude each other")
+        raise click.UsageError(f"{' and '.join(map(_flag, rates[:2]))} exclude each other")
     if chosen["steps"] is not None and chosen["effort"] is not None:
         raise click.UsageError("--effort and --steps exclude each other")
     if chosen["effort"] and chosen["method"] == "none":
@@ -133,5 +132,11 @@ def settings_of(chosen: dict[str, Any]) -> Settings:
     try:
         settings.validate()
     except ValueError as error:
-        raise click.UsageError(one_line(error)) from None
+        first, _, rest = one_line(error).partition(" ")
+        raise click.UsageError(f"{_flag(first) if first in values else first} {rest}") from None
     return settings
+
+
+def _flag(name: str) -> str:
+    """The option of a setting."""
+    return "--" + name.replace("lmbda", "lambda").replace("_", "-")
