@@ -66,7 +66,7 @@ def test_what_only_refinement_has_is_refused_without_it(name: str, value: Any) -
         ({"rounds": -1}, "rounds must not be negative, not -1"),
         ({"target_bpp": 1.0, "target_psnr": 30.0}, "only one of target_bpp, target_size and target_psnr"),
         ({"metric": "vmaf"}, "metric must be mse or ms-ssim"),
-        ({"metric": "ms-ssim", "rounds": 3}, "rounds belong to the metric mse"),
+        ({"metric": "ms-ssim", "rounds": 3}, "rounds has no meaning with metric ms-ssim"),
         ({"method": "sgd"}, "method must be one of none, ste, noise, danneal, atanh, linear, cosine, ssl, not 'sgd'"),
         ({"schedule": "linear"}, "schedule must be one of exp, sga, cold"),
         ({"classes": 4}, "classes must be 2 or 3"),
