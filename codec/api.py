@@ -69,10 +69,15 @@ class Codec:
     device : str
         "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
 
+    Attributes
+    ----------
+    levels : LevelCache
+        Opens the level for λ (`for_encoding`) or for a parsed file (`for_decoding`).
+
     Raises
     ------
     ModelNotFoundError, ModelError
-        When a model is named that does not exist or is damaged.
+        When the named model does not exist or is damaged.
     ValueError
         When there is no such device.
     """

@@ -63,7 +63,7 @@ class TrainingDefaults:
 
 @dataclass(frozen=True)
 class Family:
-    """What architectures that differ in their numbers of channels only have in common."""
+    """What the architectures of a family share; they differ in numbers of channels only."""
 
     reach: Reach
     training: TrainingDefaults
