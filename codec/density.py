@@ -1,7 +1,7 @@
 """Probability models: the factorised density of z, the Gaussian of y, and their rates in bits.
 
-Everything here is float and differentiable: training and refinement use it. What is coded uses the integer
-tables that `tables.py` makes of these densities once, at export.
+Float and differentiable, for training and refinement. Files are coded with integer tables of these densities, which
+coding/tables.py computes once, at export.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FILTERS = (1, 3, 3, 3, 3, 1)
 
 
 class FactorizedDensity(nn.Module):
-    """A learned univariate density for every channel (Ballé et al. 2018, arXiv 1802.01436, appendix 6.1).
+    """A learned univariate density per channel (Ballé et al. 2018, arXiv 1802.01436, appendix 6.1).
 
-    The parameters carry the names and shapes of CompressAI's `EntropyBottleneck`, so its checkpoints load.
+    The parameters have the shapes of those of CompressAI's `EntropyBottleneck`, from which they can be loaded.
     """
 
     def __init__(self, channels: int, init_scale: float = 10.0) -> None:
@@ -50,9 +50,9 @@ class FactorizedDensity(nn.Module):
         return logits
 
     def likelihood(self, values: Tensor, width: Tensor | float = 1.0) -> Tensor:
-        """Mass of an interval of `width` around each value, (B, C, H, W) → the same shape.
+        """Probability of an interval of `width` around each value, (B, C, H, W) → the same shape.
 
-        `width` is a float or broadcasts to `values`: one over the gain, when the values are ungained.
+        `width` is a float or broadcasts to `values`; for values without gain it is 1 / gain.
         """
         B, C, H, W = values.shape
         half = torch.as_tensor(width, dtype=values.dtype, device=values.device).expand_as(values) / 2
@@ -86,7 +86,7 @@ class FactorizedDensity(nn.Module):
 
     @torch.no_grad()
     def scale_values(self, gain: Tensor) -> None:
-        """Turn, in place, the density of v into that of gain·v, gain (C,)."""
+        """Replace, in place, the density of v by that of gain·v, gain (C,)."""
         slope = F.softplus(self.matrices[0].double()) / gain.double().view(-1, 1, 1)
         self.matrices[0].data = (slope + torch.log(-torch.expm1(-slope))).to(self.matrices[0].dtype)
         self.median.mul_(gain)
@@ -100,7 +100,7 @@ def double(density: FactorizedDensity) -> FactorizedDensity:
 
 
 def bits(likelihood: Tensor) -> Tensor:
-    """−log₂ of a likelihood bounded below by 1e-9; the bound lets gradients through that raise the likelihood."""
+    """−log₂ of a likelihood that is bounded below by 1e-9, with the gradient of :func:`lower_bound`."""
     return -torch.log2(lower_bound(likelihood, LIKELIHOOD_BOUND))
 
 
@@ -119,12 +119,12 @@ class _LowerBound(torch.autograd.Function):
 
 
 def lower_bound(x: Tensor, bound: float) -> Tensor:
-    """max(x, bound), with the gradient kept where it would lift x over the bound."""
+    """max(x, bound); below the bound, gradients that would increase x pass, as in CompressAI's `LowerBound`."""
     return _LowerBound.apply(x, bound)
 
 
 class _GaussianBits(torch.autograd.Function):
-    """−log₂ P(round = v) for N(0, σ²) and a unit interval around v, with its closed-form gradient."""
+    """−log₂ of the probability of a unit interval around v under N(0, σ²), with a closed-form backward."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor, sigma: Tensor) -> Tensor:
@@ -152,5 +152,5 @@ class _GaussianBits(torch.autograd.Function):
 
 
 def gaussian_bits(v: Tensor, sigma: Tensor) -> Tensor:
-    """Bits of v = y − μ under N(0, σ²) convolved with U(−½, ½), bounded at −log₂ 1e-9; float32, any shape."""
+    """Bits of v = y − μ under N(0, σ²) convolved with U(−½, ½), at most −log₂ 1e-9; float32, any shape."""
     return _GaussianBits.apply(v, sigma)

@@ -91,7 +91,7 @@ def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
     whole = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(range_coder, "_BLOCK", block)
-        patch.setattr(range_coder, "_COSTED", block)
+        patch.setattr(range_coder, "_COST_BLOCK", block)
         parts = encode(symbols, indexes, GAUSSIAN), cost(symbols, indexes, GAUSSIAN)
         assert np.array_equal(decode(whole[0], indexes, GAUSSIAN), symbols)
     assert parts[0] == whole[0]

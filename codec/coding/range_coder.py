@@ -1,8 +1,8 @@
-"""Integers ↔ bytes: range coding with constriction under frozen integer tables.
+"""Integers ↔ bytes: range coding with constriction under integer probability tables.
 
-Symbols that share a table are coded together, in the order of the tables, so there is no Python loop over
-symbols. A symbol outside its table is coded as the table's last entry (the escape), and its distance from the table
-follows after all tables, in an exponential Golomb code: every int32 can be coded.
+Symbols that share a table are coded together, in the order of the tables, which avoids a Python loop over symbols. A
+symbol outside its table is coded as the table's last entry (the escape); its distance from the table follows after all
+symbols of the pass, in an exponential Golomb code, so every int32 can be coded. Specified in docs/format.md.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 
 from ..bitstream import FormatError
 
-PRECISION = 24  # the frequencies of a table sum up to 2²⁴, constriction's precision
-_CHUNK = 16  # bits of an escaped distance coded at once
+PRECISION = 24  # bits of a probability: the frequencies of a table sum up to 2²⁴, as constriction needs
+_CHUNK = 16  # bits of an escaped distance per uniform symbol
 _MAX_BITS = 33  # the largest distance of an int32 from a table has 33 bits
-_BLOCK = 1 << 22  # symbols sorted together
-_COSTED = 1 << 16  # symbols whose cost is looked up together: what is made of them stays in a CPU's cache
-_MAX_ENTRIES = 1 << 16  # of a table: beyond it, constriction's 24 bits would not resolve the frequencies
+_BLOCK = 1 << 22  # symbols sorted at once, to bound the memory
+_COST_BLOCK = 1 << 16  # symbols whose cost is computed at once: intermediate arrays fit into a CPU's cache
+_MAX_ENTRIES = 1 << 16  # of a table: with more, 24 bits would not resolve the probabilities
 _NONE = np.zeros(0, dtype=np.int64)
 
 _uniform = constriction.stream.model.Uniform
@@ -29,14 +29,14 @@ _uniform = constriction.stream.model.Uniform
 
 @dataclass(frozen=True)
 class Tables:
-    """Integer probability tables; table t covers the symbols minimum[t], minimum[t] + 1, … and ends with its escape.
+    """Integer probability tables: table t has one entry for each symbol from minimum[t] on, then the escape.
 
     Attributes
     ----------
     frequencies : ndarray (total,) int32
-        All tables one after another; each is positive everywhere and sums up to 2²⁴.
+        Frequencies of all tables one after another, positive; those of a table sum up to 2²⁴.
     starts : ndarray (T + 1,) int64
-        Where each table starts in `frequencies`.
+        First position of each table in `frequencies`, and their length.
     minimum : ndarray (T,) int64
         The first symbol of each table.
     """
@@ -50,7 +50,7 @@ class Tables:
         return len(self.minimum)
 
     def check(self) -> None:
-        """Raise ValueError unless the tables are well formed."""
+        """Raise ValueError unless sizes, frequencies and minima are within the limits of docs/format.md."""
         starts, lengths = self.starts, np.diff(self.starts)
         if (
             len(self.minimum) < 1
@@ -58,28 +58,28 @@ class Tables:
             or starts[-1] != len(self.frequencies)
             or len(starts) != len(self.minimum) + 1
         ):
-            raise ValueError("probability tables do not fit together")
+            raise ValueError("the sizes of the probability tables are inconsistent")
         if self.frequencies.dtype != np.int32 or self.frequencies.min() < 1:
-            raise ValueError("a probability table has a frequency that is not a positive integer")
+            raise ValueError("a frequency of a probability table is not a positive int32")
         if lengths.min() < 2 or lengths.max() > _MAX_ENTRIES or np.abs(self.minimum).max() > 1 << 20:
-            raise ValueError("a probability table is empty or too large")
+            raise ValueError("a probability table is too short, too long or out of range")
         if (np.add.reduceat(self.frequencies.astype(np.int64), starts[:-1]) != 1 << PRECISION).any():
-            raise ValueError("a probability table does not sum up to one")
+            raise ValueError("the frequencies of a probability table do not sum up to 2^24")
 
     def escape(self) -> np.ndarray:
-        """The entry (counted from the table's start) that stands for the escape, (T,)."""
+        """Position of the escape within each table, (T,)."""
         return np.diff(self.starts) - 1
 
     def bits(self) -> np.ndarray:
-        """What an ideal coder spends on each entry, (total,) float64."""
+        """−log₂ of the probability of each entry, (total,) float64."""
         bits: np.ndarray = PRECISION - np.log2(self.frequencies)
         return bits
 
     def model(self, table: int) -> Any:
-        """constriction's model of one table, with exactly these integer frequencies.
+        """constriction's model of one table, with exactly these frequencies.
 
-        constriction gives each of n entries one count and shares the remaining 2²⁴ − n in proportion to the weights.
-        Weights `frequency − 1` sum up to just that many, so the proportion is 1 and the shares are exact.
+        constriction gives each of n entries one count and distributes the remaining 2²⁴ − n in proportion to float
+        weights. The weights `frequency − 1` sum up to 2²⁴ − n, so each entry gets exactly its weight.
         """
         if table not in self._models:
             counts = self.frequencies[self.starts[table] : self.starts[table + 1]]
@@ -88,7 +88,7 @@ class Tables:
 
 
 def _groups(indexes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(table, positions of its symbols), tables and positions ascending; long inputs in parts, to bound the memory."""
+    """(table, positions of its symbols), tables and positions ascending; a table with many symbols in several parts."""
     if not len(indexes):
         return
     tables = int(indexes.max()) + 1
@@ -105,7 +105,7 @@ def _groups(indexes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _split(values: np.ndarray, tables: Tables, table: int | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entry of each symbol in its table, which ones escape (bool), and the distances of those; int64."""
+    """Entry of each symbol in its table (int64), whether it escapes (bool), and the escaped distances (int64)."""
     escape = np.broadcast_to(tables.escape()[table], values.shape)
     entries = values.astype(np.int64) - tables.minimum[table]
     escaped = (entries < 0) | (entries >= escape)
@@ -206,18 +206,18 @@ def decode(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
 
 
 def shortest(counts: np.ndarray, tables: Tables) -> float:
-    """Bits that counts[t] symbols of each table take at the very least: every symbol the most probable one."""
+    """Lower bound of the bits of counts[t] symbols of each table: all symbols the most probable ones."""
     largest = np.maximum.reduceat(tables.frequencies, tables.starts[:-1])
     return float((counts * (PRECISION - np.log2(largest))).sum())
 
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
-    """Bits that an ideal coder spends on the symbols under these tables, escapes included."""
+    """Bits of int32 symbols (n,) under tables indexes (n,) for an ideal entropy coder, escapes included."""
     bits = tables.bits()
     total = 0.0
-    for start in range(0, len(symbols), _COSTED):
-        table = indexes[start : start + _COSTED]
-        entries, _, distances = _split(symbols[start : start + _COSTED], tables, table)
+    for start in range(0, len(symbols), _COST_BLOCK):
+        table = indexes[start : start + _COST_BLOCK]
+        entries, _, distances = _split(symbols[start : start + _COST_BLOCK], tables, table)
         total += float(bits[tables.starts[table] + entries].sum())
         total += float((np.log2(_MAX_BITS + 1) + _bit_length(distances + 1)).sum())
     return total
@@ -229,7 +229,7 @@ def _bit_length(values: np.ndarray) -> np.ndarray:
 
 
 def _chunks(lengths: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(shift, positions, sizes) of the low bits of numbers with `lengths` bits, 16 bits at a time."""
+    """(shift, positions, sizes) of the bits below the leading one of numbers with `lengths` such bits, 16 at a time."""
     for shift in range(0, _MAX_BITS, _CHUNK):
         positions = np.flatnonzero(lengths > shift)
         if positions.size:

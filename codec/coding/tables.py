@@ -1,4 +1,4 @@
-"""The integer probability tables: made once from the float densities, at export, and stored in the model file."""
+"""Integer probability tables of the float densities, computed once at export and stored in the model file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .range_coder import PRECISION, Tables
 
 SCALES = 64
 SCALE_MIN, SCALE_MAX = 0.11, 256.0
-_TAIL = 2.0**-20  # what lies outside a table on one side, at most; such symbols are escaped
+_TAIL = 2.0**-20  # largest probability outside a table on one side; such symbols are escaped
 _MAX_HALF_WIDTH = 2048
 
 
@@ -22,13 +22,13 @@ def scale_table() -> np.ndarray:
 
 
 def scale_thresholds() -> np.ndarray:
-    """Where log σ passes from one table to the next: halfway in the logarithm, (63,) float64."""
+    """Boundaries between the tables: log σ halfway between neighbours, (63,) float64."""
     logs = np.log(scale_table())
     return (logs[1:] + logs[:-1]) / 2
 
 
 def to_frequencies(mass: np.ndarray, outside: float) -> np.ndarray:
-    """Positive integers that sum up to 2²⁴, near-proportional to `mass` and, as the last entry, to `outside`."""
+    """Positive int32 that sum up to 2²⁴, nearly proportional to the probabilities `mass` and, last, `outside`."""
     weights = np.maximum(np.append(mass, outside), 0)
     free = (1 << PRECISION) - len(weights)
     counts = np.floor(weights / weights.sum() * free).astype(np.int64) + 1
@@ -37,21 +37,21 @@ def to_frequencies(mass: np.ndarray, outside: float) -> np.ndarray:
 
 
 def gaussian_tables() -> Tables:
-    """Tables of N(0, σ²) convolved with U(−½, ½) for each σ of `scale_table`, symmetric but for rounding."""
+    """Tables of N(0, σ²) convolved with U(−½, ½) for each σ of `scale_table`."""
     frequencies, minimum = [], []
     for sigma in scale_table():
         half = max(2, math.ceil(4.9 * sigma))  # Φ(−4.9) < 2⁻²⁰
         edges = (np.arange(-half, half + 2) - 0.5) / (sigma * math.sqrt(2))
         cumulative = np.array([0.5 * math.erfc(-e) for e in edges])
         mirrored = np.diff(cumulative)
-        mass = np.minimum(mirrored, mirrored[::-1])  # erfc is precise in its small half only
+        mass = np.minimum(mirrored, mirrored[::-1])  # erfc is precise in its small tail only
         frequencies.append(to_frequencies(mass, 2 * cumulative[0]))
         minimum.append(-half)
     return _join(frequencies, minimum)
 
 
 def factorized_tables(density: FactorizedDensity) -> Tables:
-    """One table a channel for round(z − median) under a folded density."""
+    """One table per channel for round(z − median) under a folded density."""
     density = double(density)
     tail = math.log(_TAIL / (1 - _TAIL))
     median = density.median.numpy()
