@@ -1,4 +1,4 @@
-"""Probability tables: they are the densities, and small enough errors in them cost next to nothing."""
+"""Integer probability tables: equal to the densities, up to errors that cost next to no rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def probabilities(tables: Tables, t: int) -> np.ndarray:
 
 @given(npst.arrays(np.float64, st.integers(1, 300), elements=st.floats(0, 1)), st.floats(1e-9, 1))
 def test_frequencies_sum_up_and_are_positive(mass: np.ndarray, outside: float) -> None:
-    """Else a symbol has no code, or the coder refuses the table."""
+    """Guards against tables that the range coder refuses or that cannot code a symbol."""
     counts = to_frequencies(mass, outside)
     assert counts.dtype == np.int32
     assert counts.min() >= 1
@@ -39,7 +39,7 @@ def test_frequencies_sum_up_and_are_positive(mass: np.ndarray, outside: float) -
 
 
 def test_scales_and_thresholds() -> None:
-    """Else the index that is computed names another table than the one that was meant."""
+    """Guards against thresholds that do not lie between the scales they separate."""
     scales, thresholds = scale_table(), scale_thresholds()
     assert (len(scales), len(thresholds)) == (SCALES, SCALES - 1)
     assert scales[0] == pytest.approx(0.11)
@@ -49,7 +49,7 @@ def test_scales_and_thresholds() -> None:
 
 
 def test_gaussian_tables_are_gaussians() -> None:
-    """Else files are larger than the estimate that refinement minimises."""
+    """Guards against tables whose rate differs from the Gaussian density that refinement uses."""
     tables = gaussian_tables()
     for t, sigma in enumerate(scale_table()):
         p = probabilities(tables, t)
@@ -64,7 +64,7 @@ def test_gaussian_tables_are_gaussians() -> None:
 
 @given(st.integers(0, 2**32), st.floats(0.05, 300))
 def test_nearest_table_costs_little(seed: int, sigma: float) -> None:
-    """Else 64 scales are too few: photographs pay for the rounding of σ."""
+    """Guards against too few scales: the nearest table must cost hardly more than the exact σ."""
     t = int(np.searchsorted(scale_thresholds(), math.log(sigma)))
     symbols = np.rint(np.random.default_rng(seed).normal(size=2000) * sigma).astype(np.int32)
     tables = gaussian_tables()
@@ -84,7 +84,7 @@ def density(seed: int, channels: int = 5) -> FactorizedDensity:
 
 @given(st.integers(0, 2**32 - 1))
 def test_tables_of_z_are_its_density(seed: int) -> None:
-    """Else z costs more than it should, or escapes all the time."""
+    """Guards against tables of z that differ from its density or cover too little of it."""
     model = density(seed)
     tables = factorized_tables(model)
     assert len(tables) == 5
@@ -100,7 +100,7 @@ def test_tables_of_z_are_its_density(seed: int) -> None:
 
 @given(st.integers(0, 2**32 - 1))
 def test_scaled_density(seed: int) -> None:
-    """Else every level but one codes z with the wrong probabilities."""
+    """Guards against a wrong density of z at levels whose gain is not 1."""
     model, gained = density(seed), density(seed)
     gain = torch.exp(torch.linspace(-2, 2, 5))
     gained.scale_values(gain)
@@ -114,7 +114,7 @@ def test_scaled_density(seed: int) -> None:
 
 
 def test_absurdly_wide_density_is_bounded() -> None:
-    """Else a density that training left flat makes a table of gigabytes."""
+    """Guards against huge tables for a channel whose density is nearly flat."""
     model = density(0)
     model.scale_values(torch.tensor([1.0, 1e6, 1.0, 1.0, 1e-6]))
     tables = factorized_tables(model)

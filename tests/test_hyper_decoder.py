@@ -1,4 +1,4 @@
-"""The integer hyper-decoder: the same integers everywhere, or the rest of the file is noise."""
+"""The integer hyper-decoder: equal to the specification, on every device; overflow proof; quantisation error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INT32 = (-(2**31), 2**31 - 1)
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-# ------------------------------------------------------------------------------- two other evaluations of the same
+# --------------------------------------------------------------------------------------------- reference evaluations
 
 
 def reference_layer(layer: IntegerLayer, a: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def linear(photograph: np.ndarray) -> tuple[IntegerHyperDecoder, IntegerGains]:
 
 
 def test_int64_reference_and_permuted_channels_on_the_real_model(lite: Model) -> None:
-    """Else the file decodes only where it was encoded: sums were not exact."""
+    """Guards against inexact sums: results must not depend on the order of summation."""
     for level in (0, 40, 63):
         k = symbols(level, (1, lite.gained.architecture.N, 3, 2), 30)
         expected = reference(lite.h_s, lite.gains[level], k)
@@ -154,7 +154,7 @@ def test_int64_reference_and_permuted_channels_on_the_real_model(lite: Model) ->
 )
 @settings(max_examples=40)
 def test_reference_on_any_input(tiny: Model, seed: int, B: int, h: int, w: int, largest: int) -> None:
-    """Else some image, of some size, desynchronises: the specification and the program disagree about it."""
+    """Guards against a difference between docs/format.md and the program, for any batch, size and symbols."""
     level = seed % len(tiny.gains)
     k = symbols(seed, (B, tiny.gained.architecture.N, h, w), largest)
     expected = reference(tiny.h_s, tiny.gains[level], k)
@@ -168,7 +168,7 @@ def test_reference_on_any_input(tiny: Model, seed: int, B: int, h: int, w: int, 
 def test_reference_with_linear_scales(
     linear: tuple[IntegerHyperDecoder, IntegerGains], seed: int, h: int, w: int, largest: int
 ) -> None:
-    """Else files of imported models decode wrongly: theirs is the other kind of hyper-decoder."""
+    """Guards against the same where the scale output is σ, as in imported models, and not log σ."""
     k = symbols(seed, (1, 6, h, w), largest)
     assert_same(decode(*linear, k), reference(*linear, k))
 
@@ -176,7 +176,7 @@ def test_reference_with_linear_scales(
 def test_batch_memory_layout_and_strips(
     tiny: Model, linear: tuple[IntegerHyperDecoder, IntegerGains], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else an image encoded in a batch, or a large one, decodes differently alone or elsewhere."""
+    """Guards against results that depend on batch, memory format, integer type or evaluation in strips."""
     for (h_s, gains), N in (((tiny.h_s, tiny.gains[1]), 8), (linear, 6)):
         k = torch.from_numpy(symbols(5, (3, N, 11, 4), 40))
         index, mu = hyper_decode(h_s, gains, k)
@@ -211,7 +211,7 @@ def test_input_rows_are_the_rows_an_output_depends_on(
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_thread_counts(lite: Model, threads: int) -> None:
-    """Else a file decodes on the encoder's machine only: CompressAI's oldest open trouble."""
+    """Guards against results that depend on the number of threads."""
     k = symbols(7, (1, lite.gained.architecture.N, 6, 7), 40)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -224,7 +224,7 @@ def test_thread_counts(lite: Model, threads: int) -> None:
 
 @pytest.mark.cuda
 def test_cuda(lite: Model, linear: tuple[IntegerHyperDecoder, IntegerGains]) -> None:
-    """Else files encoded on a GPU decode on a GPU only."""
+    """Guards against integers that differ between CUDA and CPU."""
     cuda = torch.device("cuda")
     assert lite.exact_on(cuda)
     for (h_s, gains), N in (((lite.h_s, lite.gains[30]), lite.gained.architecture.N), (linear, 6)):
@@ -242,7 +242,7 @@ def test_cuda(lite: Model, linear: tuple[IntegerHyperDecoder, IntegerGains]) -> 
 @given(st.integers(0, 2**32))
 @settings(max_examples=20)
 def test_extreme_symbols_saturate(tiny: Model, seed: int) -> None:
-    """Else a crafted file overflows: undefined behaviour, or another result on another machine."""
+    """Guards against overflow by the symbols of a crafted file."""
     k = np.random.default_rng(seed).choice(np.array([*INT32, 2**20, -(2**20), 0], dtype=np.int32), (1, 8, 3, 3))
     index, mu = decode(tiny.h_s, tiny.gains[0], k)
     assert_same((index, mu), decode(tiny.h_s, tiny.gains[0], np.clip(k, -(2**20), 2**20)))
@@ -252,7 +252,7 @@ def test_extreme_symbols_saturate(tiny: Model, seed: int) -> None:
 
 
 def test_a_scale_on_a_threshold(tiny: Model) -> None:
-    """Else two implementations disagree about one symbol in a million images, and that image is lost."""
+    """Guards against another table for a scale that equals a threshold."""
     thresholds = tiny.h_s.thresholds
     zero = torch.zeros(1, dtype=torch.int64)
     gains = IntegerGains(zero, zero, zero, zero)
@@ -266,7 +266,7 @@ def test_a_scale_on_a_threshold(tiny: Model) -> None:
 
 
 def test_largest_allowed_integers_do_not_overflow() -> None:
-    """Else `check` proves less than the arithmetic needs."""
+    """Guards against a bound in `check` or `check_gains` that is too loose."""
     weight = torch.full((2, 4, 5, 5), 32767, dtype=torch.int16)
     layer = IntegerLayer(True, 2, 2, 1, weight, torch.full((4,), 2**45), torch.tensor([1, 20, 40, 62]), 2**16 - 1)
     last = IntegerLayer(False, 1, 0, 0, weight.reshape(-1, 4, 5, 5)[:, :, :1, :1], torch.zeros(2, dtype=torch.int64),
@@ -313,7 +313,7 @@ def _changed(h_s: IntegerHyperDecoder, at: int, **changes: object) -> IntegerHyp
 
 
 def test_check_refuses_what_is_not_proved(tiny: Model) -> None:
-    """Else a model file that is damaged, or made to, breaks the promise that integers are the same everywhere."""
+    """Guards against a damaged or crafted model file whose sums could be inexact."""
     h_s = tiny.h_s
     check(h_s)
     wide = torch.full((2**12, 3, 5, 5), 32767, dtype=torch.int16)  # 2^12 · 25 · 2^15 · 2^15 < 2^53
@@ -360,14 +360,14 @@ def test_check_refuses_what_is_not_proved(tiny: Model) -> None:
     ],
 )
 def test_check_gains_refuses(tiny: Model, change: dict) -> None:
-    """Else the products with a level's gains overflow."""
+    """Guards against gains whose products overflow."""
     check_gains(tiny.gains[0], 8, 16)
     with pytest.raises(ValueError, match="gain"):
         check_gains(replace(tiny.gains[0], **change), 8, 16)
 
 
 def test_quantise_refuses_what_does_not_fit() -> None:
-    """Else an imported model is clipped without a word, and its files are several times as large."""
+    """Guards against weights or gains of an imported model that are clipped without an error."""
     layer = nn.Conv2d(2, 4, 1)
     layer.weight.data.fill_(1e6)
     with pytest.raises(ValueError, match="too large"):
@@ -382,7 +382,7 @@ def test_quantise_refuses_what_does_not_fit() -> None:
 
 @torch.no_grad()
 def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
-    """Else files grow: what is coded is not what was trained (the tables and means of the float network)."""
+    """Guards against a quantisation that changes tables or means enough to cost rate."""
     y, z = latents.analyse(lite_level, photograph)
     found = latents.quantize(lite_level, y, z)
     z_hat = found.z + lite_level.folded.density.median[None, :, None, None]
@@ -403,7 +403,7 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
 @given(st.integers(0, 2**32), st.floats(0.3, 50), st.floats(0.05, 4))
 @settings(max_examples=20)
 def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: float) -> None:
-    """Else a model with other magnitudes (an imported one) loses quality in the export."""
+    """Guards against a quantisation that suits only the magnitudes of the built-in model."""
     torch.manual_seed(seed % 2**32)
     h_s = nn.Sequential(
         nn.ConvTranspose2d(4, 6, 5, stride=2, padding=2, output_padding=1), nn.LeakyReLU(0.2),
@@ -435,7 +435,7 @@ def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: 
 
 
 def test_fingerprint_notices_one_weight(tiny: Model) -> None:
-    """Else a device or a file that computes wrongly passes its self-check."""
+    """Guards against a self-test that a wrong weight or bias passes."""
     assert fingerprint(tiny.h_s, tiny.gains[0]) == tiny.fingerprint
     for i, layer in enumerate(tiny.h_s.layers):
         weight = layer.weight.clone()
@@ -448,7 +448,7 @@ def test_fingerprint_notices_one_weight(tiny: Model) -> None:
 
 
 def test_fingerprint_tries_large_sums(lite: Model) -> None:
-    """Else a GPU that emulates float64 with fewer bits passes."""
+    """Guards against a self-test that a device with less than float64's 53 bits passes."""
     largest: list[float] = []
 
     def watch(layer: IntegerLayer, a: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Integers ↔ bytes: whatever is coded comes back, at the price that the tables say, and the bytes never change."""
+"""The range coder: round trips, rate, damaged bytes, and bytes that never change."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SYMBOLS = npst.arrays(
 @given(SYMBOLS, st.data())
 @example(np.zeros(0, dtype=np.int32), None)
 def test_round_trip_with_the_gaussian_tables(symbols: np.ndarray, draw: st.DataObject | None) -> None:
-    """Else an image comes back wrong, or an encoder fails on a picture that it does not like."""
+    """Guards against symbols that are not decoded as they were encoded, or that cannot be encoded."""
     shape = len(symbols)
     indexes = (
         np.zeros(0, np.uint8) if draw is None else draw.draw(npst.arrays(np.uint8, shape, elements=st.integers(0, 63)))
@@ -73,7 +73,7 @@ def test_round_trip_with_the_gaussian_tables(symbols: np.ndarray, draw: st.DataO
 
 @given(random_tables(), SYMBOLS, st.data())
 def test_round_trip_with_any_tables(tables: Tables, symbols: np.ndarray, draw: st.DataObject) -> None:
-    """Else a model whose tables nobody thought of (an imported one) loses images."""
+    """Guards against the same with tables of unusual sizes, minima and probabilities."""
     indexes = draw.draw(npst.arrays(np.int64, len(symbols), elements=st.integers(0, len(tables) - 1)))
     data = encode(symbols, indexes, tables)
     decoded = decode(data, indexes, tables)
@@ -84,7 +84,7 @@ def test_round_trip_with_any_tables(tables: Tables, symbols: np.ndarray, draw: s
 
 @given(st.integers(0, 2**32), st.integers(1, 60))
 def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
-    """Else a large image decodes to noise: it is coded in parts, to bound the memory."""
+    """Guards against bytes that depend on the block size, which only bounds the memory."""
     rng = np.random.default_rng(seed)
     indexes = rng.integers(0, 64, 100).astype(np.uint8)
     symbols = rng.integers(-300, 300, 100).astype(np.int32)
@@ -99,7 +99,7 @@ def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
 
 
 def test_every_symbol_escaped() -> None:
-    """Else one strange image (noise far outside the tables) fails or grows without bound."""
+    """Guards against failure or unbounded size where all symbols are far outside their tables."""
     rng = np.random.default_rng(1)
     symbols = rng.integers(LOW, HIGH, 20_000, endpoint=True).astype(np.int32)
     symbols[:4] = LOW, HIGH, LOW, HIGH
@@ -145,7 +145,7 @@ def test_missing_or_additional_passes_are_refused() -> None:
         decoder.pull(indexes, GAUSSIAN)
 
 
-# ----------------------------------------------------------------------------------------------------------- price
+# ------------------------------------------------------------------------------------------------------------ rate
 
 
 def quantile(model: object, q: int) -> int:
@@ -164,7 +164,7 @@ def assert_exact_intervals(tables: Tables, t: int) -> None:
 
 
 def test_constriction_uses_exactly_our_frequencies(lite_level: LevelModel) -> None:
-    """Else the tables are a suggestion: another version of constriction, or another program, decodes noise."""
+    """Guards against a version of constriction that rounds the stored frequencies."""
     for t in (0, 1, 20, 40, 63):
         assert_exact_intervals(GAUSSIAN, t)
     for t in (0, 17, 50):
@@ -173,12 +173,12 @@ def test_constriction_uses_exactly_our_frequencies(lite_level: LevelModel) -> No
 
 @given(random_tables())
 def test_constriction_uses_any_frequencies_exactly(tables: Tables) -> None:
-    """Else an unusual table is rounded, and its symbols are not what the specification says."""
+    """Guards against the same with unusual tables."""
     assert_exact_intervals(tables, 0)
 
 
 def test_extreme_frequencies() -> None:
-    """Else a channel that is nearly always 0 breaks the model that codes it."""
+    """Guards against failure where one symbol has nearly all of the probability."""
     tables = join(
         table([2**PRECISION - 1, 1], 0), table([1, 2**PRECISION - 1], 5), table([1] * 65535 + [2**24 - 65535], 0)
     )
@@ -190,7 +190,7 @@ def test_extreme_frequencies() -> None:
 
 
 def test_bytes_are_the_cost() -> None:
-    """Else the encoder optimises one number and the file has another."""
+    """Guards against an estimated rate that is not the size of the payload."""
     rng = np.random.default_rng(2)
     indexes = rng.integers(0, 64, 200_000).astype(np.uint8)
     symbols = np.rint(rng.normal(size=200_000) * scale_table()[indexes]).astype(np.int32)
@@ -199,7 +199,7 @@ def test_bytes_are_the_cost() -> None:
 
 
 def test_cost_of_single_symbols() -> None:
-    """Else rate figures are wrong by an unnoticed constant."""
+    """Guards against a constant error of the estimated rate."""
     tables = join(table([2**23, 2**22, 2**22], -1))
     for symbol, bits in (
         (-1, 1),
@@ -227,19 +227,19 @@ def attempt(data: bytes, indexes: np.ndarray, tables: Tables) -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 300), st.integers(0, 2**32))
 def test_arbitrary_bytes(data: bytes, count: int, seed: int) -> None:
-    """Else a crafted file with a right checksum crashes a server."""
+    """Guards against errors other than FormatError for arbitrary bytes, as in a crafted file."""
     attempt(data, np.random.default_rng(seed).integers(0, 64, count).astype(np.uint8), GAUSSIAN)
 
 
 @given(random_tables(), st.binary(max_size=100), st.integers(0, 100))
 def test_arbitrary_bytes_and_tables(tables: Tables, data: bytes, count: int) -> None:
-    """Else a table with a large escape turns damage into a crash: escaped distances are read from garbage."""
+    """Guards against the same where many symbols escape and distances are arbitrary."""
     attempt(data, np.arange(count) % len(tables), tables)
 
 
 @given(st.integers(0, 2**32), st.data())
 def test_damaged_payload(seed: int, draw: st.DataObject) -> None:
-    """Else damage that begins late in the payload is worse than garbage from the start."""
+    """Guards against the same where a valid payload is changed or cut."""
     rng = np.random.default_rng(seed)
     indexes = rng.integers(0, 64, 300).astype(np.uint8)
     symbols = (rng.normal(size=300) * scale_table()[indexes] * 2).astype(np.int32)
@@ -252,7 +252,7 @@ def test_damaged_payload(seed: int, draw: st.DataObject) -> None:
 
 
 def test_more_bytes_than_symbols_are_refused() -> None:
-    """Else a file for another size of image passes for this one."""
+    """Guards against accepting the payload of an image of another size."""
     indexes = np.full(1000, 30, dtype=np.uint8)
     symbols = np.arange(1000, dtype=np.int32) % 7
     data = encode(symbols, indexes, GAUSSIAN)
@@ -283,12 +283,12 @@ def test_more_bytes_than_symbols_are_refused() -> None:
     ],
 )
 def test_malformed_tables(frequencies: np.ndarray, starts: list[int], minimum: list[int]) -> None:
-    """Else a damaged model file crashes the coder, or codes what cannot be decoded."""
+    """Guards against tables of a damaged model file that crash the coder or cannot be decoded."""
     with pytest.raises(ValueError, match="probability table"):
         Tables(frequencies, np.array(starts), np.array(minimum, dtype=np.int64)).check()
 
 
-# --------------------------------------------------------------------------------------------------------- for ever
+# ------------------------------------------------------------------------------------------- stability of the format
 
 
 def fixed_input() -> tuple[Tables, np.ndarray, np.ndarray]:
@@ -305,7 +305,7 @@ def fixed_input() -> tuple[Tables, np.ndarray, np.ndarray]:
 
 
 def test_recorded_bytes(regenerate: bool) -> None:
-    """Else a release, or an update of constriction, cannot read the files of the last one."""
+    """Guards against a release, or a version of constriction, that cannot read earlier files."""
     path = GOLDEN / "entropy.json"
     tables, symbols, indexes = fixed_input()
     data = encode(symbols, indexes, tables)
@@ -319,7 +319,7 @@ def test_recorded_bytes(regenerate: bool) -> None:
 
 
 def test_worked_example_of_the_specification() -> None:
-    """Else whoever tries docs/format.md by hand finds that it does not work."""
+    """Guards against a wrong example in docs/format.md."""
     (text,) = re.findall(r"```symbols\n(.*?)```", FORMAT_MD.read_text("utf-8"), re.S)
     fields = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     tables = join(table([int(f) for f in fields["frequencies"]], int(fields["minimum"][0])))
@@ -328,7 +328,7 @@ def test_worked_example_of_the_specification() -> None:
 
 
 def test_range_coder_by_the_specification() -> None:
-    """Else docs/format.md describes another coder than the one that made the files."""
+    """Guards against a difference between docs/format.md and the range coder."""
     tables, symbols, indexes = fixed_input()
     data = encode(symbols, indexes, tables)
     assert reference_decode(data, indexes, tables) == symbols.tolist()
@@ -398,6 +398,6 @@ def reference_pull(decoder: ReferenceDecoder, indexes: np.ndarray, tables: Table
 @given(SYMBOLS, st.integers(0, 2**32))
 @settings(max_examples=40)  # each one walks through tables in Python
 def test_range_coder_by_the_specification_on_any_input(symbols: np.ndarray, seed: int) -> None:
-    """Else a second implementation works on the example only."""
+    """Guards against the same for any symbols."""
     indexes = np.random.default_rng(seed).integers(0, 30, len(symbols)).astype(np.uint8)
     assert reference_decode(encode(symbols, indexes, GAUSSIAN), indexes, GAUSSIAN) == symbols.tolist()
