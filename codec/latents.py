@@ -9,7 +9,7 @@ Large pictures pass the networks in tiles with halos, which bounds the memory fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,20 +106,24 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ)."""
-    return _quantize(level, y, z, lambda index, symbols: None)
+    return _quantize(level, y, z, [])
 
 
 @torch.no_grad()
 def pack(level: LevelModel, y: Tensor, z: Tensor) -> Payload:
     """Quantize latents of one image (1, …) and entropy-code them."""
+    coded: list[tuple[Tensor, Tensor]] = []
+    found = _quantize(level, y, z, coded)
+    k_z, digest = found.z, found.digest()
+    del found  # frees μ of a large picture before its symbols are sorted
     encoder = Encoder()
-    found = _quantize(level, y, z, lambda index, symbols: encoder.push(_flat(symbols), _flat(index), level.y_tables))
-    z_bytes = encode(_flat(found.z), _channel_indexes(found.z.shape), level.z_tables)
-    return Payload(z=z_bytes, y=encoder.finish(), digest=found.digest())
+    for symbols, index in coded:
+        encoder.push(_flat(symbols), _flat(index), level.y_tables)
+    return Payload(z=encode(_flat(k_z), _channel_indexes(k_z.shape), level.z_tables), y=encoder.finish(), digest=digest)
 
 
-def _quantize(level: LevelModel, y: Tensor, z: Tensor, push: Callable[[Tensor, Tensor], None]) -> Latents:
-    """As :func:`quantize`; `push` receives index and symbols of each pass as soon as they are known."""
+def _quantize(level: LevelModel, y: Tensor, z: Tensor, coded: list[tuple[Tensor, Tensor]]) -> Latents:
+    """As :func:`quantize`; appends (symbols, index) of each pass to `coded`."""
     k_z = torch.round(z - level.folded.density.median[None, :, None, None])
     k_z = k_z.clamp(-_SYMBOL_MAX, _SYMBOL_MAX).to(torch.int32)
 
@@ -128,7 +132,7 @@ def _quantize(level: LevelModel, y: Tensor, z: Tensor, push: Callable[[Tensor, T
         symbols = torch.empty_like(mu)
         for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (symbols, one.of(y), mu)), strict=True):
             k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-_SYMBOL_MAX, _SYMBOL_MAX))
-        push(one.index, symbols)
+        coded.append((symbols, one.index))
         return symbols
 
     k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of))

@@ -6,8 +6,8 @@ Activations and weights have 16 bits. A GEMM in float64 on integers is exact in 
 with any thread count, as long as no partial sum can reach 2⁵³; :func:`check_layer` proves that from the weights. All
 other arithmetic is int64. `a` is an integer with a fixed number `bits` of fractional bits: it stands for a·2^−bits.
 
-A layer with several inputs is the sum of their :func:`convolve`, passed to :func:`requantise`; inputs of one resolution
-can also be concatenated along the channels.
+A layer with several inputs can take them concatenated along the channels. Where their kernels differ, it is the sum of
+one :func:`convolve` each, passed to :func:`requantise`; its bound is then the sum of their :func:`sum_bound`.
 """
 
 from __future__ import annotations
