@@ -1,14 +1,17 @@
-"""The search for λ, with an encoder and a clock that are formulas."""
+"""The search for λ: with an encoder and a clock that are formulas, and once for each target with the codec."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
+from sgacodec.api import Codec
+from sgacodec.picture import Picture
 from sgacodec.rate_control import TargetError, search
-from sgacodec.settings import Settings
+from sgacodec.settings import LADDER, LEVELS, Settings, level_lambda
 
 PIXELS = 400_000
 STEP, CODING = 0.1, 0.5  # seconds of a step of refinement, and of all else in an encoding
@@ -24,7 +27,7 @@ class Result:
 
 
 class Encoder:
-    """Bytes and PSNR rise with λ, and fall with the number of steps."""
+    """Bytes and PSNR rise with λ; refinement lowers the bytes, and reaches rates between and beyond the 64 levels."""
 
     def __init__(self, step: float = STEP, coding: float = CODING, largest: float = math.inf) -> None:
         self.now = 1000.0
@@ -41,8 +44,11 @@ class Encoder:
             steps = min(steps, int(settings.time_limit / self.step))
         self.now += self.coding + steps * self.step
         gain = 1 - math.exp(-steps / 60)
-        size = 900_000 * settings.lmbda**0.65 * (1 - 0.1 * gain)
-        result = Result(settings, steps, round(min(size, self.largest)), 44 + 3 * math.log(settings.lmbda) + 0.2 * gain)
+        lmbda = _level_lambda(settings.lmbda)
+        if steps:
+            lmbda *= (settings.lmbda / lmbda) ** 0.5
+        size = 900_000 * lmbda**0.65 * (1 - 0.1 * gain)
+        result = Result(settings, steps, round(min(size, self.largest)), 44 + 3 * math.log(lmbda) + 0.2 * gain)
         self.results.append(result)
         return result
 
@@ -55,6 +61,12 @@ class Encoder:
     @property
     def refined(self) -> list[Result]:
         return [result for result in self.results if result.settings.method != "none"]
+
+
+def _level_lambda(lmbda: float) -> float:
+    """λ of the nearest level."""
+    part = math.log(lmbda / LADDER[0]) / math.log(LADDER[1] / LADDER[0])
+    return level_lambda(round((LEVELS - 1) * min(1.0, max(0.0, part))))
 
 
 def meets(result: Result, settings: Settings, tolerance: float) -> bool:
@@ -96,14 +108,39 @@ def test_where_no_time_is_left_the_result_is_unrefined(target: dict[str, float])
     assert len(encoder.results) == 7
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_without_a_limit_every_encoding_has_all_its_steps(target: dict[str, float]) -> None:
-    """Guards against a search that stops early although the user has time."""
+@pytest.mark.parametrize("steps", [None, 10, 500])
+@pytest.mark.parametrize("target", [*TARGETS, {"target_size": 20_000}, {"target_bpp": 2.0}, {"target_psnr": 26.0}])
+def test_a_target_is_met(target: dict[str, float], steps: int | None) -> None:
+    """Within 2 % by refinement, and within half the distance of two levels without."""
     encoder = Encoder()
-    settings = Settings(steps=500, **target)  # type: ignore[arg-type]
-    assert meets(encoder.search(settings), settings, tolerance=0.01)
-    assert len(encoder.results) - len(encoder.refined) == 7
-    assert {result.steps for result in encoder.refined} == {500}
+    settings = searching(steps, **target)
+    assert meets(encoder.search(settings), settings, tolerance=0.04 if steps is None else 0.02)
+    assert {result.steps for result in encoder.refined} == ({steps} if steps else set())
+    assert len(encoder.results) - len(encoder.refined) == (7 if steps else len(encoder.results))
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.2])
+def test_a_target_beyond_the_ladder_is_met_by_refinement(factor: float) -> None:
+    """Guards against giving up where unrefined encodings have no more levels."""
+    most = Encoder().encode(Settings(lmbda=1.0, method="none")).size
+    settings = searching(15, target_size=round(factor * most))
+    assert meets(Encoder().search(settings), settings, tolerance=0.03)
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+@pytest.mark.parametrize(
+    "target", [{"target_size": 40}, {"target_bpp": 100.0}, {"target_bpp": 1e-3}, {"target_psnr": 80.0}]
+)
+def test_an_unreachable_target_is_an_error(target: dict[str, float], steps: int | None) -> None:
+    """Guards against a file that is larger, or worse, than the user allows."""
+    with pytest.raises(TargetError, match="no λ gives"):
+        Encoder().search(searching(steps, **target))
+
+
+def searching(steps: int | None, **target: float) -> Settings:
+    if steps is None:
+        return Settings(method="none", **target)  # type: ignore[arg-type]
+    return Settings(steps=steps, **target)  # type: ignore[arg-type]
 
 
 def test_an_unreachable_target_does_not_blame_the_time() -> None:
@@ -113,3 +150,21 @@ def test_an_unreachable_target_does_not_blame_the_time() -> None:
             Encoder(largest=10_000).search(Settings(steps=500, time_limit=limit, target_bpp=1.0))
     with pytest.raises(TargetError, match=r"within the time limit$"):
         Encoder(largest=10_000).search(Settings(steps=500, time_limit=2.0, target_bpp=1.0))
+
+
+@pytest.mark.parametrize("target", [{"target_size": 600}, {"target_bpp": 1.0}, {"target_psnr": 34.0}])
+def test_the_codec_meets_a_target(photograph: np.ndarray, target: dict[str, float]) -> None:
+    """Guards against a search that works with formulas only; and the report is that of the file."""
+    crop = Picture(np.ascontiguousarray(photograph[120:184, 200:264]))
+    settings = searching(10, **target)
+    (encoded,) = Codec("lite", device="cpu").encode([crop], settings)
+    report = encoded.report
+    assert (report["bytes"], report["bpp"]) == (len(encoded.data), 8 * len(encoded.data) / 64**2)
+    assert report["steps"] == 10
+    if settings.target_size is not None:
+        assert 0.97 * settings.target_size <= len(encoded.data) <= settings.target_size
+    elif settings.target_bpp is not None:
+        assert report["bpp"] == pytest.approx(settings.target_bpp, rel=0.02)
+    else:
+        assert settings.target_psnr is not None
+        assert 0 <= report["psnr"] - settings.target_psnr <= 0.15

@@ -21,7 +21,6 @@ from sgacodec.metrics import psnr
 from sgacodec.models.level import LevelModel
 from sgacodec.networks.architecture import FAMILIES, Architecture
 from sgacodec.picture import ImageError, Picture
-from sgacodec.rate_control import TargetError
 from sgacodec.refine import loop, steps, tiles
 from sgacodec.refine.fused import coded_latents, weighted_squares
 from sgacodec.refine.loop import Progress, refine
@@ -525,58 +524,6 @@ def test_tiles_keep_a_time_limit(
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
     _, done = tiles.refine_tiles(lite_level, problem, problem.start(), Settings(steps=500, time_limit=12.0))
     assert 20 < done <= 60
-
-
-# ----------------------------------------------------------------------------------------------------- rate control
-
-
-@pytest.mark.parametrize("steps", [None, 10])
-@pytest.mark.parametrize("part", [0.5, 1.0, 2.0])
-def test_a_target_size_is_used_and_never_exceeded(codec: Codec, crop: Picture, part: float, steps: int | None) -> None:
-    plain = len(one(codec, crop, Settings(method="none")).data)
-    target = round(part * plain)
-    found = len(one(codec, crop, searching(steps, target_size=target)).data)
-    assert found <= target
-    assert found >= (0.97 if steps else 0.94) * target  # unrefined files come in 64 sizes only
-
-
-@pytest.mark.parametrize("steps", [None, 10])
-def test_a_target_rate_is_met(codec: Codec, crop: Picture, steps: int | None) -> None:
-    plain = one(codec, crop, Settings(method="none")).report["bpp"]
-    for target in (0.7 * plain, 1.3 * plain):
-        found = one(codec, crop, searching(steps, target_bpp=target)).report["bpp"]
-        assert found == pytest.approx(target, rel=0.02 if steps else 0.035)
-
-
-@pytest.mark.parametrize("steps", [None, 10])
-def test_a_target_quality_is_reached_and_not_much_more(codec: Codec, crop: Picture, steps: int | None) -> None:
-    plain = one(codec, crop, Settings(method="none")).report["psnr"]
-    for target in (plain - 2, plain + 1.5):
-        found = one(codec, crop, searching(steps, target_psnr=target)).report["psnr"]
-        assert target <= found <= target + (0.15 if steps else 0.35)
-
-
-def test_a_target_just_beyond_the_ladder_is_met_by_refinement(codec: Codec, crop: Picture) -> None:
-    most = len(one(codec, crop, Settings(lmbda=1.0, method="none")).data)
-    found = len(one(codec, crop, searching(15, target_size=round(1.05 * most))).data)
-    assert 0.95 * most <= found <= 1.05 * most
-
-
-@pytest.mark.parametrize(
-    "target", [{"target_size": 40}, {"target_bpp": 30.0}, {"target_bpp": 1e-3}, {"target_psnr": 80.0}]
-)
-@pytest.mark.parametrize("steps", [None, 2])
-def test_an_unreachable_target_is_said_to_be_one(
-    codec: Codec, crop: Picture, target: dict[str, float], steps: int | None
-) -> None:
-    with pytest.raises(TargetError, match="no λ gives"):
-        one(codec, crop, searching(steps, **target))
-
-
-def searching(steps: int | None, **target: float) -> Settings:
-    if steps is None:
-        return Settings(method="none", **target)  # type: ignore[arg-type]
-    return Settings(steps=steps, **target)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------------- CUDA
