@@ -1,4 +1,4 @@
-"""Post-training quantisation: the float hyper-decoder and its gains to integers, once, when a model is exported.
+"""Post-training quantisation: the float hyper-decoder and its gains to integers at export, and back at load.
 
 Each channel's weights are scaled by the largest power of two that keeps them within 16 bits, so that rescaling between
 layers is a shift. Activations are scaled by a power of two for each layer, chosen from the range that was measured.
@@ -98,6 +98,24 @@ def quantise_hyper_decoder(h_s: nn.Sequential, peaks: list[float], kind: str) ->
     result = IntegerHyperDecoder(layers=layers, thresholds=integer_thresholds(kind), kind=kind)
     check(result)
     return result
+
+
+def dequantise_hyper_decoder(h_s: IntegerHyperDecoder, bits: tuple[int, ...], network: nn.Sequential) -> None:
+    """Set the weights and biases of the float `network`, in place, to the values of the integers.
+
+    Parameters
+    ----------
+    bits : tuple of int
+        Fractional bits of the input of each layer.
+    """
+    convolutions = [m for m in network if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    for i, (conv, layer) in enumerate(zip(convolutions, h_s.layers, strict=True)):
+        target = bits[i + 1] if i + 1 < len(bits) else SCALE_BITS  # MEAN_BITS are as many
+        exponent = layer.shift.double() + target - bits[i]  # fractional bits of a channel's weights
+        shape = (1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)
+        conv.weight.data = (layer.weight.double() * torch.exp2(-exponent).view(shape)).float()
+        assert conv.bias is not None
+        conv.bias.data = (layer.bias.double() * torch.exp2(-exponent - bits[i])).float()
 
 
 def integer_thresholds(kind: str) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..coding.hyper_decoder import IntegerGains, fingerprint
-from ..coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
+from ..coding.quantise import activation_bits, dequantise_hyper_decoder, quantise_gains, quantise_hyper_decoder
 from ..coding.tables import factorized_tables, gaussian_tables
 from ..hyperprior import GainedHyperprior, fold_density, level_lambdas
 from .catalogue import FORMAT
-from .file import dequantize, model_id, tensors_of
+from .file import model_id, tensors_of
 from .level import Model
 
 _PEAK_MARGIN = 4.0  # the integers represent activations up to this multiple of the largest one in the calibration
@@ -55,7 +55,7 @@ def export(
     peaks = _activation_peaks(gained.h_s, z_samples)
     h_s = quantise_hyper_decoder(gained.h_s, peaks, gained.architecture.scale)
     bits = tuple(activation_bits(p) for p in peaks)
-    dequantize(gained.h_s, h_s, bits)
+    dequantise_hyper_decoder(h_s, bits, gained.h_s)
     lambdas = level_lambdas(gained.anchors, levels)
     draft = Model(
         name=name,

@@ -18,8 +18,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ..atomic import atomic_file
-from ..coding.hyper_decoder import SCALE_BITS, IntegerGains, IntegerHyperDecoder, check, check_gains
+from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, check, check_gains
 from ..coding.integer_layers import IntegerLayer
+from ..coding.quantise import dequantise_hyper_decoder
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES
 from ..hyperprior import GainedHyperprior
@@ -110,7 +111,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     h_s = _read_hyper_decoder(tensors, gained, metadata["slopes"])
     if len(bits) != len(h_s.layers):
         raise ValueError("the integer hyper-decoder is not that of the architecture")
-    dequantize(gained.h_s, h_s, bits)
+    dequantise_hyper_decoder(h_s, bits, gained.h_s)
     gained.requires_grad_(False)
     rows = zip(*(tensors[f"exact.gains.{key}"] for key in _GAINS), strict=True)
     gains = tuple(IntegerGains(**dict(zip(_GAINS, row, strict=True))) for row in rows)
@@ -182,23 +183,5 @@ def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
         tables[-1].check()
         position += int(starts[-1])
     if position != len(frequencies):
-        raise ValueError("probability tables do not fit together")
+        raise ValueError("the sizes of the probability tables are inconsistent")
     return tables
-
-
-def dequantize(float_h_s: nn.Sequential, h_s: IntegerHyperDecoder, bits: tuple[int, ...]) -> None:
-    """Set the weights of the float h_s, in place, to the values of the integers.
-
-    Parameters
-    ----------
-    bits : tuple of int
-        Fractional bits of the input of each layer.
-    """
-    convolutions = [m for m in float_h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    for i, (conv, layer) in enumerate(zip(convolutions, h_s.layers, strict=True)):
-        target = float(bits[i + 1]) if i + 1 < len(bits) else float(SCALE_BITS)
-        exponent = layer.shift.double() + target - bits[i]
-        shape = (1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)
-        conv.weight.data = (layer.weight.double() * torch.exp2(-exponent).view(shape)).float()
-        assert conv.bias is not None
-        conv.bias.data = (layer.bias.double() * torch.exp2(-exponent - bits[i])).float()
