@@ -29,6 +29,7 @@ from sgacodec.networks import architecture as networks
 from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
+from sgacodec.training import export as training_export
 from sgacodec.training.checkpoint import State, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch
 from sgacodec.training.data import DataError, read_photographs, split
@@ -42,6 +43,7 @@ from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 CPU = torch.device("cpu")
 TINY = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
 TINY_MSHYPER = Architecture("mshyper", N=8, M=16, scale="linear")
+INITIAL_CROPS = (24, 128)
 RECIPE = Recipe("tiny", steps=40, batch=2, crop=64, warmup=5)
 
 
@@ -58,8 +60,10 @@ def photograph(seed: int, height: int = 160, width: int = 192) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small architectures, initialized on few crops."""
     monkeypatch.setitem(networks.ARCHITECTURES, "tiny", TINY)
     monkeypatch.setitem(networks.ARCHITECTURES, "tiny-mshyper", TINY_MSHYPER)
+    monkeypatch.setattr(checkpoint, "_INITIAL_CROPS", INITIAL_CROPS)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> State:
     """A run of 40 steps without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(networks.ARCHITECTURES, "tiny", TINY)
+        patch.setattr(checkpoint, "_INITIAL_CROPS", INITIAL_CROPS)
         return train(start(RECIPE, crops, CPU), crops, CPU, tmp_path_factory.mktemp("run") / "straight.ckpt")
 
 
@@ -149,8 +154,9 @@ def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, trained: State) -
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-mshyper"])
-def test_training_lowers_the_loss(name: str, crops: Crops) -> None:
+def test_training_lowers_the_loss(name: str, crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss falls, from a reasonable initial value."""
+    monkeypatch.setattr(checkpoint, "_INITIAL_CROPS", (96, 256))
     recipe = replace(RECIPE, architecture=name, batch=4, warmup=1, lr=1e-3 if name == "tiny" else 3e-3, transforms=1.0)
     state = start(recipe, crops, CPU)
     x, anchor = crops.sample(12, 128, torch.Generator().manual_seed(9)), torch.arange(12) % 6
@@ -355,7 +361,9 @@ def test_split_of_a_photograph_is_stable() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three photographs and a damaged file; exported models have four levels."""
+    monkeypatch.setattr(training_export, "LEVELS", 4)
     data = tmp_path / "photos"
     data.mkdir()
     for i in range(3):

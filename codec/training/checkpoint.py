@@ -19,6 +19,8 @@ from .initial import initial_model
 from .optimizer import build_optimizer, load_moments
 from .recipe import Recipe, TrainingError, standard_recipe
 
+_INITIAL_CROPS = (96, 256)  # number and side of the crops on which the scales of a new model are measured
+
 
 @dataclass
 class State:
@@ -94,7 +96,7 @@ def start(recipe: Recipe, crops: Crops, device: torch.device, gained: GainedHype
     torch.manual_seed(recipe.seed)
     data = torch.Generator().manual_seed(recipe.seed)
     if gained is None:
-        gained = initial_model(architecture, crops.sample(96, 256, data).cpu())
+        gained = initial_model(architecture, crops.sample(*_INITIAL_CROPS, data).cpu())
     model = _on_device(gained, device)
     ema = _on_device(GainedHyperprior(architecture), device)
     ema.load_state_dict(model.state_dict())
