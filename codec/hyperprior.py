@@ -14,13 +14,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .density import FactorizedDensity
+from .checkerboard import pick, place
+from .density import SCALE_BOUND, FactorizedDensity
 from .networks.architecture import Architecture
 from .networks.build import build
+from .networks.context import ContextModel, ContextPass, code_passes, last_layer
 from .networks.gains import scale_input, scale_output, shift_output
 from .networks.mshyper import freeze
 from .networks.transforms import Networks
@@ -58,6 +61,10 @@ class GainedHyperprior(nn.Module):
         self.log_gain_d = nn.Parameter(torch.zeros(count, architecture.M))
         self.register_buffer("y_unit", torch.ones(architecture.M))
         self.y_unit: Tensor
+        self.context: ContextModel | None = None
+        if architecture.context is not None:
+            last: Any = self.h_s[-1]
+            self.context = ContextModel(architecture.context, last.in_channels, count)
 
     @property
     def networks(self) -> Networks:
@@ -65,27 +72,39 @@ class GainedHyperprior(nn.Module):
 
     def gains(self, lmbda: float) -> tuple[Tensor, Tensor, Tensor]:
         """g_y (M,), g_z (N,), d_y (M,) at λ, interpolated between the anchors, held constant outside them."""
+        logs = self.log_gain_y, self.log_gain_z, self.log_gain_d
+        g_y, g_z, d_y = (torch.exp(self._interpolated(log, lmbda)) for log in logs)
+        return g_y, g_z, d_y
+
+    def context_biases(self, lmbda: float) -> list[Tensor]:
+        """Biases of the context model at λ, (halves, hidden) for each channel group, interpolated as the gains are."""
+        if self.context is None:
+            return []
+        return [self._interpolated(group.bias_by_anchor, lmbda) for group in self.context.members]
+
+    def _interpolated(self, anchored: Tensor, lmbda: float) -> Tensor:
+        """Rows (A, …) of the anchors → the row at λ, linear in log λ."""
         logs = [math.log(a) for a in self.anchors]
         position = min(max(math.log(lmbda), logs[0]), logs[-1])
         i = max(k for k in range(len(logs)) if logs[k] <= position)
         j = min(i + 1, len(logs) - 1)
         t = 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
-        g_y, g_z, d_y = (
-            torch.exp((1 - t) * log[i] + t * log[j]) for log in (self.log_gain_y, self.log_gain_z, self.log_gain_d)
-        )
-        return g_y, g_z, d_y
+        return (1 - t) * anchored[i] + t * anchored[j]
 
 
 @dataclass(frozen=True)
 class Hyperprior:
     """An ordinary mean-scale hyperprior: the networks and the density of z at one λ.
 
-    The outputs of `networks.h_s` are scales, log σ or σ as `architecture.scale` says, then means.
+    The outputs of `networks.h_s` are scales, log σ or σ as `architecture.scale` says, then means. `context`, if any,
+    corrects them; its inputs are divided by `y_unit` (M,), the gain of y times the natural unit of each channel.
     """
 
     architecture: Architecture
     networks: Networks
     density: FactorizedDensity
+    y_unit: Tensor
+    context: ContextModel | None = None
 
 
 @torch.no_grad()
@@ -98,15 +117,24 @@ def fold(model: GainedHyperprior, lmbda: float) -> Hyperprior:
     scale_output(networks.h_a, g_z)
     scale_input(networks.h_s, 1 / g_z)
     mean_gain = g_y * model.y_unit
+    scale_gain = torch.ones_like(mean_gain) if model.architecture.scale == "exp" else mean_gain
+    scale_output(networks.h_s, torch.cat([scale_gain, mean_gain]))
     if model.architecture.scale == "exp":
-        scale_output(networks.h_s, torch.cat([torch.ones_like(mean_gain), mean_gain]))
         shift_output(networks.h_s, torch.cat([torch.log(mean_gain), torch.zeros_like(mean_gain)]))
-    else:
-        scale_output(networks.h_s, torch.cat([mean_gain, mean_gain]))
     scale_input(networks.g_s, d_y)
     for _, network in networks.items():
         freeze(network)
-    return Hyperprior(architecture=model.architecture, networks=networks, density=fold_density(model, lmbda))
+    context = copy.deepcopy(model.context)
+    if context is not None:
+        context.fold(model.context_biases(lmbda), scale_gain, mean_gain)
+        context.requires_grad_(False)
+    return Hyperprior(
+        architecture=model.architecture,
+        networks=networks,
+        density=fold_density(model, lmbda),
+        y_unit=mean_gain,
+        context=context,
+    )
 
 
 @torch.no_grad()
@@ -115,3 +143,37 @@ def fold_density(model: GainedHyperprior, lmbda: float) -> FactorizedDensity:
     density = copy.deepcopy(model.density).requires_grad_(False)
     density.scale_values(model.gains(lmbda)[1])
     return density
+
+
+@torch.no_grad()
+def code_rounded(folded: Hyperprior, y: Tensor, z_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round y pass by pass with the float networks.
+
+    Parameters
+    ----------
+    y, z_hat : Tensor (B, M, h, w), (B, N, h/4, w/4)
+        Latents, and hyper-latents rounded on their grid.
+
+    Returns
+    -------
+    v, sigma : Tensor (B, n)
+        Symbols round(y − μ) of all passes, and their scales, bounded below.
+    y_hat : Tensor (B, M, h, w)
+    """
+    features = folded.networks.h_s[:-1](z_hat).permute(0, 2, 3, 1)
+    mixed = [] if folded.context is None else folded.context.mix_features(features)
+    anchor = torch.zeros(1, dtype=torch.int64, device=y.device)
+    y = y.permute(0, 2, 3, 1)
+    y_hat = torch.empty_like(y)
+    symbols, sigmas = [], []
+
+    def code(current: ContextPass) -> Tensor:
+        scale, mu = current.parameters.chunk(2, -1)
+        sigmas.append((scale.exp() if folded.architecture.scale == "exp" else scale).clamp(min=SCALE_BOUND).flatten(1))
+        v = torch.round(pick(y[..., current.channels], current.half) - mu)
+        symbols.append(v.flatten(1))
+        place(y_hat[..., current.channels], current.half, v + mu)
+        return v + mu
+
+    code_passes(folded.context, mixed, last_layer(folded.networks.h_s, features), folded.y_unit, anchor, code)
+    return torch.cat(symbols, 1), torch.cat(sigmas, 1), y_hat.permute(0, 3, 1, 2)

@@ -151,18 +151,15 @@ def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.n
         Bits of the latents in the box.
     """
     height, width = _size(y)
+    found = quantize(level, y, z)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
-        box = with_halo(tile, level.folded.architecture.reach.h_s, height, width)
-        around = quantize(level, cut(y, box, STRIDE), cut(z, box, HYPER_STRIDE))
         own = Latents(
-            z=cut(around.z, tile, HYPER_STRIDE, box),
-            y=cut(around.y, tile, STRIDE, box),
-            index=cut(around.index, tile, STRIDE, box),
-            mu=cut(around.mu, tile, STRIDE, box),
+            z=cut(found.z, tile, HYPER_STRIDE),
+            y=cut(found.y, tile, STRIDE),
+            index=cut(found.index, tile, STRIDE),
+            mu=cut(found.mu, tile, STRIDE),
         )
-        top, left, bottom, right = tile
-        inner = top - box[0], left - box[1], bottom - box[0], right - box[1]
-        yield tile, _synthesise(level, around, inner), code_length(level, own)
+        yield tile, _synthesise(level, found, tile), code_length(level, own)
 
 
 def code_length(level: LevelModel, latents: Latents) -> float:

@@ -13,10 +13,11 @@ from sgacodec.latents import Latents, code_length, quantize
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import flips
-from sgacodec.refine.flips import bit_costs, polish, table_entries
+from sgacodec.refine.flips import bit_costs, polish
 from sgacodec.refine.loop import refine
 from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
+from sgacodec.refine.symbols import symbol_coder, table_entries
 from sgacodec.settings import Settings
 
 LMBDA = 0.0075
@@ -43,7 +44,7 @@ def coded(lite_level: LevelModel, annealed: Candidate) -> Latents:
 
 def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) -> None:
     _, lower, higher = bit_costs(lite_level.y_tables)
-    entry = table_entries(coded, lite_level.y_tables).flatten()
+    entry = table_entries(coded.y, coded.index, lite_level.y_tables).flatten()
     before = code_length(lite_level, coded)
     busy = torch.nonzero(coded.y.flatten().abs() > 1).flatten()[::40]
     quiet = torch.nonzero(coded.y.flatten() == 0).flatten()[::4000]
@@ -63,14 +64,14 @@ def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: La
     assert all(torch.isinf(v).all() for v in (lower[first], lower[escape], higher[escape - 1], higher[escape]))
     for far in (-(10**6), 10**6):
         outside = replace(coded, y=torch.full_like(coded.y, far))
-        assert (table_entries(outside, tables) == torch.from_numpy(escape)[coded.index.long()]).all()
+        assert (table_entries(outside.y, outside.index, tables) == torch.from_numpy(escape)[coded.index.long()]).all()
 
 
 def test_the_loss_of_a_round_is_the_true_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
-    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
-    bits, _ = loss.at(coded.y_hat(), table_entries(coded, lite_level.y_tables))
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
+    bits = loss.at(coded.y.float()).loss
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
     assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-5)
 
@@ -78,9 +79,9 @@ def test_the_loss_of_a_round_is_the_true_one(
 def test_gradient_and_curvature_predict_the_squared_error(
     lite_level: LevelModel, problem: Problem, coded: Latents
 ) -> None:
-    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA)
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
     y_hat = coded.y_hat()
-    _, gradient = loss.at(y_hat, table_entries(coded, lite_level.y_tables))
+    gradient = loss.at(coded.y.float()).gradient
     curvature = loss.curvature(y_hat)
 
     def squares(move: torch.Tensor) -> float:

@@ -19,10 +19,10 @@ from sgacodec.coding.hyper_decoder import (
     IntegerHyperDecoder,
     check,
     check_gains,
-    fingerprint,
     hyper_decode,
 )
 from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, convolve, input_rows
+from sgacodec.coding.passes import fingerprint
 from sgacodec.coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
 from sgacodec.coding.tables import scale_thresholds
 from sgacodec.models.level import LevelModel, Model
@@ -436,15 +436,15 @@ def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: 
 
 def test_fingerprint_notices_one_weight(tiny: Model) -> None:
     """Guards against a self-test that a wrong weight or bias passes."""
-    assert fingerprint(tiny.h_s, tiny.gains[0]) == tiny.fingerprint
+    assert fingerprint(tiny.prior(0)) == tiny.fingerprint
     for i, layer in enumerate(tiny.h_s.layers):
         weight = layer.weight.clone()
         middle = tuple(s // 2 for s in weight.shape)
         weight[middle] ^= 0x100
-        assert fingerprint(_changed(tiny.h_s, i, weight=weight), tiny.gains[0]) != tiny.fingerprint
+        assert fingerprint(replace(tiny.prior(0), h_s=_changed(tiny.h_s, i, weight=weight))) != tiny.fingerprint
         bias = layer.bias.clone()
         bias += 1 << (layer.shift + 4)
-        assert fingerprint(_changed(tiny.h_s, i, bias=bias), tiny.gains[0]) != tiny.fingerprint
+        assert fingerprint(replace(tiny.prior(0), h_s=_changed(tiny.h_s, i, bias=bias))) != tiny.fingerprint
 
 
 def test_fingerprint_tries_large_sums(lite: Model) -> None:
@@ -458,5 +458,5 @@ def test_fingerprint_tries_large_sums(lite: Model) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integer_layers, "convolve", watch)
-        fingerprint(lite.h_s, lite.gains[0])
+        fingerprint(lite.prior(0))
     assert max(largest) == ACTIVATION_MAX

@@ -12,7 +12,7 @@ from torch import Tensor
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import passes
 from sgacodec.coding.hyper_decoder import hyper_decode
-from sgacodec.coding.passes import ExactPrior, Pass
+from sgacodec.coding.prior import ExactPrior, Pass
 from sgacodec.latents import analyse, code_length, pack, quantize, unpack
 from sgacodec.models.level import LevelModel
 
@@ -26,7 +26,9 @@ def passes_with_context(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tenso
     for first in range(0, mu.shape[1], 120):
         channels = slice(first, min(first + 120, mu.shape[1]))
         shifted = (index[:, channels].long() + context.abs()).clamp(max=63).to(torch.uint8)
-        context = (yield Pass(channels, shifted, mu[:, channels] + 300 * context)).sum(1, keepdim=True).clamp(-9, 9)
+        context = (
+            (yield Pass(channels, None, shifted, mu[:, channels] + 300 * context)).sum(1, keepdim=True).clamp(-9, 9)
+        )
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,8 @@ stored once for all levels.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +24,9 @@ SCALE_BITS = 16  # fractional bits of the scale output
 MEAN_BITS = 16  # fractional bits of the mean output
 GAIN_BITS = 20  # fractional bits of the gains of the outputs
 MU_BITS = 10  # fractional bits of μ
+BIAS_MAX = 2**31 - 1  # of the context model's biases
 _SYMBOL_MAX = 2**20  # symbols of z saturate here
-_OUTPUT_MAX = 2**31  # bound of the last layer's outputs and of all gains
+OUTPUT_MAX = 2**31  # bound of the last layer's outputs and of all gains
 _STRIP = 2**13  # positions of y evaluated at once, 2 megapixels: their im2col takes 0.1 GB (lite) to 0.3 GB
 
 
@@ -66,12 +65,15 @@ class IntegerGains:
         Log gain with SCALE_BITS ("exp"), or gain with GAIN_BITS ("linear"), of the scale output.
     mean : Tensor (M,) int64
         Gain of the mean output, with GAIN_BITS.
+    context : Tensor (groups, halves, hidden) int64, optional
+        Biases of the first activation of the context model, in units of its sums.
     """
 
     z_scale: Tensor
     z_offset: Tensor
     scale: Tensor
     mean: Tensor
+    context: Tensor | None = None
 
     def to(self, device: torch.device | str) -> IntegerGains:
         return IntegerGains(
@@ -79,6 +81,7 @@ class IntegerGains:
             z_offset=self.z_offset.to(device),
             scale=self.scale.to(device),
             mean=self.mean.to(device),
+            context=None if self.context is None else self.context.to(device),
         )
 
 
@@ -122,21 +125,55 @@ def _decode_strip(
     first, end = max(0, first), min(k.shape[2], end)
     top, bottom = UPSAMPLING * (top - first), UPSAMPLING * (bottom - first)  # rows of y in this strip
 
-    k = k[:, :, first:end].to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
+    a = _inner_layers(h_s, gains, k[:, :, first:end])
+    last = h_s.layers[-1]  # the most channels: evaluated on the strip's own rows only
+    first = max(0, top - last.padding)
+    a = run_layer(last, a[:, :, first : bottom + last.padding], clamp=False)[:, :, top - first : bottom - first]
+    scale, mean = a.clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2, 1)
+    return tables_of(h_s, scale, per_channel(gains.scale)), mu_of(mean, per_channel(gains.mean))
+
+
+def _inner_layers(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Tensor:
+    """All layers but the last, (B, N, h, w) → (B, F, 4h, 4w) int64 of 16 bits."""
+    k = k.to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
     a = (k * per_channel(gains.z_scale) + per_channel(gains.z_offset)) >> INPUT_BITS
     a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
     for layer in h_s.layers[:-1]:
         a = run_layer(layer, a)
-    last = h_s.layers[-1]  # the most channels: evaluated on the strip's own rows only
-    first = max(0, top - last.padding)
-    a = run_layer(last, a[:, :, first : bottom + last.padding], clamp=False)[:, :, top - first : bottom - first]
+    return a
 
-    scale, mean = a.clamp_(-_OUTPUT_MAX, _OUTPUT_MAX).chunk(2, 1)
-    gain = per_channel(gains.scale)
+
+def tables_of(h_s: IntegerHyperDecoder, scale: Tensor, gain: Tensor) -> Tensor:
+    """Table indexes, uint8, of scale outputs and their gains, int64 tensors that broadcast."""
     scale = scale + gain if h_s.kind == "exp" else round_shift(scale * gain, GAIN_BITS)
-    index = torch.bucketize(scale.contiguous(), h_s.thresholds).to(torch.uint8)
-    mu = round_shift(mean * per_channel(gains.mean), GAIN_BITS + MEAN_BITS - MU_BITS)
-    return index, mu.clamp_(-(2**23), 2**23).to(torch.int32)
+    return torch.bucketize(scale.contiguous(), h_s.thresholds).to(torch.uint8)
+
+
+def mu_of(mean: Tensor, gain: Tensor) -> Tensor:
+    """μ with MU_BITS, int32, of mean outputs and their gains, int64 tensors that broadcast."""
+    mu = round_shift(mean * gain, GAIN_BITS + MEAN_BITS - MU_BITS)
+    return mu.clamp_(-(2**23), 2**23).to(torch.int32)
+
+
+def hyper_features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Tensor:
+    """The input of the last layer, for the context model: (1, N, h, w) integer → (1, F, 4h, 4w) int16."""
+    _, _, h, w = k.shape
+    rows = max(1, _STRIP // (UPSAMPLING**2 * w))
+    if rows >= h:
+        return _inner_layers(h_s, gains, k).to(torch.int16)
+    channels = h_s.layers[-1].in_channels
+    features = torch.empty(1, channels, UPSAMPLING * h, UPSAMPLING * w, dtype=torch.int16, device=k.device)
+    for top in range(0, h, rows):
+        bottom = min(top + rows, h)
+        first, end = UPSAMPLING * top, UPSAMPLING * bottom
+        for layer in reversed(h_s.layers[:-1]):
+            first, end = input_rows(layer, first, end)
+        first, end = max(0, first), min(h, end)
+        strip = _inner_layers(h_s, gains, k[:, :, first:end])
+        strip = strip[:, :, UPSAMPLING * (top - first) : UPSAMPLING * (bottom - first)]
+        features[:, :, UPSAMPLING * top : UPSAMPLING * bottom] = strip
+        release_free_memory()
+    return features
 
 
 def check(h_s: IntegerHyperDecoder) -> None:
@@ -166,24 +203,10 @@ def check_gains(gains: IntegerGains, N: int, M: int) -> None:
         When a gain is out of range, or types or sizes are wrong.
     """
     bounds = {"z_scale": (N, 0, 2**31), "z_offset": (N, -(2**52), 2**52)}
-    bounds |= {"scale": (M, -_OUTPUT_MAX, _OUTPUT_MAX), "mean": (M, 0, _OUTPUT_MAX)}
+    bounds |= {"scale": (M, -OUTPUT_MAX, OUTPUT_MAX), "mean": (M, 0, OUTPUT_MAX)}
     for name, (channels, low, high) in bounds.items():
         value = getattr(gains, name)
         if value.dtype != torch.int64 or value.shape != (channels,):
             raise ValueError(f"integer gain {name}: not {channels} int64 numbers")
         if int(value.min()) < low or int(value.max()) > high:
             raise ValueError(f"integer gain {name}: out of range")
-
-
-def fingerprint(h_s: IntegerHyperDecoder, gains: IntegerGains) -> str:
-    """SHA-256 of the entropy parameters for a fixed input: the self-test of a device before its first use.
-
-    Some symbols are large enough to saturate activations, so that sums need most of float64's 53 bits.
-    """
-    channels = len(gains.z_scale)
-    count = np.arange(channels * 3 * 5, dtype=np.int64).reshape(1, channels, 3, 5)
-    k = torch.from_numpy(((count * 7919 + 104729) % 31 - 15) * np.where(count % 17 == 0, 100, 1))
-    index, mu = hyper_decode(h_s, gains, k.to(gains.z_scale.device))
-    digest = hashlib.sha256(index.cpu().numpy().tobytes())
-    digest.update(mu.cpu().numpy().astype("<i4").tobytes())
-    return digest.hexdigest()

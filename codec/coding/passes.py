@@ -4,68 +4,37 @@
                       ▲                                                                     │
                       └───────────────────────────── send ──────────────────────────────────┘
 
-The parameters of a pass may depend on z and on the symbols of all earlier passes. The plain hyper-decoder has one pass.
+The parameters of a pass depend on z and, with a context model, on the symbols of all earlier passes. Without one
+there is a single pass.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .hyper_decoder import IntegerGains, IntegerHyperDecoder, hyper_decode
-
-
-@dataclass(frozen=True)
-class ExactPrior:
-    """The integer networks that give the entropy parameters of y at one level, on one device."""
-
-    h_s: IntegerHyperDecoder
-    gains: IntegerGains
-
-    @property
-    def device(self) -> torch.device:
-        return self.gains.mean.device
-
-    def to(self, device: torch.device | str) -> ExactPrior:
-        return ExactPrior(h_s=self.h_s.to(device), gains=self.gains.to(device))
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Symbols of y that can be coded at once.
-
-    Attributes
-    ----------
-    channels : slice
-        Which channels of y.
-    index : Tensor (1, Mk, 4h, 4w) uint8
-        Gaussian table of each symbol.
-    mu : Tensor (1, Mk, 4h, 4w) int32
-        Mean with MU_BITS fractional bits.
-    """
-
-    channels: slice
-    index: Tensor
-    mu: Tensor
-
-    def of(self, v: Tensor) -> Tensor:
-        """What v (1, M, 4h, 4w) holds for the symbols of this pass, (1, Mk, 4h, 4w)."""
-        return v[:, self.channels]
+from ..checkerboard import place
+from .context_model import context_passes
+from .hyper_decoder import UPSAMPLING, hyper_decode
+from .prior import ExactPrior, Pass
 
 
 def passes(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
-    """Yield the passes of y in coding order; `send` takes the symbols of the pass before, (1, Mk, 4h, 4w) int32.
+    """Yield the passes of y in coding order; `send` takes the symbols of the pass before, int32 of the shape of `mu`.
 
     Parameters
     ----------
     k_z : Tensor (1, N, h, w) integer
         round(z − median), on the prior's device, as all tensors that are yielded and sent.
     """
-    M = len(prior.gains.mean)
-    yield Pass(slice(0, M), *hyper_decode(prior.h_s, prior.gains, k_z))
+    if prior.context:
+        yield from context_passes(prior, k_z)
+    else:
+        yield Pass(slice(0, len(prior.gains.mean)), None, *hyper_decode(prior.h_s, prior.gains, k_z))
 
 
 def run_passes(prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,24 +45,48 @@ def run_passes(prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tens
     k_z : Tensor (1, N, h, w) integer
         round(z − median), on any device.
     symbols_of : callable
-        Gives the symbols of a pass, (1, Mk, 4h, 4w) int32: quantized by the encoder, read by the decoder.
+        Gives the symbols of a pass, int32 of the shape of its `mu`: quantized by the encoder, read by the decoder.
 
     Returns
     -------
     symbols, index, mu : Tensor (1, M, 4h, 4w) int32, uint8, int32
         Of all passes, on the prior's device.
     """
-    done: list[tuple[Tensor, Tensor, Tensor]] = []
     sequence = passes(prior, k_z.to(prior.device))
     current = next(sequence)
+    _, _, h, w = k_z.shape
+    shape = 1, len(prior.gains.mean), UPSAMPLING * h, UPSAMPLING * w
+    if current.mu.shape == shape:
+        return symbols_of(current).to(prior.device), current.index, current.mu
+    whole = tuple(torch.empty(shape, dtype=t, device=prior.device) for t in (torch.int32, torch.uint8, torch.int32))
+    symbols, index, mu = whole
     while True:
-        symbols = symbols_of(current).to(prior.device)
-        done.append((symbols, current.index, current.mu))
+        sent = symbols_of(current).to(prior.device)
+        for v, part in zip(whole, (sent, current.index, current.mu), strict=True):
+            place(v[:, current.channels].permute(0, 2, 3, 1), current.half, part.permute(0, 2, 3, 1))
         try:
-            current = sequence.send(symbols)
+            current = sequence.send(sent)
         except StopIteration:
-            break
-    if len(done) == 1:
-        return done[0]
-    symbols, index, mu = (torch.cat(parts, 1) for parts in zip(*done, strict=True))
-    return symbols, index, mu
+            return symbols, index, mu
+
+
+def fingerprint(prior: ExactPrior) -> str:
+    """SHA-256 of the entropy parameters for a fixed input: the self-test of a device before its first use.
+
+    Some symbols are large enough to saturate activations, so that sums need most of float64's 53 bits.
+    """
+    k_z = _test_symbols(1, len(prior.gains.z_scale), 3, 5)
+    digest = hashlib.sha256()
+
+    def symbols_of(current: Pass) -> Tensor:
+        digest.update(current.index.cpu().numpy().tobytes())
+        digest.update(current.mu.cpu().numpy().astype("<i4").tobytes())
+        return _test_symbols(*current.mu.shape).to(torch.int32)
+
+    run_passes(prior, k_z, symbols_of)
+    return digest.hexdigest()
+
+
+def _test_symbols(*shape: int) -> Tensor:
+    count = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
+    return torch.from_numpy(((count * 7919 + 104729) % 31 - 15) * np.where(count % 17 == 0, 100, 1))

@@ -33,6 +33,56 @@ def activation_bits(peak: float) -> int:
 
 
 @torch.no_grad()
+def quantise_layer(
+    weight: Tensor,
+    bias: Tensor | None,
+    bits: int,
+    target: Tensor,
+    *,
+    padding: int,
+    slope: float,
+    transposed: bool = False,
+    stride: int = 1,
+    output_padding: int = 0,
+) -> IntegerLayer:
+    """Quantise one convolution and the LeakyReLU of `slope` after it (0: none).
+
+    Parameters
+    ----------
+    weight, bias : Tensor
+        As of `nn.Conv2d` or, `transposed`, of `nn.ConvTranspose2d`.
+    bits : int
+        Fractional bits of the input.
+    target : Tensor (out,) float64
+        Fractional bits of each output.
+
+    Raises
+    ------
+    ValueError
+        When a weight does not fit into 16 bits.
+    """
+    weight = weight.double()
+    largest = weight.abs().amax((0, 2, 3) if transposed else (1, 2, 3)).clamp(min=1e-12)
+    exponent = torch.floor(torch.log2(WEIGHT_MAX / largest))  # fractional bits of a channel's weights
+    exponent = torch.minimum(exponent, target - bits + 40)
+    exponent = torch.maximum(exponent, target - bits + 1)  # so that the shift is at least 1
+    integers = torch.round(weight * torch.exp2(exponent).view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1)))
+    if float(integers.abs().max()) > WEIGHT_MAX:
+        raise ValueError("weights are too large for 16 bits")
+    bias = torch.zeros_like(exponent) if bias is None else bias.double()
+    return IntegerLayer(
+        transposed=transposed,
+        stride=stride,
+        padding=padding,
+        output_padding=output_padding,
+        weight=integers.to(torch.int16),
+        bias=torch.round(bias * torch.exp2(exponent + bits)).to(torch.int64),
+        shift=(exponent + bits - target).to(torch.int64),
+        slope=round(slope * 2**SLOPE_BITS),
+    )
+
+
+@torch.no_grad()
 def quantise_layers(network: nn.Sequential, peaks: list[float], output_bits: Tensor) -> tuple[IntegerLayer, ...]:
     """Quantise (transposed) convolutions, each with the LeakyReLU that may follow it.
 
@@ -53,31 +103,21 @@ def quantise_layers(network: nn.Sequential, peaks: list[float], output_bits: Ten
     bits = [activation_bits(p) for p in peaks]
     layers = []
     for i, conv in enumerate(convolutions):
-        transposed = isinstance(conv, nn.ConvTranspose2d)
-        weight = conv.weight.double()
-        channels = conv.out_channels
-        bias = torch.zeros(channels, dtype=torch.float64) if conv.bias is None else conv.bias.double()
+        activation = following[id(conv)]
         target = output_bits.double()
         if i + 1 < len(convolutions):
-            target = torch.full((channels,), float(bits[i + 1]), dtype=torch.float64)
-        largest = weight.abs().amax((0, 2, 3) if transposed else (1, 2, 3)).clamp(min=1e-12)
-        exponent = torch.floor(torch.log2(WEIGHT_MAX / largest))  # fractional bits of a channel's weights
-        exponent = torch.minimum(exponent, target - bits[i] + 40)
-        exponent = torch.maximum(exponent, target - bits[i] + 1)  # so that the shift is at least 1
-        integers = torch.round(weight * torch.exp2(exponent).view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1)))
-        if float(integers.abs().max()) > WEIGHT_MAX:
-            raise ValueError("the weights of the hyper-decoder are too large for 16 bits")
-        activation = following[id(conv)]
+            target = torch.full((conv.out_channels,), float(bits[i + 1]), dtype=torch.float64)
         layers.append(
-            IntegerLayer(
-                transposed=transposed,
-                stride=conv.stride[0],
+            quantise_layer(
+                conv.weight,
+                conv.bias,
+                bits[i],
+                target,
                 padding=int(conv.padding[0]),
+                slope=activation.negative_slope if isinstance(activation, nn.LeakyReLU) else 0.0,
+                transposed=isinstance(conv, nn.ConvTranspose2d),
+                stride=conv.stride[0],
                 output_padding=int(conv.output_padding[0]),
-                weight=integers.to(torch.int16),
-                bias=torch.round(bias * torch.exp2(exponent + bits[i])).to(torch.int64),
-                shift=(exponent + bits[i] - target).to(torch.int64),
-                slope=round(activation.negative_slope * 2**SLOPE_BITS) if isinstance(activation, nn.LeakyReLU) else 0,
             )
         )
     return tuple(layers)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..coding.hyper_decoder import IntegerGains, fingerprint
+from ..coding.context_layers import IntegerContextGroup, check_context_biases
+from ..coding.hyper_decoder import IntegerGains
+from ..coding.passes import fingerprint
 from ..coding.quantise import activation_bits, dequantise_hyper_decoder, quantise_gains, quantise_hyper_decoder
+from ..coding.quantise_context import dequantise_context, quantise_context, quantise_context_biases
 from ..coding.tables import factorized_tables, gaussian_tables
 from ..hyperprior import GainedHyperprior, fold_density, level_lambdas
 from .catalogue import FORMAT
 from .file import model_id, tensors_of
 from .level import Model
-
-_PEAK_MARGIN = 4.0  # the integers represent activations up to this multiple of the largest one in the calibration
+from .ranges import measure_ranges
 
 
 @torch.no_grad()
@@ -27,6 +30,7 @@ def export(
     z_samples: list[Tensor],
     levels: int,
     as_is: bool = False,
+    y_samples: Sequence[Tensor] = (),
 ) -> Model:
     """Export a hyperprior on the CPU; its weights are changed to those of the model.
 
@@ -41,31 +45,46 @@ def export(
     as_is : bool
         Keep the float32 weights of g_a, h_a and g_s and the medians of z. By default weights are rounded to float16
         and the medians computed from the density.
+    y_samples : sequence of Tensor (B, M, 4h, 4w)
+        y without gain that belong to `z_samples`, to calibrate the context model where there is one.
 
     Raises
     ------
     ValueError
-        When a weight or a gain of h_s is too large for the integers.
+        When a weight or a gain of the integer networks is too large.
     """
     if not as_is:
         for module in (gained.g_a, gained.h_a, gained.g_s):
             for p in module.parameters():
                 p.data = p.data.half().float()
         gained.density.update_median()
-    peaks = _activation_peaks(gained.h_s, z_samples)
-    h_s = quantise_hyper_decoder(gained.h_s, peaks, gained.architecture.scale)
-    bits = tuple(activation_bits(p) for p in peaks)
+    ranges = measure_ranges(gained, z_samples, y_samples)
+    h_s = quantise_hyper_decoder(gained.h_s, ranges.h_s, gained.architecture.scale)
+    bits = tuple(activation_bits(p) for p in ranges.h_s)
     dequantise_hyper_decoder(h_s, bits, gained.h_s)
+    context: tuple[IntegerContextGroup, ...] = ()
+    context_bits = tuple(activation_bits(p) for p in ranges.hidden)
+    if gained.context is not None:
+        context = quantise_context(gained.context, bits[-1], context_bits, h_s)
+        dequantise_context(gained.context, context, bits[-1], context_bits)
     lambdas = level_lambdas(gained.anchors, levels)
+    gains = [level_gains(gained, h_s.kind, bits[0], lmbda) for lmbda in lambdas]
+    if context:
+        biases = [quantise_context_biases(context, context_bits, gained.context_biases(lmbda)) for lmbda in lambdas]
+        gains = [replace(level, context=bias) for level, bias in zip(gains, biases, strict=True)]
+        for level in gains:
+            check_context_biases(context, level)
     draft = Model(
         name=name,
         id="",
         gained=gained,
         h_s=h_s,
-        gains=tuple(level_gains(gained, h_s.kind, bits[0], lmbda) for lmbda in lambdas),
+        gains=tuple(gains),
+        context=context,
         y_tables=gaussian_tables(),
         z_tables=tuple(factorized_tables(fold_density(gained, lmbda)) for lmbda in lambdas),
         bits=bits,
+        context_bits=context_bits,
         fingerprint="",
         metadata={},
     )
@@ -76,25 +95,13 @@ def export(
         "anchors": list(gained.anchors),
         "levels": levels,
         "bits": list(bits),
+        "context_bits": list(context_bits),
         "slopes": [layer.slope for layer in h_s.layers],
-        "fingerprint": fingerprint(h_s, draft.gains[0]),
+        "fingerprint": fingerprint(draft.prior(0)),
         **record,
     }
     metadata["id"] = model_id(tensors_of(draft), metadata)
     return replace(draft, id=metadata["id"], fingerprint=metadata["fingerprint"], metadata=metadata)
-
-
-def _activation_peaks(h_s: nn.Sequential, z_samples: list[Tensor]) -> list[float]:
-    """For each convolution, the largest absolute input to represent: that of the samples, with a margin."""
-    peaks = [0.0] * sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in h_s)
-    for z in z_samples:
-        i, a = 0, z
-        for layer in h_s:
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-                peaks[i] = max(peaks[i], _PEAK_MARGIN * float(a.abs().max()))
-                i += 1
-            a = layer(a)
-    return peaks
 
 
 def level_gains(gained: GainedHyperprior, kind: str, bits: int, lmbda: float) -> IntegerGains:

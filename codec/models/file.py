@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from ..atomic import atomic_file
+from ..coding.context_layers import CONTEXT_SLOPE, IntegerContextGroup, check_context, check_context_biases
 from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, check, check_gains
 from ..coding.integer_layers import IntegerLayer
 from ..coding.quantise import dequantise_hyper_decoder
+from ..coding.quantise_context import dequantise_context
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES
 from ..hyperprior import GainedHyperprior
@@ -29,7 +31,7 @@ from ..settings import LEVELS
 from .catalogue import ModelError, read_info
 from .level import Model
 
-_GAINS = tuple(f.name for f in fields(IntegerGains))
+_GAINS = tuple(f.name for f in fields(IntegerGains) if f.name != "context")
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # prefixes of the tensors that decoding needs
 _DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")
 
@@ -38,7 +40,7 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
     """All tensors of a model file, as docs/format.md lists them."""
     tensors: dict[str, Tensor] = {}
     for key, value in model.gained.state_dict().items():
-        if not key.startswith("h_s."):
+        if not _from_integers(key):
             half = key.startswith(("g_a.", "h_a.", "g_s.")) and torch.equal(value.half().float(), value)
             tensors["trunk." + key] = value.half() if half else value.float()
     for i, layer in enumerate(model.h_s.layers):
@@ -48,9 +50,22 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
     tensors["exact.thresholds"] = model.h_s.thresholds
     for key in _GAINS:
         tensors[f"exact.gains.{key}"] = torch.stack([getattr(g, key) for g in model.gains])  # (levels, C) int64
+    for k, group in enumerate(model.context):
+        for name, layer in group.layers().items():
+            tensors[f"exact.context.{k}.{name}.weight"] = layer.weight
+            tensors[f"exact.context.{k}.{name}.bias"] = layer.bias
+            tensors[f"exact.context.{k}.{name}.shift"] = layer.shift.to(torch.uint8)
+    if model.context:  # (levels, groups, halves, hidden)
+        biases = [g.context for g in model.gains if g.context is not None]
+        tensors["exact.gains.context"] = torch.stack(biases).to(torch.int32)
     tensors.update(_table_tensors("tables.y", [model.y_tables]))
     tensors.update(_table_tensors("tables.z", list(model.z_tables)))
     return {key: value.contiguous() for key, value in sorted(tensors.items())}
+
+
+def _from_integers(key: str) -> bool:
+    """Whether a float parameter has the values of the integer networks, so that it is not stored."""
+    return key.startswith("h_s.") or (key.startswith("context.") and not key.endswith(".bias_by_anchor"))
 
 
 def _table_tensors(prefix: str, tables: list[Tables]) -> dict[str, Tensor]:
@@ -112,15 +127,22 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     if len(bits) != len(h_s.layers):
         raise ValueError("the integer hyper-decoder is not that of the architecture")
     dequantise_hyper_decoder(h_s, bits, gained.h_s)
+    context, context_bits = _read_context(gained, h_s, tensors, metadata)
+    if gained.context is not None:
+        dequantise_context(gained.context, context, bits[-1], context_bits)
     gained.requires_grad_(False)
     rows = zip(*(tensors[f"exact.gains.{key}"] for key in _GAINS), strict=True)
     gains = tuple(IntegerGains(**dict(zip(_GAINS, row, strict=True))) for row in rows)
+    if context:
+        biases = tensors["exact.gains.context"].to(torch.int64)
+        gains = tuple(replace(g, context=bias) for g, bias in zip(gains, biases, strict=True))
     (y_tables,) = _read_tables(tensors, "tables.y")
     z_tables = tuple(_read_tables(tensors, "tables.z"))
     if not 1 <= len(gains) <= LEVELS or len(gains) != metadata["levels"] or len(z_tables) != len(gains):
         raise ValueError("the number of levels is not the same everywhere")
     for level_gains in gains:
         check_gains(level_gains, architecture.N, architecture.M)
+        check_context_biases(context, level_gains)
     if len(y_tables) != SCALES or any(len(tables) != architecture.N for tables in z_tables):
         raise ValueError("the number of probability tables is wrong")
     return Model(
@@ -129,9 +151,11 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
         gained=gained,
         h_s=h_s,
         gains=gains,
+        context=context,
         y_tables=y_tables,
         z_tables=z_tables,
         bits=bits,
+        context_bits=context_bits,
         fingerprint=str(metadata["fingerprint"]),
         metadata=metadata,
     )
@@ -144,7 +168,7 @@ def _read_trunk(tensors: dict[str, Tensor], architecture: Architecture, anchors:
     prefix = "trunk."
     state = {key[len(prefix) :]: value.float() for key, value in tensors.items() if key.startswith(prefix)}
     missing, unexpected = gained.load_state_dict(state, strict=False)
-    if unexpected or any(not key.startswith("h_s.") for key in missing):
+    if unexpected or any(not _from_integers(key) for key in missing):
         raise ValueError("the tensors are not those of the architecture")
     return gained
 
@@ -185,3 +209,40 @@ def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
     if position != len(frequencies):
         raise ValueError("the sizes of the probability tables are inconsistent")
     return tables
+
+
+def _read_context(
+    gained: GainedHyperprior, h_s: IntegerHyperDecoder, tensors: dict[str, Tensor], metadata: dict[str, Any]
+) -> tuple[tuple[IntegerContextGroup, ...], tuple[int, ...]]:
+    """The integer context model, of the shapes of the float one, and the bits of its hidden activations."""
+    if gained.context is None:
+        return (), ()
+    groups = []
+    for k, group in enumerate(gained.context.members):
+        layers: dict[str, IntegerLayer] = {}
+        for name, module in group.named_children():
+            prefix = f"exact.context.{k}.{name}"
+            weight = tensors[f"{prefix}.weight"]
+            shape: Any = module.weight.shape
+            expected = (*shape, 1, 1)[:4]  # `mix` and `out` are linear
+            if weight.shape != expected:
+                raise ValueError("the integer context model is not that of the architecture")
+            layers[name] = IntegerLayer(
+                transposed=False,
+                stride=1,
+                padding=weight.shape[-1] // 2,
+                output_padding=0,
+                weight=weight,
+                bias=tensors[f"{prefix}.bias"],
+                shift=tensors[f"{prefix}.shift"].to(torch.int64),
+                slope=0 if name == "out" else CONTEXT_SLOPE,
+            )
+        groups.append(
+            IntegerContextGroup(past=layers.get("past"), near=layers.get("near"), mix=layers["mix"], out=layers["out"])
+        )
+    context = tuple(groups)
+    check_context(context, h_s, gained.architecture.M)
+    bits = tuple(int(b) for b in metadata["context_bits"])
+    if len(bits) != len(context):
+        raise ValueError("the integer context model is not that of the architecture")
+    return context, bits

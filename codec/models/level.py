@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, fingerprint
-from ..coding.passes import ExactPrior
+from ..coding.context_layers import IntegerContextGroup
+from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder
+from ..coding.passes import fingerprint
+from ..coding.prior import ExactPrior
 from ..coding.range_coder import Tables
 from ..hyperprior import GainedHyperprior, Hyperprior, fold, level_lambdas
 from ..networks.lite import BlockTranspose
@@ -62,12 +64,16 @@ class Model:
         Its h_s has the values of the integer one.
     h_s, gains : IntegerHyperDecoder, tuple of IntegerGains
         Integer hyper-decoder, and its gains at each level.
+    context : tuple of IntegerContextGroup
+        Integer context model; empty where there is none.
     y_tables, z_tables : Tables, tuple of Tables
         Integer probability tables: of y, shared by all levels; of z at each level.
     bits : tuple of int
         Fractional bits of the inputs of the layers of `h_s`.
+    context_bits : tuple of int
+        Fractional bits of the hidden activation of each group of `context`.
     fingerprint : str
-        Result of the self-test of integer arithmetic (`coding.hyper_decoder.fingerprint` at level 0).
+        Result of the self-test of integer arithmetic (`coding.passes.fingerprint` at level 0).
     metadata : dict
         The JSON entry of the file.
     """
@@ -77,9 +83,11 @@ class Model:
     gained: GainedHyperprior
     h_s: IntegerHyperDecoder
     gains: tuple[IntegerGains, ...]
+    context: tuple[IntegerContextGroup, ...]
     y_tables: Tables
     z_tables: tuple[Tables, ...]
     bits: tuple[int, ...]
+    context_bits: tuple[int, ...]
     fingerprint: str
     metadata: dict[str, Any]
     _tested: dict[torch.device, torch.device] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -88,6 +96,10 @@ class Model:
     def lambdas(self) -> list[float]:
         """λ of each level."""
         return level_lambdas(self.gained.anchors, len(self.gains))
+
+    def prior(self, level: int) -> ExactPrior:
+        """The integer networks of one level."""
+        return ExactPrior(h_s=self.h_s, gains=self.gains[level], context=self.context)
 
     def level_for(self, lmbda: float) -> int:
         """The level whose λ is nearest in the logarithm."""
@@ -114,6 +126,9 @@ class Model:
                 if isinstance(module, BlockTranspose):  # its weight is the matrix of a GEMM, not a kernel
                     module.weight.data = module.weight.data.contiguous()
         folded.density.to(device)
+        if folded.context is not None:
+            folded.context.to(device)
+        folded = replace(folded, y_unit=folded.y_unit.to(device))
         return LevelModel(
             model_name=self.name,
             model_id=self.id,
@@ -121,14 +136,14 @@ class Model:
             lmbda=lmbda,
             device=device,
             folded=folded,
-            exact=ExactPrior(h_s=self.h_s, gains=self.gains[level]).to(exact_device),
+            exact=self.prior(level).to(exact_device),
             y_tables=self.y_tables,
             z_tables=self.z_tables[level],
         )
 
     def exact_on(self, device: torch.device) -> bool:
         """Whether the integer networks give the recorded fingerprint on a device."""
-        return fingerprint(self.h_s.to(device), self.gains[0].to(device)) == self.fingerprint
+        return fingerprint(self.prior(0).to(device)) == self.fingerprint
 
     def _exact_device(self, device: torch.device) -> torch.device:
         if device not in self._tested:

@@ -13,11 +13,12 @@ x̂ ──◄─────┤g_s├─────┘
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 STRIDE = 16  # pixels per latent, along each axis: the same for every architecture, as the file format fixes it
 HYPER_STRIDE = 64  # pixels per hyper-latent; images are padded to a multiple of it
+MAX_GROUPS = 16  # of a context model
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
@@ -40,12 +41,15 @@ class Reach:
     h_s : int
         From a hyper-latent to the entropy parameters that depend on it and, through the means, to the pixels; a
         multiple of HYPER_STRIDE.
+    context : int
+        From a latent to the latents whose entropy parameters depend on it; a multiple of STRIDE.
     """
 
     g_a: int
     h_a: int
     g_s: int
     h_s: int
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,37 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
+class Context:
+    """The context model of y.
+
+    Attributes
+    ----------
+    groups : tuple of int
+        Channels of each group in coding order; their sum is M.
+    checkerboard : bool
+        Whether a group is coded in two halves of a checkerboard, or at once.
+    past, near, hidden : int
+        Features of the earlier groups, of the first half of the own group, and of both with those of h_s.
+    """
+
+    groups: tuple[int, ...]
+    checkerboard: bool = True
+    past: int = 96
+    near: int = 64
+    hidden: int = 160
+
+    def kernel(self, k: int) -> int:
+        """Side of the kernel that sees the first half of group k; the widest group has little spatial structure."""
+        return 5 if self.groups[k] <= 64 else 3
+
+    @property
+    def reach(self) -> int:
+        """From a latent to the latents whose entropy parameters depend on it through all passes, in latents."""
+        near = sum(self.kernel(k) // 2 for k in range(len(self.groups))) if self.checkerboard else 0
+        return near + len(self.groups) - 1  # `past` is 3×3
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What a model file records of its networks. The fields are part of the model's id.
 
@@ -95,6 +130,12 @@ class Architecture:
         `lite` only: channels of the half-resolution synthesis and of its residual filter.
     inner : int
         `lite` only: channels inside g_a, h_a and h_s.
+    deep_width, deep_blocks : int
+        `lite` only: channels and number of the depthwise blocks at stride 16 in g_a; no blocks: no such branch.
+    body_width, body_blocks : int
+        `lite` only: the same in g_s.
+    context : Context, optional
+        The context model of y; None: σ and μ depend on ẑ alone.
     """
 
     family: str
@@ -104,10 +145,22 @@ class Architecture:
     width: int = 0
     hidden: int = 0
     inner: int = 128
+    deep_width: int = 0
+    deep_blocks: int = 0
+    body_width: int = 0
+    body_blocks: int = 0
+    context: Context | None = None
 
     @property
     def reach(self) -> Reach:
-        return FAMILIES[self.family].reach
+        reach = FAMILIES[self.family].reach
+        deep = 2 * STRIDE * self.deep_blocks  # 5×5 each
+        return replace(
+            reach,
+            g_a=reach.g_a + deep + -deep % HYPER_STRIDE,
+            g_s=reach.g_s + STRIDE * self.body_blocks,  # 3×3 each
+            context=0 if self.context is None else STRIDE * self.context.reach,
+        )
 
     @property
     def training(self) -> TrainingDefaults:
@@ -115,9 +168,21 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "lite": Architecture("lite", N=96, M=320, scale="exp", width=24, hidden=48),
-    "mshyper-128": Architecture("mshyper", N=128, M=192, scale="linear"),
-    "mshyper-192": Architecture("mshyper", N=192, M=320, scale="linear"),
+    "lite": Architecture(
+        "lite",
+        N=96,
+        M=320,
+        scale="exp",
+        width=24,
+        hidden=48,
+        deep_width=256,
+        deep_blocks=3,
+        body_width=192,
+        body_blocks=2,
+        context=Context((8, 24, 64, 224)),
+    ),
+    "mshyper-128": Architecture("mshyper", N=128, M=192, scale="linear", context=Context((16, 48, 128))),
+    "mshyper-192": Architecture("mshyper", N=192, M=320, scale="linear", context=Context((16, 48, 96, 160))),
 }
 
 
@@ -131,10 +196,21 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     """
     try:
         a = Architecture(**record)
-    except TypeError as error:
+        if a.context is not None:
+            fields = {**record["context"], "groups": tuple(record["context"]["groups"])}
+            a = replace(a, context=Context(**fields))
+    except (KeyError, TypeError) as error:
         raise ValueError(f"not an architecture: {error}") from None
     sizes = [a.N, a.M] + [a.width, a.hidden, a.inner] * (a.family == "lite")
+    optional = [a.deep_width, a.deep_blocks, a.body_width, a.body_blocks]
     known = a.family in tuple(FAMILIES) and a.scale in ("exp", "linear")
-    if not known or not all(type(s) is int and 1 <= s <= 1024 for s in sizes):
+    if a.context is not None:
+        c = a.context
+        sizes += [*c.groups, c.past, c.near, c.hidden]
+        known = known and type(c.checkerboard) is bool and len(c.groups) <= MAX_GROUPS and sum(c.groups) == a.M
+    in_range = all(type(s) is int and 1 <= s <= 1024 for s in sizes) and all(
+        type(s) is int and 0 <= s <= 1024 for s in optional
+    )
+    if not known or not in_range:
         raise ValueError(f"not an architecture: {record}")
     return a

@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .lite import BlockTranspose, LiteAnalysis
+from .lite import LiteAnalysis, LiteSynthesis
 
 
 def scale_input(network: nn.Module, gain: Tensor) -> None:
     """Multiply the input channels of a network by `gain` (C,)."""
+    if isinstance(network, LiteSynthesis):
+        network.scale_input(gain)
+        return
     layer: Any = next(child for child in network.children() if hasattr(child, "weight"))
-    if isinstance(layer, (nn.ConvTranspose2d, BlockTranspose)):
+    if isinstance(layer, nn.ConvTranspose2d):
         layer.weight.data *= gain.view(-1, 1, 1, 1)  # (in, …)
     else:
         layer.weight.data *= gain.view(1, -1, 1, 1)  # (out, in, k, k)
@@ -22,7 +25,7 @@ def scale_output(network: nn.Module, gain: Tensor) -> None:
     """Multiply the output channels of a network by `gain` (C,); g_a of `lite` is a sum of two layers."""
     layers: list[Any] = list(network.children())[-1:]
     if isinstance(network, LiteAnalysis):
-        layers = [network.linear, network.residual[-1]]
+        layers = network.last_layers()
     for layer in layers:
         layer.weight.data *= gain.view(-1, 1, 1, 1)  # (out, in, k, k)
         if layer.bias is not None:

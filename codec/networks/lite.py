@@ -68,10 +68,39 @@ class BlockTranspose(nn.Module):
         return out.permute(0, 3, 1, 2)  # (B, out, 8H, 8W), channels-last in memory
 
 
-class LiteAnalysis(nn.Module):
-    """g_a: a lapped linear transform (kernel 24, stride 16) plus convolutions on the 8×8 pixel-unshuffled image."""
+class DepthwiseBlock(nn.Module):
+    """x + project(LeakyReLU(expand(depthwise(x)))): a depthwise k×k and two 1×1 convolutions, twice as wide between."""
 
-    def __init__(self, M: int, hidden: int) -> None:
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.project = nn.Conv2d(2 * width, width, 1)
+        self.project.weight.data.mul_(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # on CPUs its backward is far slower in bfloat16
+            t = self.depthwise(x.to(self.depthwise.weight.dtype).contiguous(memory_format=torch.channels_last))
+        out: Tensor = x + self.project(F.leaky_relu(self.expand(t), 0.1))
+        return out
+
+
+class DepthwiseBranch(nn.Sequential):
+    """1×1, depthwise blocks, 1×1: a residual branch at stride 16 that gives zero before it is trained."""
+
+    def __init__(self, i: int, width: int, blocks: int, kernel: int, o: int) -> None:
+        super().__init__(
+            nn.Conv2d(i, width, 1), *(DepthwiseBlock(width, kernel) for _ in range(blocks)), nn.Conv2d(width, o, 1)
+        )
+        last: Any = self[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+class LiteAnalysis(nn.Module):
+    """A learned lapped transform (24×24, stride 16) plus convolutional residuals at stride 8 and 16."""
+
+    def __init__(self, M: int, hidden: int, width: int, blocks: int) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3, M, 24, stride=16, padding=4)
         self.residual = nn.Sequential(
@@ -84,24 +113,36 @@ class LiteAnalysis(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(hidden, M, 5, stride=2, padding=2),
         )
+        self.deep = DepthwiseBranch(4 * hidden, width, blocks, 5, M) if blocks else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - 0.5
         with torch.autocast(x.device.type, enabled=False):  # block means need more precision than bfloat16 has
-            linear = self.linear(x)
-        return linear + self.residual(x)
+            y = self.linear(x)
+        features = self.residual[:-1](x)  # (B, hidden, H/8, W/8)
+        y = y + self.residual[-1](features)
+        return y if self.deep is None else y + self.deep(F.pixel_unshuffle(features, 2))
+
+    def last_layers(self) -> list[Any]:
+        """The layers whose outputs add up to y."""
+        return [self.linear, self.residual[-1], *([] if self.deep is None else [self.deep[-1]])]
 
 
 class LiteSynthesis(nn.Module):
-    """g_s: transposed convolution to half resolution, a residual filter, and a sub-pixel convolution.
+    """g_s: residual blocks on ŷ, transposed convolution to half resolution, a residual filter, sub-pixel convolution.
 
-    After the two-layer synthesis of Yang & Mandt 2023 (arXiv 2304.06244).
+    After the two-layer synthesis of Yang & Mandt 2023 (arXiv 2304.06244). The body at stride 16 works on ŷ divided by
+    `unit` (M,), the natural unit of each channel.
     """
 
     shuffle = 2  # factor of the pixel shuffle at the end
 
-    def __init__(self, M: int, width: int, hidden: int) -> None:
+    def __init__(self, M: int, width: int, hidden: int, body_width: int, body_blocks: int) -> None:
         super().__init__()
+        self.body = DepthwiseBranch(M, body_width, body_blocks, 3, M) if body_blocks else None
+        if self.body is not None:
+            self.register_buffer("unit", torch.ones(M))
+        self.unit: Tensor
         self.blocks = BlockTranspose(M, width)  # (B, width, H/2, W/2)
         self.filter = nn.Sequential(
             nn.Conv2d(width, hidden, 3, padding=1),
@@ -112,12 +153,21 @@ class LiteSynthesis(nn.Module):
 
     def unshuffled(self, y_hat: Tensor) -> Tensor:
         """The output before the pixel shuffle, (B, 12, H/2, W/2); refinement computes the distortion on it."""
+        if self.body is not None:
+            unit = self.unit[None, :, None, None]
+            y_hat = torch.addcmul(y_hat, self.body(y_hat / unit), unit)
         t = self.blocks(y_hat)
         t = self.filter(t).add_(t)
         return self.pixels(t)
 
     def forward(self, y_hat: Tensor) -> Tensor:
         return F.pixel_shuffle(self.unshuffled(y_hat), self.shuffle)
+
+    def scale_input(self, gain: Tensor) -> None:
+        """Multiply, in place, the input channels by `gain` (M,)."""
+        self.blocks.weight.data *= gain.view(-1, 1, 1, 1)
+        if self.body is not None:
+            self.unit /= gain
 
 
 def build_lite(a: Architecture) -> Networks:
@@ -134,7 +184,9 @@ def build_lite(a: Architecture) -> Networks:
     h_s = nn.Sequential(
         up(a.N, a.inner), nn.LeakyReLU(), up(a.inner, wide), nn.LeakyReLU(), nn.Conv2d(wide, 2 * a.M, 1)
     )
-    return Networks(g_a=LiteAnalysis(a.M, a.inner), h_a=h_a, h_s=h_s, g_s=LiteSynthesis(a.M, a.width, a.hidden))
+    g_a = LiteAnalysis(a.M, a.inner, a.deep_width, a.deep_blocks)
+    g_s = LiteSynthesis(a.M, a.width, a.hidden, a.body_width, a.body_blocks)
+    return Networks(g_a=g_a, h_a=h_a, h_s=h_s, g_s=g_s)
 
 
 def dct_basis() -> Tensor:
@@ -197,4 +249,7 @@ def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
     pixels.weight.data[:, :12] = 0
     pixels.weight.data[range(12), range(12), 1, 1] = 1
     pixels.bias.data.fill_(0.5)
-    return F.conv2d(crops - 0.5, filters[keep], stride=16).abs().mean(dim=(0, 2, 3))
+    y_unit = F.conv2d(crops - 0.5, filters[keep], stride=16).abs().mean(dim=(0, 2, 3))
+    if g_s.body is not None:
+        g_s.unit.copy_(y_unit)
+    return y_unit

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,14 +22,17 @@ from torch import Tensor
 
 from ..coding.range_coder import Tables
 from ..device import reduced_precision
-from ..latents import Latents, quantize
+from ..latents import quantize
 from ..memory import release_free_memory
 from ..models.level import LevelModel
 from .fused import weighted_squares
 from .objective import Batch, synthesise
 from .problem import Candidate, Problem
+from .symbols import Coded, symbol_coder
 
 _MARGIN = 0.05  # a symbol is changed where the loss is predicted to fall by more than this part of the curvature
+_SHARE = 0.4  # with a context model, the share of the predicted changes that a round makes: those that gain most
+_LATER = 0.5  # weight of the gradient of later bits, which overestimates the effect of a change by one
 _PROBES = 2  # random vectors of the curvature estimate
 
 
@@ -65,26 +69,27 @@ def polish(
     begun = time.perf_counter()
     if reduced_precision(level.device):  # bfloat16 is too coarse for the gain of single changes
         level = problem.level
-    loss = _Loss(level, Batch.of(level, [problem]) if batch_of is None else batch_of(level), problem.lmbda)
+    batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
     latents = quantize(level, candidate.y, candidate.z)
-    y_hat, entry = latents.y_hat(), table_entries(latents, level.y_tables)
-    del latents
+    loss = _Loss(level, batch, problem.lmbda, symbol_coder(level, latents))
+    symbols = latents.y.float()
     release_free_memory()
-    annealed = best = y_hat
-    least, gradient = loss.at(y_hat, entry)
+    found = loss.at(symbols)
+    annealed = best = found.y_hat
+    least = found.loss
     release_free_memory()
-    curvature = loss.curvature(y_hat)
+    curvature = loss.curvature(found.y_hat)
     release_free_memory()
     for _ in range(rounds):
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
             break
-        move = loss.best_moves(entry, gradient, curvature)
-        y_hat, entry, before = y_hat + move, entry + move.long(), gradient
-        bits, gradient = loss.at(y_hat, entry)
-        if bits < least:
-            least, best = bits, y_hat
-        secant = ((gradient - before) * move).clamp_(min=0)
+        move, before = loss.best_moves(found.entry, found.gradient, curvature), found.gradient
+        symbols = symbols + move
+        found = loss.at(symbols)
+        if found.loss < least:
+            least, best = found.loss, found.y_hat
+        secant = ((found.gradient - before) * move).clamp_(min=0)
         curvature = torch.where(move != 0, (curvature + secant) / 2, curvature)
     if best is annealed:
         return candidate
@@ -93,15 +98,27 @@ def polish(
     return polished if polished.loss < candidate.loss else candidate
 
 
-class _Loss:
-    """The true loss as a function of y, for fixed z, in bits: λ·255²·(squared error) + bits of y.
+@dataclass(frozen=True)
+class _Found:
+    """The loss of symbols in bits, with 8-bit pixels, and its gradient by the symbols, without that of their own bits.
 
-    ŷ, the gradient, the curvature and the changes of symbols ("moves") are (1, M, H/16, W/16) float32; `entry` is as
-    :func:`table_entries` returns it.
+    ŷ, the gradient and `entry` (`symbols.Coded`) are (1, M, H/16, W/16).
     """
 
-    def __init__(self, level: LevelModel, batch: Batch, lmbda: float) -> None:
-        self.level, self.batch = level, batch
+    loss: float
+    gradient: Tensor
+    y_hat: Tensor
+    entry: Tensor
+
+
+class _Loss:
+    """The true loss as a function of the symbols of y, for fixed z, in bits: λ·255²·(squared error) + bits of y.
+
+    Symbols, the curvature and the changes of symbols ("moves") are (1, M, H/16, W/16) float32.
+    """
+
+    def __init__(self, level: LevelModel, batch: Batch, lmbda: float, code: Callable[[Tensor], Coded]) -> None:
+        self.level, self.batch, self.code = level, batch, code
         self.x, self.weight = batch.x, (lmbda * 255**2 / 3) * batch.weight
         self.bits, self.lower, self.higher = (v.to(level.device) for v in bit_costs(level.y_tables))
 
@@ -109,16 +126,17 @@ class _Loss:
         """x̂, in the layout of `Batch.x`."""
         return synthesise(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
 
-    def at(self, y_hat: Tensor, entry: Tensor) -> tuple[float, Tensor]:
-        """The loss with 8-bit pixels, and the gradient by ŷ of the squared error with float pixels."""
+    def at(self, symbols: Tensor) -> _Found:
         with torch.enable_grad():
-            y_hat = y_hat.detach().requires_grad_()
-            x_hat = self.synthesise(y_hat).clamp(0, 1)
-            squares = weighted_squares(x_hat, self.x, self.weight)
-        (gradient,) = torch.autograd.grad(squares, y_hat)
+            symbols = symbols.detach().requires_grad_()
+            coded = self.code(symbols)
+            x_hat = self.synthesise(coded.y_hat).clamp(0, 1)
+            smooth = weighted_squares(x_hat, self.x, self.weight) + _LATER * coded.later_bits
+        (gradient,) = torch.autograd.grad(smooth, symbols)
         error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x)
-        bits = self.bits[entry].sum(dtype=torch.float64)
-        return float(error.square_().mul_(self.weight).sum(dtype=torch.float64) + bits), gradient
+        bits = self.bits[coded.entry].sum(dtype=torch.float64)
+        loss = float(error.square_().mul_(self.weight).sum(dtype=torch.float64) + bits)
+        return _Found(loss=loss, gradient=gradient, y_hat=coded.y_hat.detach(), entry=coded.entry)
 
     def curvature(self, y_hat: Tensor) -> Tensor:
         """Estimate of the second derivative of the squared error by each symbol.
@@ -146,6 +164,9 @@ class _Loss:
         worth = gain < -_MARGIN * curvature.gather(1, channel)
         if self.batch.active_y is not None:
             worth &= self.batch.active_y.permute(0, 3, 1, 2)
+        if self.level.folded.context is not None:  # neighbours that change at once spoil each other's prediction
+            count = max(1, int(_SHARE * int(worth.sum())))
+            worth &= gain <= gain.where(worth, torch.inf).flatten().kthvalue(min(count, gain.numel())).values
         sign = torch.where(up.gather(1, channel) < down.gather(1, channel), 1.0, -1.0)
         return torch.zeros_like(gradient).scatter_(1, channel, sign * worth)
 
@@ -165,13 +186,3 @@ def bit_costs(tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
     lower[first] = lower[escape] = np.inf
     higher[escape - 1] = higher[escape] = np.inf
     return torch.from_numpy(bits).float(), torch.from_numpy(lower).float(), torch.from_numpy(higher).float()
-
-
-def table_entries(latents: Latents, tables: Tables) -> Tensor:
-    """Index of each symbol of y into the entries of all tables, int64; that of the escape for symbols outside."""
-    first, escape, minimum = (
-        torch.from_numpy(v).to(latents.index.device)[latents.index.long()]
-        for v in (tables.starts[:-1], tables.starts[1:] - 1, tables.minimum)
-    )
-    entry = first + latents.y - minimum
-    return torch.where((entry >= first) & (entry < escape), entry, escape)

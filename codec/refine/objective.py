@@ -10,15 +10,17 @@ Densities and h_s are floats here, and rounding is soft. The true loss, of integ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkerboard import halves, merge, pick
 from ..density import bits
 from ..metrics import ms_ssim_of_tensors
 from ..models.level import LevelModel
+from ..networks.architecture import Context
+from ..networks.context import ContextPass, code_passes, last_layer
 from ..rounding import Rounding
 from .fused import coded_latents, weighted_squares
 from .noise import sample_noise
@@ -84,10 +86,13 @@ class EntropyParameters:
         Scale and mean of y, channels last: the output of h_s. The scale is log σ or σ, as the architecture says.
     z_bits : Tensor (B,)
         Bits of ẑ.
+    mixed : tuple of Tensor (B, H/16, W/16, hidden)
+        What the context model, if any, has from ẑ: `ContextModel.mix_features`.
     """
 
     parameters: Tensor
     z_bits: Tensor
+    mixed: tuple[Tensor, ...] = ()
 
 
 def relaxed_parameters(
@@ -104,9 +109,11 @@ def relaxed_parameters(
     v_z = _relax(z - density.median, tau, rounding, noise, batch.active_z)
     z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
     z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
+    context = level.folded.context
     with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
-        features = networks.h_s[:-1](z_hat)
-    return EntropyParameters(_last_layer(networks.h_s[-1], features.float()), z_bits)
+        features = networks.h_s[:-1](z_hat).permute(0, 2, 3, 1)
+        mixed = () if context is None else tuple(context.mix_features(features))
+    return EntropyParameters(parameters=last_layer(networks.h_s, features), z_bits=z_bits, mixed=mixed)
 
 
 def relaxed_latents(
@@ -117,12 +124,56 @@ def relaxed_latents(
     tau: float | Tensor,
     rounding: Rounding,
     noise: Tensor | None,
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """ŷ (B, H/16, W/16, M) and its bits (B,) for softly rounded y; the arguments are as in `relaxed_loss`."""
+    """ŷ (B, H/16, W/16, M) and its bits (B,) for softly rounded y; the arguments are as in `relaxed_loss`.
+
+    With a context model the passes see the relaxed ŷ of earlier passes, and their gradients flow back into it.
+    """
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
     log_scale = level.folded.architecture.scale == "exp"
-    return coded_latents(y, given.parameters, tau, rounding, noise, batch.active_y, log_scale)
+    context = level.folded.context
+    if context is None:
+        return coded_latents(y, given.parameters, tau, rounding, noise, batch.active_y, log_scale)
+    sources = relaxed_parts(y, context.context)
+    parts: list[Tensor] = []
+    spent: list[Tensor] = []
+
+    def code(current: ContextPass) -> Tensor:
+        own_noise, active = (_own(v, current) for v in (noise, batch.active_y))
+        own, parameters = sources[len(parts)], current.parameters
+        y_hat, bits_of_pass = coded_latents(own, parameters, tau, rounding, own_noise, active, log_scale)
+        parts.append(y_hat)
+        spent.append(bits_of_pass)
+        return y_hat
+
+    anchor = torch.zeros(1, dtype=torch.int64, device=y.device)
+    with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
+        code_passes(context, list(given.mixed), given.parameters, level.folded.y_unit, anchor, code)
+    return whole_grid(parts, context.context), torch.stack(spent).sum(dim=0)
+
+
+def relaxed_parts(y: Tensor, context: Context) -> list[Tensor]:
+    """y (B, h, w, M) split into the latents of each pass, differentiable."""
+    groups = y.split(context.groups, dim=-1)
+    return [half for group in groups for half in (halves(group) if context.checkerboard else (group,))]
+
+
+def whole_grid(parts: list[Tensor], context: Context) -> Tensor:
+    """The inverse of `relaxed_parts`."""
+    if context.checkerboard:
+        parts = [merge(first, second) for first, second in zip(parts[::2], parts[1::2], strict=True)]
+    return torch.cat(parts, dim=-1)
+
+
+def _own(v: Tensor | None, current: ContextPass) -> Tensor | None:
+    """What noise (…, h, w, M) or a mask (1, h, w, 1) holds for the latents of a pass."""
+    if v is None:
+        return None
+    own = v if v.shape[-1] == 1 else v[..., current.channels]
+    grids = pick(own.reshape(-1, *own.shape[-3:]), current.half)
+    return grids.reshape(*own.shape[:-3], *grids.shape[1:]).contiguous()
 
 
 def relaxed_loss(
@@ -154,7 +205,7 @@ def relaxed_loss(
     bf16 : bool
         Run the convolutions in bfloat16; loss and likelihoods stay float32.
     """
-    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise)
+    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise, bf16)
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = synthesise(level, batch, y_hat)
     if metric == "ms-ssim":
@@ -174,14 +225,6 @@ def synthesise(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     if x_hat.shape[1] > batch.x.shape[1]:  # grey: the decoder shows the mean of the three colours
         x_hat = x_hat.float().unflatten(1, (3, -1)).mean(dim=1)
     return x_hat
-
-
-def _last_layer(layer: Any, features: Tensor) -> Tensor:
-    """The last convolution of h_s, in float32, channels last: (B, C, h, w) → (B, h, w, 2M)."""
-    if layer.weight.shape[2:] == (1, 1):
-        return F.linear(features.permute(0, 2, 3, 1), layer.weight.flatten(1), layer.bias)
-    parameters: Tensor = layer(features)
-    return parameters.permute(0, 2, 3, 1)
 
 
 def _relaxed_ms_ssim(x_hat: Tensor, batch: Batch, factor: int) -> Tensor:

@@ -37,13 +37,19 @@ def prepare(level: LevelModel) -> LevelModel:
     """
     networks = level.folded.networks
     h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
+    context = copy.deepcopy(level.folded.context)
     if reduced_precision(level.device):
         h_s[:-1].bfloat16()
         g_s.bfloat16()
+        if context is not None:
+            context.reduce_precision()
     elif level.device.type == "cpu":
         replace_layers(h_s)
         replace_layers(g_s)
-    return replace(level, folded=replace(level.folded, networks=replace(networks, h_s=h_s, g_s=g_s)))
+        if context is not None:
+            replace_layers(context)
+    folded = replace(level.folded, networks=replace(networks, h_s=h_s, g_s=g_s), context=context)
+    return replace(level, folded=folded)
 
 
 def stepper(
@@ -164,6 +170,8 @@ def _captured(
             found = freeze_z(level, batch, z, bf16=True)
             frozen.parameters.copy_(found.parameters)
             frozen.z_bits.copy_(found.z_bits)
+            for constant, current in zip(frozen.mixed, found.mixed, strict=True):
+                constant.copy_(current)
         graphs[number >= steps_of_z].replay()
 
     return step

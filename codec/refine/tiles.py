@@ -59,7 +59,12 @@ def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
         for left, right in _spans(width):
             inner = top, left, bottom, right
             outer = with_halo(inner, 2 * reach.g_s, height, width)
-            yield Region(inner, outer, with_halo(inner, reach.h_s, height, width))
+            yield Region(inner, outer, with_halo(inner, reach.h_s + _context_halo(reach), height, width))
+
+
+def _context_halo(reach: Reach) -> int:
+    """Pixels around `inner` for the context model: the influence of a latent fades within a few passes."""
+    return min(HYPER_STRIDE, reach.context + -reach.context % HYPER_STRIDE)
 
 
 def _spans(length: int) -> Iterator[tuple[int, int]]:

@@ -22,14 +22,11 @@ _SAMPLES = 24  # photographs for measuring the range of the hyper-decoder's acti
 
 
 @torch.no_grad()
-def hyper_latents(gained: GainedHyperprior, photographs: list[Tensor]) -> list[Tensor]:
-    """Hyper-latents z (1, N, h, w) of photographs (3, H, W) uint8, without gains and not rounded."""
+def latents_of(gained: GainedHyperprior, photographs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """y₀ (1, M, h, w) and z₀ (1, N, h/4, w/4) of photographs (3, H, W) uint8, without gains and not rounded."""
     unit = gained.y_unit[None, :, None, None]
-    samples = []
-    for image in photographs:
-        x = pad(image[None].float() / 255, HYPER_STRIDE)
-        samples.append(gained.h_a(gained.g_a(x) / unit))
-    return samples
+    y = [gained.g_a(pad(image[None].float() / 255, HYPER_STRIDE)) for image in photographs]
+    return y, [gained.h_a(v / unit) for v in y]
 
 
 def export_checkpoint(state: State, name: str, photographs: list[Tensor], record: dict[str, Any]) -> Model:
@@ -40,13 +37,14 @@ def export_checkpoint(state: State, name: str, photographs: list[Tensor], record
     name : str
         Name of the model.
     photographs : list of Tensor (3, H, W) uint8
-        An evenly spaced subset calibrates the ranges of the integer hyper-decoder's activations.
+        An evenly spaced subset calibrates the ranges of the integer networks' activations.
     record : dict
         Licence and training record (see `training_record`) for the metadata.
     """
     gained = copy.deepcopy(state.ema).cpu().float().requires_grad_(False)
     chosen = photographs[:: max(1, len(photographs) // _SAMPLES)][:_SAMPLES]
-    return export(gained, name, record, hyper_latents(gained, chosen), LEVELS)
+    y_samples, z_samples = latents_of(gained, chosen)
+    return export(gained, name, record, z_samples, LEVELS, y_samples=y_samples)
 
 
 def training_record(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import HYPER_STRIDE, STRIDE
+from .rate import anchor_gain, rate
 
 LAMBDA_REFERENCE = 0.0075  # weight 1 in the loss
 
@@ -40,11 +40,6 @@ class Losses:
     loss: Tensor
     bpp: Tensor
     mse: Tensor
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """round(x) with the gradient of the identity (straight-through estimator)."""
-    return x + (torch.round(x) - x).detach()
 
 
 def forward(
@@ -96,35 +91,13 @@ def losses(
         Samples of U(−½, ½).
     """
 
-    def gain(log: Tensor) -> Tensor:
-        return torch.exp(log[anchor])[:, :, None, None]  # (B, C, 1, 1)
-
-    g_y, g_z, d_y = gain(model.log_gain_y), gain(model.log_gain_z), gain(model.log_gain_d)
-    unit = model.y_unit[None, :, None, None]
-    median = model.density.median[None, :, None, None]
-
     y_0 = _apply(model.g_a, x).float()  # (B, M, H/16, W/16)
-    z_0 = model.h_a(y_0 / unit).float()  # (B, N, H/64, W/64)
-    v_z = g_z * (z_0 - median)
-    with torch.autocast(x.device.type, enabled=False):
-        likelihood = model.density.likelihood((v_z + noise_z) / g_z + median, 1 / g_z)
-    z_rate = bits(likelihood).sum(dim=(1, 2, 3))
-    features = model.h_s[:-1](round_ste(v_z) / g_z + median)
-    with torch.autocast(x.device.type, enabled=False):
-        scale, mean = model.h_s[-1](features.float()).chunk(2, 1)
-    if model.architecture.scale == "exp":
-        sigma = torch.exp(scale.clamp(-20, 20)) * (unit * g_y)
-    else:
-        sigma = scale * (unit * g_y)
-    sigma = lower_bound(sigma, SCALE_BOUND)
-    mu = mean * (unit * g_y)
-    v_y = g_y * y_0 - mu
-    y_rate = gaussian_bits(v_y + noise_y, sigma).sum(dim=(1, 2, 3))
-    x_hat = _apply(model.g_s, d_y * (round_ste(v_y) + mu)).float()
+    coded = rate(model, y_0, anchor, noise_z, noise_y)
+    x_hat = _apply(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat).float()
 
     pixels = x.shape[2] * x.shape[3]
     mse = (x - x_hat).square().mean(dim=(1, 2, 3))
-    bpp = (z_rate + y_rate) / pixels
+    bpp = (coded.z + coded.y) / pixels
     weight = (LAMBDA_REFERENCE / lmbda).sqrt()
     loss = (weight * (lmbda * 255**2 * mse + bpp)).mean()
     return loss, bpp.detach(), mse.detach()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..density import SCALE_BOUND, bits, gaussian_bits
-from ..hyperprior import GainedHyperprior, Hyperprior, fold
+from ..density import bits, gaussian_bits
+from ..hyperprior import GainedHyperprior, Hyperprior, code_rounded, fold
 from ..metrics import psnr_of_mse
 
 
@@ -41,10 +41,8 @@ def estimate(model: Hyperprior, image: Tensor) -> tuple[float, float]:
     y = networks.g_a(x)
     median = density.median[None, :, None, None]
     z_hat = torch.round(networks.h_a(y) - median) + median
-    scale, mu = networks.h_s(z_hat).chunk(2, 1)
-    sigma = (scale.exp() if model.architecture.scale == "exp" else scale).clamp(min=SCALE_BOUND)
-    v = torch.round(y - mu)
+    v, sigma, y_hat = code_rounded(model, y, z_hat)
     rate = bits(density.likelihood(z_hat)).sum() + gaussian_bits(v, sigma).sum()
-    x_hat = (networks.g_s(v + mu).clamp(0, 1) * 255).round() / 255
+    x_hat = (networks.g_s(y_hat).clamp(0, 1) * 255).round() / 255
     mse = (x - x_hat).square().mean()
     return float(rate) / (height * width), psnr_of_mse(float(mse))
