@@ -64,9 +64,7 @@ def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list
     """
     layout = _layout(stored)
     kind, _, depth = layout.partition(";")
-    wide = depth.startswith("16") or any(
-        tile.codec_name.startswith("ppm") and tile.args[1] > 255 for tile in _tiles(stored)
-    )
+    wide = depth.startswith("16") or any(_largest_sample(tile) > 255 for tile in _tiles(stored))
     samples: np.ndarray | None = None  # (H, W, C) uint16
     if layout == "LA;16B":
         _set_layout(stored, "RGBA")
@@ -104,6 +102,12 @@ def _layout(im: Image.Image) -> str:
 
 def _tiles(im: Image.Image) -> list[Any]:
     return list(getattr(im, "tile", []))
+
+
+def _largest_sample(tile: Any) -> int:
+    """The largest sample that the header of a PPM file allows (bilevel ones do not state it); 0 for other formats."""
+    stated = tile.codec_name.startswith("ppm") and isinstance(tile.args, tuple)
+    return int(tile.args[1]) if stated else 0
 
 
 def _set_layout(im: Image.Image, layout: str) -> None:

@@ -131,6 +131,26 @@ def test_one_bit() -> None:
         assert np.array_equal(picture.pixels, three(np.array(bits.convert("L"))))
 
 
+@pytest.mark.parametrize("kind", range(1, 7))
+def test_every_kind_of_netpbm(kind: int, tmp_path: Path) -> None:
+    """Plain and raw PBM, PGM and PPM give the same pixels, from a file and from a pipe."""
+    plane = np.array([[0, 255, 0], [255, 255, 0]], np.uint8)
+    samples = plane if kind in (1, 2, 4, 5) else RGB[:2, :3]
+    bits = 1 - samples // 255  # 1 is black
+    plain = bits if kind == 1 else samples
+    rows = np.packbits(bits, axis=1) if kind == 4 else samples
+    text = " ".join(map(str, plain.ravel())).encode() + b"\n"
+    header = b"P%d\n# comment\n3 2\n" % kind + (b"" if kind in (1, 4) else b"255\n")
+    data = header + (text if kind < 4 else rows.tobytes())
+    (tmp_path / "a.pnm").write_bytes(data)
+    expected = samples if samples.ndim == 3 else three(samples)
+    for source in (tmp_path / "a.pnm", io.BytesIO(data)):
+        picture = read_image(source)
+        assert np.array_equal(picture.pixels, expected)
+        assert picture.grey == (samples.ndim == 2)
+        assert picture.warnings == ()
+
+
 def test_palette_with_and_without_transparency() -> None:
     """Palette colours and their transparency are kept."""
     palette = Image.fromarray(RGB).quantize(16)
