@@ -223,17 +223,7 @@ def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(photos: Path, jobs: int, number: int, code: int) -> None:
     """Guards against half files after an interruption, and against workers that go on."""
-    line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", str(jobs)]
-    process = subprocess.Popen(
-        line,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=photos.parent,
-        env={**os.environ, "FAKE_STEPS": "300", "FAKE_READY": str(photos.parent / "ready")},
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )
-    _wait_until((photos.parent / "ready").exists)
+    process = _started(photos, jobs)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends Ctrl-C to every process
     else:
@@ -245,8 +235,37 @@ def test_an_interrupted_run_leaves_nothing(photos: Path, jobs: int, number: int,
     _wait_until(lambda: not _session_lives(process.pid))
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+@posix
+def test_workers_end_with_a_killed_run(photos: Path) -> None:
+    """Guards against workers that keep their memory for ever when the main process is killed outright."""
+    process = _started(photos, jobs=2)
+    process.kill()
+    try:
+        _wait_until(lambda: not _session_lives(process.pid), seconds=10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=10)
+    assert not Path("out").exists()
+
+
+def _started(photos: Path, jobs: int) -> subprocess.Popen[str]:
+    """A run that has begun to encode, which takes half a minute an image."""
+    process = subprocess.Popen(
+        [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", str(jobs)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=photos.parent,
+        env={**os.environ, "FAKE_STEPS": "300", "FAKE_READY": str(photos.parent / "ready")},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    _wait_until((photos.parent / "ready").exists)
+    return process
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -248,6 +248,17 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_worker(out: output.Output) -> None:
-    """Ignore Ctrl-C in a worker: the main process handles it, and stops the workers."""
+    """Ignore Ctrl-C in a worker, since the main process handles it and stops the workers; end when that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     output.start_logging(out)
+
+
+def _end_with_parent() -> None:
+    """End this process, at once, when the process that started it has ended."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(FAILED)
