@@ -278,6 +278,10 @@ def test_the_input_is_never_the_output(run: Run, photo: Path) -> None:
     result = run("encode", "photo.png", "link")
     assert result.exit_code == 2
     assert "input itself" in result.stderr
+    before = photo.read_bytes()
+    assert "'photo.png' is the input itself: give the output another name" in run("encode", *["photo.png"] * 2).stderr
+    assert "'photo.png' is given twice" in run("encode", *["photo.png"] * 2, "--out-dir", "d").stderr
+    assert photo.read_bytes() == before
 
 
 def test_binary_is_not_sent_to_a_terminal(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

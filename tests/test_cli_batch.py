@@ -76,6 +76,48 @@ def test_two_inputs_never_share_an_output(run: Run, photos: Path) -> None:
     assert not Path("out").exists()
 
 
+@posix
+@pytest.mark.parametrize(
+    "line",
+    [
+        "decode a.png a.sga --out-dir .",
+        "decode hard a.sga --out-dir .",
+        "encode a.bmp a.sga --out-dir .",
+        "encode a.png mask.sga --roi mask.sga",
+        "encode a.png link.sga --roi mask.png",
+        "encode a.png model.safetensors --model model.safetensors",
+        "decode a.sga model.safetensors --model ./model.safetensors --format png",
+        "encode --files-from list.sga --out-dir .",
+    ],
+)
+def test_what_is_read_is_never_overwritten(run: Run, tmp_path: Path, line: str) -> None:
+    """Guards against an input, a mask, a list or a model that is lost to the output of another input."""
+    for name in ("a.png", "a.bmp", "mask.png"):
+        picture(tmp_path / name)
+    assert run("encode", "a.png", "a.sga", "--device", "cpu").exit_code == 0
+    Path("mask.sga").write_bytes(Path("mask.png").read_bytes())
+    Path("link.sga").symlink_to("mask.png")
+    Path("hard").hardlink_to("a.png")
+    Path("model.safetensors").write_bytes(b"weights")
+    Path("list.sga").write_text("list.png")
+    before = {name: Path(name).read_bytes() for name in names(".")}
+    result = run(*line.split(" "), "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert "would overwrite" in result.stderr
+    assert {name: Path(name).read_bytes() for name in names(".")} == before
+
+
+@pytest.mark.parametrize("blocked", ["out/sub", "out/a.sga/x"])
+def test_an_output_without_a_place_is_told_before_any_work(run: Run, photos: Path, blocked: str) -> None:
+    """Guards against an hour of refinement for a file that cannot be created."""
+    Path(blocked).parent.mkdir(parents=True)
+    Path(blocked).write_bytes(b"mine")
+    result = run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "folder" in result.stderr
+    assert names("out") == [str(Path(blocked).relative_to("out"))]
+
+
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
 def test_files_from_a_list(run: Run, photos: Path, separator: bytes) -> None:
     """Names are separated by line ends or by NUL characters."""

@@ -61,7 +61,7 @@ def command(
     cat photo.sga | sgacodec decode - - > photo.out.png
     """
     extension = f".{format.lstrip('.').lower()}" if format else ".png"
-    tasks = files.plan(names, files_from, out_dir, files.decoding(extension))
+    tasks = files.plan(names, files_from, out_dir, files.decoding(extension), (model,))
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
     _check_format(extension if format or tasks[0].destination == STREAM else tasks[0].destination)
     if no_overwrite:

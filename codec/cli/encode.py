@@ -85,7 +85,7 @@ def command(
     find . -name '*.png' -print0 | sgacodec encode --files-from - --out-dir small
     """
     settings = encoder_options.settings_of(chosen)
-    tasks = files.plan(names, files_from, out_dir, files.ENCODING)
+    tasks = files.plan(names, files_from, out_dir, files.ENCODING, (roi, model))
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
     low, high = LADDER
     if settings.level_lambda is None and not low <= settings.lmbda <= high:

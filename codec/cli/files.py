@@ -9,6 +9,7 @@ import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -62,13 +63,31 @@ def decoding(extension: str) -> Direction:
 # ----------------------------------------------------------------------------------------------------- naming
 
 
-def plan(names: tuple[str, ...], files_from: str | None, out_dir: str | None, direction: Direction) -> list[Task]:
+def plan(
+    names: tuple[str, ...],
+    files_from: str | None,
+    out_dir: str | None,
+    direction: Direction,
+    also_read: Iterable[str | None] = (),
+) -> list[Task]:
     """Make a task of each input.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The arguments of the command.
+    files_from, out_dir : str, optional
+        The options.
+    direction : Direction
+        What the command reads and writes.
+    also_read : iterable of str
+        Other files that the command reads, as masks and models; None where an option is not given.
 
     Raises
     ------
     click.UsageError
-        If the names are not IN and OUT, if two inputs would have the same output, or if an output cannot be created.
+        If the names are not IN and OUT, if an output would overwrite an input or that of another input, or if it
+        cannot be created.
     """
     if files_from == STREAM and STREAM in names:
         raise click.UsageError("standard input cannot be both an input and the list of --files-from")
@@ -77,7 +96,7 @@ def plan(names: tuple[str, ...], files_from: str | None, out_dir: str | None, di
         tasks = [_single(names, listed, direction)]
     else:
         tasks = _into_folder((*names, *listed), out_dir, direction)
-    _check_destinations(tasks)
+    _check_destinations(tasks, [name for name in (files_from, *also_read) if name not in (None, STREAM)])
     return tasks
 
 
@@ -98,6 +117,8 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
         if sys.stdout.isatty():
             raise click.UsageError("standard output is a terminal: redirect it, or give OUT")
         return Task(source, destination)
+    if _keys(source) & _keys(destination):
+        raise click.UsageError(f"'{destination}' is the input itself: give the output another name")
     if _suffix(destination) in direction.inputs:
         raise click.UsageError(
             f"'{destination}' stands where OUT is expected, but is not named like {direction.output}; "
@@ -160,29 +181,54 @@ def _renamed(name: str, direction: Direction) -> str:
     return stem + direction.extension
 
 
-def _check_destinations(tasks: list[Task]) -> None:
+def _check_destinations(tasks: list[Task], also_read: list[str]) -> None:
     """Find outputs that would overwrite an input or each other, or cannot be created."""
+    read: dict[object, str] = {}
+    for name in (*also_read, *(task.source for task in tasks if task.source != STREAM)):
+        read |= dict.fromkeys(_keys(name), name)
     taken: dict[str, str] = {}
     for task in tasks:
         if task.destination == STREAM:
             continue
-        key = os.path.normcase(os.path.abspath(task.destination))
-        if key in taken:
-            raise click.UsageError(f"'{taken[key]}' and '{task.source}' would both be written to '{task.destination}'")
-        taken[key] = task.source
-        with contextlib.suppress(OSError):
-            if task.source != STREAM and os.path.samefile(task.source, task.destination):
-                raise click.UsageError(f"'{task.destination}' is the input itself")
-        parent = _existing_parent(task.destination)
-        if not os.access(parent, os.W_OK):
-            raise click.UsageError(f"cannot create files in '{parent}'")
+        path = _full_path(task.destination)
+        if taken.get(path) == task.source:
+            raise click.UsageError(f"the input '{task.source}' is given twice")
+        if path in taken:
+            raise click.UsageError(f"'{taken[path]}' and '{task.source}' would both be written to '{task.destination}'")
+        taken[path] = task.source
+        overwritten = {read[key] for key in _keys(task.destination) if key in read}
+        if overwritten:
+            raise click.UsageError(
+                f"the output of '{task.source}' would overwrite '{overwritten.pop()}', which this command reads"
+            )
+        _check_place(task.destination)
 
 
-def _existing_parent(path: str) -> str:
-    parent = os.path.dirname(os.path.abspath(path))
-    while not os.path.isdir(parent) and os.path.dirname(parent) != parent:
+def _check_place(destination: str) -> None:
+    """Raise a usage error if a file cannot be created here."""
+    if os.path.isdir(destination):
+        raise click.UsageError(f"'{destination}' is a folder")
+    parent = os.path.dirname(os.path.abspath(destination))
+    while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
-    return parent
+    if not os.path.isdir(parent):
+        raise click.UsageError(f"'{destination}' cannot be created: '{parent}' is not a folder")
+    if not os.access(parent, os.W_OK):
+        raise click.UsageError(f"cannot create files in '{parent}'")
+
+
+def _full_path(name: str) -> str:
+    return os.path.normcase(os.path.realpath(name))
+
+
+def _keys(name: str) -> set[object]:
+    """What identifies a file: its full path and, if it exists, its number on the disk, which all its links share."""
+    keys: set[object] = {_full_path(name)}
+    with contextlib.suppress(OSError):
+        status = os.stat(name)
+        if stat.S_ISREG(status.st_mode):
+            keys.add((status.st_dev, status.st_ino))
+    return keys
 
 
 # ------------------------------------------------------------------------------------------- reading, writing

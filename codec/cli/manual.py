@@ -40,6 +40,8 @@ is not finite is `null`. With CUDA the lines come in the order in which images a
 
 Outputs are written to a temporary file in the same folder and renamed, so a file under its own name is
 whole. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed.
+An output that would overwrite a file which the same command reads (an input, a mask, a list, a model) is wrong
+usage.
 
 ## Environment
 
