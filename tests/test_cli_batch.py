@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,13 +348,60 @@ def test_nobody_listens(run: Run, photos: Path) -> None:
         assert done.stderr == ""
 
 
+@posix
+@pytest.mark.parametrize(
+    ("closed", "line", "code", "said"),
+    [
+        ((0, 1, 2), ["decode", "a.sga", "new.png"], 0, ""),
+        ((1,), ["decode", "a.sga", "-"], 1, "standard output is closed"),
+        ((0,), ["decode", "-", "new.png"], 1, "standard input: the stream is closed"),
+    ],
+)
+def test_closed_streams(run: Run, photos: Path, closed: tuple[int, ...], line: list[str], code: int, said: str) -> None:
+    """Work is done without the streams that it does not need; a missing one that it needs is one clear line."""
+    assert run("encode", "photos/a.png", "photos/a.sga", "--device", "cpu").exit_code == 0
+    redirections = " ".join(f"{number}>&-" for number in closed)
+    command = ["sh", "-c", f'"$@" {redirections}', "sh", *FAKE, *line]
+    done = subprocess.run(command, cwd=photos, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr == (f"sgacodec: {said}\n" if said else "")
+    assert (photos / "new.png").exists() == (code == 0)
+
+
+def test_what_cannot_be_told_stops_no_work(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing or full standard error loses messages, and nothing else."""
+    (photos / "b.png").write_bytes(b"no image")
+    full = open("/dev/full", "w") if os.path.exists("/dev/full") else None  # noqa: SIM115
+    for stream in (None, full):
+        for line, code in ((["encode", "photos", "--out-dir", "out", "--device", "cpu"], 1), (["wrong"], 2)):
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stdout", None)
+                patch.setattr(sys, "stderr", stream)
+                assert main(line, standalone_mode=False) == code
+        assert names("out") == ["a.sga", "sub/c.sga"]
+        shutil.rmtree("out")
+
+
+@pytest.mark.parametrize("line", [["encode", "a.png", "-"], ["info", "-"], ["encode", "--files-from", "-"]])
+def test_no_standard_streams_at_all(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch, line: list[str]) -> None:
+    """Guards against "internal error" where a stream is missing."""
+    said = io.StringIO()
+    for name, stream in (("stdin", None), ("stdout", None), ("stderr", said)):
+        monkeypatch.setattr(sys, name, stream)
+    assert main(line, standalone_mode=False) == (2 if "--files-from" in line else 1)
+    assert "is closed" in said.getvalue()
+    assert "internal" not in said.getvalue()
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device that is always full")
-@pytest.mark.parametrize("line", [["encode", "a.png", "-"], ["encode", "a.png", "/dev/full"], ["info", "a.sga"]])
+@pytest.mark.parametrize(
+    "line", [["encode", "a.png", "-"], ["encode", "a.png", "/dev/full"], ["info", "a.sga"], ["--help"]]
+)
 def test_a_full_disk_is_one_clear_line(run: Run, photos: Path, line: list[str]) -> None:
     """The message names the full disk, not the image."""
     if line[0] == "info":
         assert run("encode", "photos/a.png", "photos/a.sga", "--device", "cpu").exit_code == 0
-    device = [] if line[0] == "info" else ["--device", "cpu"]
+    device = [] if line[0] != "encode" else ["--device", "cpu"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*FAKE, *line, *device], cwd=photos, stdout=full, stderr=subprocess.PIPE, text=True, check=False

@@ -12,14 +12,18 @@ of a command holds it under the name `command`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-import os
-import sys
+import io
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
+from . import output, streams
 from .exits import FAILED, INTERRUPTED, debugging, exit_code, one_line
+from .output import Output
 
 # name: its line in the list of commands (kept here, so that listing imports no command)
 _COMMANDS = {
@@ -48,32 +52,42 @@ class _LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, _COMMANDS[name]) for name in self.list_commands(ctx)])
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        streams.fill_missing()
+        with _errors_reported():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> object:
-        try:
+        with _errors_reported():
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            streams.flush_output()
             return result
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except KeyboardInterrupt:
-            click.echo("sgacodec: interrupted", err=True)
-            ctx.exit(INTERRUPTED)
-        except Exception as error:
-            if debugging():
-                raise
-            _abandon_stdout()
-            if isinstance(error, BrokenPipeError):  # the reader of standard output has gone
-                ctx.exit(FAILED)
-            click.echo(f"sgacodec: {one_line(error)}", err=True)
-            ctx.exit(exit_code(error))
 
 
-def _abandon_stdout() -> None:
-    """Redirect standard output to /dev/null, so that Python does not try to flush it again at exit."""
+@contextlib.contextmanager
+def _errors_reported() -> Iterator[None]:
+    """Print an error of the block on standard error, and end the program with its exit code."""
     try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    except (click.exceptions.Exit, click.Abort):
+        raise
+    except click.ClickException as error:
+        text = io.StringIO()
+        error.show(text)
+        for line in text.getvalue().splitlines():
+            output.error_line(line)
+        raise click.exceptions.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        output.problem(Output(), "interrupted")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if debugging():
+            raise
+        streams.abandon_output()
+        if isinstance(error, BrokenPipeError):  # the reader of standard output has gone
+            raise click.exceptions.Exit(FAILED) from None
+        output.problem(Output(), one_line(error))
+        raise click.exceptions.Exit(exit_code(error)) from None
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

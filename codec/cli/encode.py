@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from ..settings import LADDER, Settings
 from . import batch, encoder_options, files, options, output
 from .batch import Outcome
 from .files import STREAM, Task
+from .streams import binary_input
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,7 +171,7 @@ def read_picture(source: str, job: Job) -> Picture:
     """Read an input image."""
     from ..image import read_image
 
-    stream = sys.stdin.buffer if source == STREAM else source
+    stream = binary_input() if source == STREAM else source
     return read_image(stream, strip=job.strip, max_pixels=job.max_pixels)
 
 

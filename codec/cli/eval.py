@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from ..settings import ANCHORS, METHODS
 from . import batch, options, output
 from .exits import DONE, FAILED, one_line
+from .streams import is_terminal
 
 if TYPE_CHECKING:
     from ..evaluate.summary import Summary
@@ -196,7 +197,7 @@ def _print(summary: Summary, out: Path) -> None:
 
     from ..evaluate import report
 
-    terminal = Console(width=None if sys.stdout.isatty() else 160)  # 160: the table fits without wrapping
+    terminal = Console(width=None if is_terminal(sys.stdout) else 160)  # 160: the table fits without wrapping
     if summary.points:
         report.print_summary(summary, terminal)
     terminal.print(f"{out / report.REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -16,6 +17,7 @@ from typing import BinaryIO
 import click
 
 from ..atomic import atomic_file
+from .streams import binary_input, binary_output, is_terminal
 
 STREAM = "-"
 _IMAGE_TYPES = (
@@ -114,7 +116,9 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
             raise click.UsageError(f"where should '{source}' go? Give OUT, - for standard output, or --out-dir")
         destination = STREAM
     if destination == STREAM:
-        if sys.stdout.isatty():
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
+        if is_terminal(sys.stdout):
             raise click.UsageError("standard output is a terminal: redirect it, or give OUT")
         return Task(source, destination)
     if _keys(source) & _keys(destination):
@@ -164,7 +168,7 @@ def _inside(folder: str, suffixes: frozenset[str]) -> list[str]:
 def _listed(files_from: str) -> list[str]:
     """The names in a list: one a line, or separated by NUL characters if there are any."""
     try:
-        with click.open_file(files_from, "rb") as file:
+        with contextlib.nullcontext(binary_input()) if files_from == STREAM else open(files_from, "rb") as file:
             data = file.read()
     except OSError as error:
         raise click.UsageError(f"--files-from '{files_from}': {error.strerror}") from None
@@ -245,7 +249,7 @@ def read_sga(source: str) -> bytes:
     from ..bitstream import MAGIC
 
     if source == STREAM:
-        return _whole(sys.stdin.buffer, MAGIC)
+        return _whole(binary_input(), MAGIC)
     with open(source, "rb") as file:
         return _whole(file, MAGIC)
 
@@ -267,7 +271,7 @@ def write_bytes(destination: str, data: bytes) -> None:
         If writing fails; no temporary file is left.
     """
     if destination == STREAM:
-        stream = sys.stdout.buffer
+        stream = binary_output()
         stream.write(data)
         stream.flush()
         return

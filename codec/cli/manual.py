@@ -36,7 +36,8 @@ Results go to standard output, one line a file (`--json`: one object a file), wa
 error. When image or file data goes to standard output, everything else goes to standard error. A progress bar
 is shown only when standard error is a terminal. An object of a failed input has the keys `input`, `output`
 (null) and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that
-is not finite is `null`. With CUDA the lines come in the order in which images are finished.
+is not finite is `null`. A stream that is closed, or a standard error that cannot be written, stops no work that
+does not need it: what cannot be printed is not printed. With CUDA the lines come in the order in which images are finished.
 
 Outputs are written to a temporary file in the same folder and renamed, so a file under its own name is
 whole. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed.

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .streams import is_terminal
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -66,6 +68,11 @@ def note(out: Output, text: str) -> None:
 def problem(out: Output, text: str) -> None:
     """Print an error on standard error, always."""
     _line(out, f"sgacodec: {text}", err=True)
+
+
+def error_line(text: str) -> None:
+    """Print a line on standard error as it is, always."""
+    _line(Output(), text, err=True)
 
 
 def details(values: dict[str, Any]) -> str:
@@ -132,10 +139,11 @@ def _line(out: Output, text: str, err: bool) -> None:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = "".join(c if c.isprintable() else "?" for c in text)  # names of files may hold control characters
     text = text.encode(encoding, "replace").decode(encoding)
-    if out.bar is not None and stream.isatty():
-        out.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        click.echo(text, err=err)
+    with contextlib.suppress(OSError) if err else contextlib.nullcontext():  # no reason to stop the work
+        if out.bar is not None and is_terminal(stream):
+            out.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=err)
 
 
 # --------------------------------------------------------------------------------------------------- progress
@@ -162,7 +170,7 @@ def new_bar(count: Any) -> Any:
 @contextlib.contextmanager
 def progress(out: Output, verb: str, files: int) -> Iterator[None]:
     """Show a progress bar on a terminal's standard error while the block runs."""
-    if out.quiet or not sys.stderr.isatty():
+    if out.quiet or not is_terminal(sys.stderr):
         yield
         return
     from rich.progress import MofNCompleteColumn

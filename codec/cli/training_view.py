@@ -10,6 +10,7 @@ from typing import Any
 
 from . import output
 from .output import Output
+from .streams import is_terminal
 
 
 @dataclass
@@ -31,7 +32,7 @@ class View:
 def shown(console: Output) -> Iterator[View]:
     """A view that has a progress bar while the block runs, if standard error is a terminal."""
     view = View(console)
-    if console.quiet or not sys.stderr.isatty():
+    if console.quiet or not is_terminal(sys.stderr):
         yield view
         return
     from rich.progress import TaskProgressColumn

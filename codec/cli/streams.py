@@ -1,0 +1,75 @@
+"""The standard streams, any of which the caller may have closed: Python's object for it is then None."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import BinaryIO, TextIO
+
+
+def fill_missing() -> None:
+    """Open the null device under the number of each closed stream; standard error then leads there.
+
+    A file that is opened later would get that number, and with it what a C library or another process prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # opens the lowest free number
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; a missing one is not."""
+    return stream is not None and stream.isatty()
+
+
+def flush_output() -> None:
+    """Write out what standard output holds back.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def abandon_output() -> None:
+    """Lead standard output to the null device if it cannot be written, so that Python does not try again at exit."""
+    try:
+        flush_output()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def binary_input() -> BinaryIO:
+    """Standard input, for bytes.
+
+    Raises
+    ------
+    OSError
+        If it is closed.
+    """
+    return _binary(sys.stdin)
+
+
+def binary_output() -> BinaryIO:
+    """Standard output, for bytes.
+
+    Raises
+    ------
+    OSError
+        If it is closed.
+    """
+    return _binary(sys.stdout)
+
+
+def _binary(stream: TextIO | None) -> BinaryIO:
+    if stream is None:
+        raise OSError(errno.EBADF, "the stream is closed")
+    return stream.buffer
