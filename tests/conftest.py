@@ -1,8 +1,14 @@
-"""Fixtures of the tests that run real models, and the switch that rewrites golden files."""
+"""Fixtures of the tests that run real models, the switch that rewrites golden files, and parallel test runs."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before torch is imported: the tensors of the tests are too small to gain from more threads, and waiting threads occupy
+# cores. Tests that need a certain number of threads set it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from sgacodec.models import catalogue as models
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
 
+_MAX_WORKERS = 8
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -28,6 +35,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden/, all tests at once; review the diff: old files must go on decoding",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the default suite, `pytest` without files, `-k` or `-m`, in one process per core if xdist is installed.
+
+    `-n` sets another number; `-n 0` and `-p no:xdist` run everything in this process.
+    """
+    if hasattr(config, "workerinput"):  # in a worker of xdist
+        return
+    option = config.option
+    complete = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not option.keyword
+    complete &= option.markexpr in config.getini("addopts")
+    single = option.usepdb or option.collectonly or option.regenerate_golden  # golden files are written in one process
+    if not complete or single or getattr(option, "numprocesses", 0) is not None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores > 1:
+        option.numprocesses = min(cores, _MAX_WORKERS)
+        option.dist = "worksteal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
