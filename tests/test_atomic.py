@@ -31,13 +31,27 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path, error: BaseException) 
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("sync", [False, True])
-def test_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool) -> None:
-    """Guards against an empty checkpoint after a crash of the machine."""
+def test_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an empty file after a crash of the machine."""
     calls = []
     replace = os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: calls.append("fsync"))
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append(os.fstat(number).st_size))
     monkeypatch.setattr(os, "replace", lambda a, b: calls.append("replace") or replace(a, b))
-    with atomic_file(tmp_path / "out", sync=sync) as file:
+    with atomic_file(tmp_path / "out") as file:
         file.write(b"new")
-    assert calls == (["fsync", "replace"] if sync else ["replace"])
+    assert calls == [3, "replace"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_permissions_are_kept(tmp_path: Path, mode: int) -> None:
+    """Guards against a private file that everybody can read after it was overwritten."""
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with atomic_file(path) as file:
+        (temporary,) = tmp_path.glob(".*")
+        assert temporary.stat().st_mode & 0o777 == mode
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == mode

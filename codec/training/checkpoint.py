@@ -124,7 +124,7 @@ def save_checkpoint(state: State, path: Path) -> None:
         "crops": state.crops,
     }
     try:
-        with atomic_file(path, sync=True) as file:
+        with atomic_file(path) as file:
             torch.save(record, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
