@@ -74,8 +74,8 @@ def _errors_reported() -> Iterator[None]:
     except click.ClickException as error:
         text = io.StringIO()
         error.show(text)
-        for line in text.getvalue().splitlines():
-            output.error_line(line)
+        for line in text.getvalue().split("\n")[:-1]:
+            output.line(line, err=True)
         raise click.exceptions.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         output.problem(Output(), "interrupted")

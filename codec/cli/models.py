@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from . import output
 from .exits import NO_MODEL, one_line
-from .output import json_line
+from .output import Output, json_line
 
 
 @click.group(short_help="List, show, import and verify models.")
@@ -37,7 +38,7 @@ def list_command(json: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        output.line("  ".join(cells).rstrip())
 
 
 @command.command("show")
@@ -70,7 +71,7 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
         raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
     from ..models.compressai_import import import_compressai
 
-    click.echo(f"imported as {import_compressai(file, name, lmbda)}")
+    output.line(f"imported as {import_compressai(file, name, lmbda)}")
 
 
 @command.command("verify")
@@ -90,12 +91,12 @@ def verify_command(ctx: click.Context, name: str | None) -> None:
             problems = [one_line(error)]
         damaged = damaged or bool(problems)
         for problem in problems:
-            click.echo(f"sgacodec: {path}: {problem.removeprefix(f'{path}: ')}", err=True)
+            output.problem(Output(), f"{path}: {problem.removeprefix(f'{path}: ')}")
         if not problems:
-            click.echo(f"{path}: ok")
+            output.line(f"{path}: ok")
     if damaged or not paths:
         if not paths:
-            click.echo("sgacodec: no models are installed", err=True)
+            output.problem(Output(), "no models are installed")
         ctx.exit(NO_MODEL)
 
 

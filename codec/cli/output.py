@@ -70,9 +70,9 @@ def problem(out: Output, text: str) -> None:
     _line(out, f"sgacodec: {text}", err=True)
 
 
-def error_line(text: str) -> None:
-    """Print a line on standard error as it is, always."""
-    _line(Output(), text, err=True)
+def line(text: str, err: bool = False) -> None:
+    """Print one line on standard output, or on standard error, always."""
+    _line(Output(), text, err)
 
 
 def details(values: dict[str, Any]) -> str:
@@ -134,10 +134,13 @@ def _plain(value: Any) -> Any:
 
 
 def _line(out: Output, text: str, err: bool) -> None:
-    """Print one line, above the progress bar if there is one on this stream."""
+    """Print one line of printable characters, above the progress bar if there is one on this stream.
+
+    Control characters, which a terminal would obey, are replaced: names of files and metadata of models may hold them.
+    """
     stream = sys.stderr if err else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    text = "".join(c if c.isprintable() else "?" for c in text)  # names of files may hold control characters
+    text = "".join(c if c.isprintable() else "?" for c in text)
     text = text.encode(encoding, "replace").decode(encoding)
     with contextlib.suppress(OSError) if err else contextlib.nullcontext():  # no reason to stop the work
         if out.bar is not None and is_terminal(stream):

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from ..metrics import Curve
 from .curves import Comparison
-from .rows import Row
+from .rows import Row, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +85,14 @@ def print_summary(summary: Summary, console: Console) -> None:
         for heading in ("BD-rate", "BD-PSNR", "PSNR range"):
             table.add_column(heading, justify="right", no_wrap=True)
         for comparison in summary.comparisons:
-            table.add_row(comparison.curve, comparison.anchor, *_deltas(comparison))
+            names = (printable(comparison.curve), printable(comparison.anchor))
+            table.add_row(*map(escape_markup, names), *_deltas(comparison))
         console.print(table)
     for note in _notes(summary.comparisons):
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(printable(note), style="dim", markup=False, highlight=False)
     if summary.left_out:
-        names = ", ".join(summary.left_out)
-        console.print(f"not included in the means, as not measured at every setting: {names}", markup=False)
+        left_out = printable(", ".join(summary.left_out))
+        console.print(f"not included in the means, as not measured at every setting: {left_out}", markup=False)
 
 
 def _rich_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Row]) -> Table:
@@ -98,7 +100,7 @@ def _rich_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Row]) ->
     for heading, column, _ in columns:
         table.add_column(heading, justify="left" if column in _TEXT else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_show(row[column], form) for _, column, form in columns))
+        table.add_row(*(escape_markup(printable(_show(row[column], form))) for _, column, form in columns))
     return table
 
 

@@ -170,3 +170,8 @@ def _parse(cells: Sequence[str]) -> Row:
         else:
             row[column] = int(cell) if column in _WHOLE else float(cell)
     return row
+
+
+def printable(text: str) -> str:
+    """`text` with an underscore for each control character, which would break a table or be obeyed by a terminal."""
+    return "".join(c if c.isprintable() else "_" for c in text)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from .. import metrics
 from ..image import read_image
 from ..picture import Picture
 from ..settings import Settings
-from .rows import Row, append_row, key, read_rows, repair, rounded
+from .rows import Row, append_row, key, printable, read_rows, repair, rounded
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif")
 TABLE, FILES = "results.tsv", "files"
@@ -87,7 +86,7 @@ def find_images(paths: Iterable[Path]) -> dict[str, Path]:
         depth += 1
         taken = Counter(names.values())
         names = {p: "/".join(p.parts[-depth:]) if taken[n] > 1 else n for p, n in names.items()}
-    return {re.sub(r"[\t\r\n]", "_", name.lstrip("/")): path for path, name in names.items()}
+    return {printable(name.lstrip("/")): path for path, name in names.items()}
 
 
 def _absolute(path: Path) -> Path:
