@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from .bitstream import DEFAULT_MAX_PIXELS
 from .metadata import colour_space, read_metadata, tiff_tags, to_srgb, upright
 from .picture import ImageError, Picture
-from .pillow import limited_pillow, load_8_bit, to_plain_mode
+from .pillow import limited_pillow, load_8_bit, silent_libtiff, to_plain_mode
 
 _ALPHA_FORMATS = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA"}
 _METADATA_FORMATS = {"PNG", "JPEG", "WEBP", "TIFF", "AVIF"}
@@ -55,7 +55,6 @@ def read_image(
     ImageError
         If the file is missing, damaged, too large or of an unsupported kind.
     """
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else str(getattr(source, "name", "image"))
     try:
         with _open_stream(source) as stream, limited_pillow(max_pixels):
             return _read(stream, strip, max_pixels)
@@ -71,7 +70,12 @@ def read_image(
         problem = error.strerror or _damaged(error)
     except Exception as error:  # Pillow's parsers raise exceptions of many types for a damaged file
         problem = _damaged(error)
-    raise ImageError(f"{name}: {problem}")
+    raise ImageError(_named(source, problem))
+
+
+def _named(file: str | os.PathLike[str] | BinaryIO, problem: str) -> str:
+    """The message of an error in a file, with its path if it has one."""
+    return f"{os.fspath(file)}: {problem}" if isinstance(file, (str, os.PathLike)) else problem
 
 
 def _damaged(error: Exception) -> str:
@@ -95,7 +99,8 @@ def _open_stream(source: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO
 def _read(stream: BinaryIO, strip: bool, max_pixels: int) -> Picture:
     stored = Image.open(stream)
     _check_size(stored, max_pixels)
-    im, notes = load_8_bit(stored, stream)
+    with silent_libtiff(stored):
+        im, notes = load_8_bit(stored, stream)
     _check_size(stored, max_pixels)  # some formats learn their true size only now
     with contextlib.suppress(Exception):  # a damaged later frame does not spoil the first
         frames = getattr(stored, "n_frames", 1)
@@ -159,11 +164,10 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
     ImageError
         If the format is unknown, cannot hold the picture (alpha is never flattened) or writing fails.
     """
-    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else None
-    name = path if path is not None else str(getattr(destination, "name", "output"))
-    kind = _format(name, path, format)
+    kind = _format(destination, format)
     if picture.alpha is not None and kind not in _ALPHA_FORMATS:
-        raise ImageError(f"{name}: {kind} cannot hold the image's transparency: write PNG, WebP or TIFF")
+        problem = f"{kind} cannot hold the image's transparency: write PNG, WebP or TIFF"
+        raise ImageError(_named(destination, problem))
     try:
         with limited_pillow(sys.maxsize):
             im, options = _to_pillow(picture, kind)
@@ -173,18 +177,21 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
         encoded = io.BytesIO()  # standard output cannot seek, as some formats require
         im.save(encoded, format=kind, **options)
     except OSError as error:
-        raise ImageError(f"{name}: {error.strerror or f'cannot be written as {kind} ({error})'}") from None
+        problem = error.strerror or f"cannot be written as {kind} ({error})"
+        raise ImageError(_named(destination, problem)) from None
     except Exception as error:  # Pillow's writers raise exceptions of many types for what a format cannot hold
-        raise ImageError(f"{name}: cannot be written as {kind} ({' '.join(str(error).split())})") from None
+        problem = f"cannot be written as {kind} ({' '.join(str(error).split())})"
+        raise ImageError(_named(destination, problem)) from None
     destination.write(encoded.getbuffer())
 
 
-def _format(name: str, path: str | None, format: str | None) -> str:
+def _format(destination: str | os.PathLike[str] | BinaryIO, format: str | None) -> str:
     """Return Pillow's name of the format to write."""
-    extension = "." + format.lstrip(".") if format else os.path.splitext(path or "")[1]
+    path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else ""
+    extension = "." + format.lstrip(".") if format else os.path.splitext(path)[1]
     kind = Image.registered_extensions().get(extension.lower() or ".png", "")
     if kind not in Image.SAVE:
-        raise ImageError(f"{name}: cannot write images of type {extension}")
+        raise ImageError(_named(destination, f"cannot write images of type {extension}"))
     return kind
 
 

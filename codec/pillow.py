@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import warnings
@@ -35,6 +36,29 @@ def limited_pillow(max_pixels: int) -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
+def silent_libtiff(im: Image.Image) -> Iterator[None]:
+    """Discard what libtiff prints on standard error while a TIFF file is decoded: Pillow's exceptions say it as well.
+
+    It prints with C, so the file descriptor is led elsewhere, which is the same for all threads.
+    """
+    try:
+        kept = os.dup(2) if im.format == "TIFF" else None
+    except OSError:  # there is no standard error
+        kept = None
+    if kept is None:
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -313,6 +314,69 @@ def test_unreadable_images_exit_1(run: Run) -> None:
         assert result.stderr.startswith(f"sgacodec: {name}: ")
         assert result.stderr.count("\n") == 1
     assert not Path("out.sga").exists()
+
+
+@pytest.mark.parametrize("name", ["not", "a  b.png", "ü.png"])
+def test_a_message_names_its_file_once(run: Run, name: str) -> None:
+    """Guards against names that are printed twice, or not at all."""
+    Path(name).write_text("no image")
+    for line in (["encode", name, "out.sga"], ["decode", name, "out.png"], ["info", name]):
+        message = run(*line).stderr.removeprefix(f"sgacodec: {name}: ")
+        assert message in ("not an image of a known format\n", "not a .sga file\n")
+
+
+def test_streams_are_named_in_plain_words(run: Run, photo: Path) -> None:
+    """Guards against <stdin>, output and - as names in messages."""
+    for line in (["encode", "-", "out.sga"], ["decode", "-", "out.png"], ["info", "-"]):
+        message = run(*line, data=b"no image").stderr.removeprefix("sgacodec: standard input: ")
+        assert message in ("not an image of a known format\n", "not a .sga file\n")
+    result = run("encode", "-", "-", data=photo.read_bytes())
+    assert result.stderr.startswith("standard input → standard output  20×12")
+    assert run("info", "-", data=result.stdout_bytes).stdout.startswith("standard input\n")
+    run("encode", "photo.png", "out.sga", "--device", "cpu")
+    result = run("decode", "out.sga", "out.xbm")
+    assert result.stderr.startswith("sgacodec: out.sga: cannot be written as XBM")
+
+
+CONTROL = "\x1b[31m\x07\x9b\u202e"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a file system that allows control characters in names")
+def test_control_characters_do_not_reach_the_terminal(run: Run, tmp_path: Path, photo: Path) -> None:
+    """Guards against names of files, and metadata of models, that a terminal obeys."""
+    name = f"a{CONTROL}.png"
+    photo.rename(name)
+    model_file(tmp_path / "models" / "tiny.safetensors", name=f"tiny{CONTROL}", architecture={"family": CONTROL})
+    Path("bad.sga").write_bytes(b"")
+    Path(f"{CONTROL}.csv").write_text("1,30")
+    header = bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b""))
+    Path(f"{CONTROL}.sga").write_bytes(header)
+    lines = [
+        ["encode", name, "out.sga", "--device", "cpu", "-v"],
+        ["encode", name, f"{CONTROL}/out.sga", "--device", "cpu"],
+        ["encode", "bad.sga", f"{CONTROL}/out.sga", "--device", "cpu"],
+        ["encode", name, name],
+        ["encode", name, "--out-dir", name],
+        ["encode", name],
+        ["decode", name, "out.png"],
+        ["decode", "bad.sga", name, "--no-overwrite"],
+        ["decode", "bad.sga", f"x.{CONTROL}"],
+        ["decode", "bad.sga", "x.png", "--format", CONTROL],
+        ["info", f"{CONTROL}.sga", name],
+        ["models", "list"],
+        ["models", "show", CONTROL],
+        ["models", "show", f"tiny{CONTROL}"],
+        ["models", "verify", f"{CONTROL}.safetensors"],
+        ["models", "import", name, "--name", CONTROL],
+        ["eval", name, "--out", "d", "--against", f"{CONTROL}.csv"],
+        [CONTROL],
+        [f"--{CONTROL}"],
+    ]
+    for line in lines:
+        result = run(*line)
+        assert not isinstance(result.exception, AssertionError)
+        assert not set(CONTROL) & set(result.output) - set("[31m"), line
+        assert result.output, line
 
 
 def test_bad_files_exit_3(run: Run, photo: Path) -> None:

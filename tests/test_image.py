@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -447,6 +449,28 @@ def test_read_errors(tmp_path: Path) -> None:
             read_image(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_messages_about_streams_have_no_invented_name() -> None:
+    """Guards against "<stdin>" and "output" in messages that already name the file."""
+    stream = io.BytesIO(b"no image")
+    stream.name = "<stdin>"
+    with pytest.raises(ImageError, match=r"^not an image of a known format$"):
+        read_image(stream)
+    with pytest.raises(ImageError, match=r"^JPEG cannot hold"):
+        write_image(Picture(RGB, alpha=ALPHA), io.BytesIO(), "jpg")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_libtiff_prints_nothing(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Guards against libtiff's own messages on standard error, which --quiet does not stop."""
+    data = bytearray(stored(Image.fromarray(RGB), "TIFF", compression=compression).getvalue())
+    for at in range(100, 200):
+        data[at] ^= 0x5A
+    with contextlib.suppress(ImageError):
+        read_image(io.BytesIO(data))
+    os.write(2, b"heard\n")
+    assert capfd.readouterr().err == "heard\n"
 
 
 def test_large_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import output
-from .exits import DONE, FAILED, combined, debugging, exit_code, one_line
-from .files import STREAM, Task, write_bytes
+from .exits import DONE, FAILED, combined, debugging, exit_code, named, one_line
+from .files import STREAM, Task, shown, write_bytes
 
 if TYPE_CHECKING:
     from ..api import Codec
@@ -62,9 +62,7 @@ def failure(task: Task, error: Exception) -> Outcome:
     """
     if debugging():
         raise error
-    name = "standard input" if task.source == STREAM else task.source
-    text = one_line(error)
-    return Outcome(task, error=text if text.startswith(name) else f"{name}: {text}", code=exit_code(error))
+    return Outcome(task, error=named(shown(task.source), error), code=exit_code(error))
 
 
 def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
@@ -74,7 +72,7 @@ def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
         if task.destination != STREAM and os.path.lexists(task.destination):
             output.record(out, {"input": task.source, "output": task.destination, "skipped": True})
             if not out.json:
-                output.note(out, f"{task.source}: skipped, {task.destination} exists")
+                output.note(out, f"{shown(task.source)}: skipped, {task.destination} exists")
         else:
             left.append(task)
     return left
@@ -97,16 +95,17 @@ def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describ
         for outcome in outcomes:
             outcome = _written(outcome)
             source, destination = outcome.task.source, outcome.task.destination
+            name = shown(source)
             for text in outcome.notes:
-                output.note(out, f"{source}: {text}")
+                output.note(out, f"{name}: {text}")
             if outcome.error:
                 output.problem(out, outcome.error)
                 output.record(out, {"input": source, "output": None, "error": outcome.error})
             else:
                 output.record(out, {"input": source, "output": destination, **outcome.report})
-                output.result(out, f"{source} → {destination}  {describe(outcome)}")
+                output.result(out, f"{name} → {shown(destination, 'standard output')}  {describe(outcome)}")
                 if out.verbose:
-                    output.note(out, f"{source}: {output.details(outcome.report)}")
+                    output.note(out, f"{name}: {output.details(outcome.report)}")
             codes.append(outcome.code)
             output.file_done(out)
     return combined(codes)
@@ -121,8 +120,8 @@ def _written(outcome: Outcome) -> Outcome:
     except BrokenPipeError:
         raise
     except OSError as error:
-        name = "standard output" if outcome.task.destination == STREAM else outcome.task.destination
-        return Outcome(outcome.task, error=f"{name}: {error.strerror or error}", code=exit_code(error))
+        name = shown(outcome.task.destination, "standard output")
+        return Outcome(outcome.task, error=named(name, error), code=exit_code(error))
     return outcome
 
 

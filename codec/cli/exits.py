@@ -46,3 +46,11 @@ def one_line(error: BaseException) -> str:
     if text and meant and not isinstance(error, (KeyError, IndexError)):
         return text
     return f"internal error: {type(error).__name__}: {text} (SGACODEC_DEBUG=1 shows where)"
+
+
+def named(name: str, error: BaseException) -> str:
+    """The message of an exception about an input or output, as one line that begins with its name, once."""
+    text = one_line(error)
+    for written in (name, " ".join(name.split())):
+        text = text.removeprefix(f"{written}: ")
+    return f"{name}: {text}"

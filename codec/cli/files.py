@@ -62,6 +62,11 @@ def decoding(extension: str) -> Direction:
     return Direction(SGA_SUFFIXES, extension, "an image")
 
 
+def shown(name: str, stream: str = "standard input") -> str:
+    """The name of an input or output, for messages."""
+    return stream if name == STREAM else name
+
+
 # ----------------------------------------------------------------------------------------------------- naming
 
 

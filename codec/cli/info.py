@@ -8,8 +8,8 @@ import click
 
 from ..settings import LADDER, LEVELS, level_lambda
 from . import options, output
-from .exits import DONE, combined, debugging, exit_code, one_line
-from .files import STREAM, read_sga
+from .exits import DONE, combined, debugging, exit_code, named
+from .files import read_sga, shown
 
 if TYPE_CHECKING:
     from ..models.catalogue import ModelInfo
@@ -40,16 +40,14 @@ def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool,
         except (ValueError, OSError, MemoryError) as error:
             if debugging():
                 raise
-            shown = "standard input" if name == STREAM else name
-            text = one_line(error)
-            text = text if text.startswith(shown) else f"{shown}: {text}"
+            text = named(shown(name), error)
             output.problem(out, text)
             output.record(out, {"input": name, "error": text})
             codes.append(exit_code(error))
             continue
         codes.append(DONE)
         output.record(out, {"input": name, **report})
-        for line in _table(name, report):
+        for line in _table(shown(name), report):
             output.result(out, line)
     ctx.exit(combined(codes))
 
