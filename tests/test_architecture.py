@@ -12,17 +12,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgacodec.checkerboard import pick, place
 from sgacodec.networks import architecture as registry
-from sgacodec.networks.architecture import ARCHITECTURES, FAMILIES, HYPER_STRIDE, STRIDE, Architecture, Reach
+from sgacodec.networks.architecture import ARCHITECTURES, FAMILIES, HYPER_STRIDE, STRIDE, Architecture, Context, Reach
 from sgacodec.networks.build import build
+from sgacodec.networks.context import ContextModel, ContextPass, code_passes
+from sgacodec.networks.lite import DepthwiseBranch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by compressai
 
+LITE = Architecture("lite", N=4, M=6, scale="exp", width=4, hidden=4, inner=4)
 SMALL = {
-    "lite": Architecture("lite", N=4, M=6, scale="exp", width=4, hidden=4, inner=4),
+    "lite": LITE,
     "mshyper": Architecture("mshyper", N=4, M=6, scale="linear"),
     "bmshj": Architecture("bmshj", N=4, M=6, scale="linear"),
 }
+BLOCKS = [
+    replace(LITE, deep_width=4, deep_blocks=deep, body_width=4, body_blocks=body) for deep, body in ((1, 1), (3, 2))
+]
+CONTEXTS = [
+    Context((1, 2, 3), past=3, near=3, hidden=4),
+    Context((1, 70), past=3, near=3, hidden=4),  # a smaller kernel in the widest group
+    Context((1, 2, 3, 4), checkerboard=False, past=3, near=3, hidden=4),
+]
 SIDE = 8 * HYPER_STRIDE
 
 
@@ -62,6 +74,8 @@ def measured(architecture: Architecture) -> Reach:
     networks = build(architecture)
     for _, network in networks.items():
         network.double()
+        for branch in (m for m in network.modules() if isinstance(m, DepthwiseBranch)):
+            torch.nn.init.normal_(branch[-1].weight)  # zero before training
     M, N = architecture.M, architecture.N
 
     def picture_of(z: Tensor) -> Tensor:
@@ -75,10 +89,39 @@ def measured(architecture: Architecture) -> Reach:
     )
 
 
-def assert_reach_is_measured(architecture: Architecture) -> None:
+def parameters_of(architecture: Architecture) -> Callable[[Tensor], Tensor]:
+    """The entropy parameters (1, 2M, h, w) of all passes as a function of the symbols of y (1, M, h, w)."""
+    assert architecture.context is not None
+    M = architecture.M
+    model = ContextModel(architecture.context, 5, 1)
+    for group in model.members:
+        torch.nn.init.normal_(group.out.weight)  # zero before training
+
+    def parameters(symbols: Tensor) -> Tensor:
+        y = symbols.float().permute(0, 2, 3, 1)
+        found = torch.empty(*y.shape[:3], 2 * M)
+
+        def code(current: ContextPass) -> Tensor:
+            own = current.channels
+            for v, start in zip(current.parameters.chunk(2, -1), (0, M), strict=True):
+                place(found[..., start + own.start : start + own.stop], current.half, v)
+            return pick(y[..., own], current.half) + current.parameters.chunk(2, -1)[1]
+
+        base = torch.zeros_like(found)
+        mixed = model.mix_features(torch.zeros(*y.shape[:3], 5))
+        code_passes(model, mixed, base, torch.ones(M), torch.zeros(1, dtype=torch.int64), code)
+        return found.permute(0, 3, 1, 2)
+
+    return parameters
+
+
+GRIDS = {"g_a": HYPER_STRIDE, "h_a": HYPER_STRIDE, "g_s": STRIDE, "h_s": HYPER_STRIDE}
+
+
+def assert_reach_is_measured(architecture: Architecture, declared: Reach | None = None) -> None:
     """Each declared reach is the measured one, rounded up to the grid it is cut on: no less, and no work in vain."""
-    found, declared = measured(architecture), architecture.reach
-    for name, grid in (("g_a", HYPER_STRIDE), ("h_a", HYPER_STRIDE), ("g_s", STRIDE), ("h_s", HYPER_STRIDE)):
+    found, declared = measured(architecture), declared or architecture.reach
+    for name, grid in GRIDS.items():
         assert getattr(declared, name) == -(-getattr(found, name) // grid) * grid, name
 
 
@@ -86,6 +129,30 @@ def assert_reach_is_measured(architecture: Architecture) -> None:
 def test_declared_reach(family: str) -> None:
     """Guards against seams between tiles, and tiles whose bits are not those of the file."""
     assert_reach_is_measured(SMALL[family])
+
+
+@pytest.mark.parametrize("architecture", BLOCKS, ids=["few blocks", "many blocks"])
+def test_declared_reach_with_blocks_at_stride_16(architecture: Architecture) -> None:
+    """Guards against the same where g_a and g_s have residual branches, which see further."""
+    assert_reach_is_measured(architecture)
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=["checkerboard", "small kernel", "groups only"])
+def test_declared_reach_of_the_context_model(context: Context) -> None:
+    """Guards against tiles of refinement that are too narrow for the passes of y."""
+    architecture = replace(LITE, M=sum(context.groups), context=context)
+    found = farthest(parameters_of(architecture), architecture.M, STRIDE, STRIDE)
+    assert found == architecture.reach.context
+    shorter = replace(context, groups=context.groups[1:])
+    assert found > replace(architecture, context=shorter).reach.context
+
+
+@pytest.mark.parametrize(("field", "network"), [("deep_blocks", "g_a"), ("body_blocks", "g_s")])
+def test_a_reach_for_too_few_blocks_is_noticed(field: str, network: str) -> None:
+    """Guards against a measurement of networks whose branches give zero."""
+    declared = replace(BLOCKS[1], **{field: 1}).reach
+    with pytest.raises(AssertionError, match=network):
+        assert_reach_is_measured(BLOCKS[1], declared)
 
 
 @pytest.mark.parametrize(

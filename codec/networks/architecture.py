@@ -26,6 +26,10 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return height + -height % HYPER_STRIDE, width + -width % HYPER_STRIDE
 
 
+def _up(length: int, grid: int) -> int:
+    return length + -length % grid
+
+
 @dataclass(frozen=True)
 class Reach:
     """How far dependences extend beyond the 16×16 block of a latent or the 64×64 block of a hyper-latent, in pixels.
@@ -42,7 +46,8 @@ class Reach:
         From a hyper-latent to the entropy parameters that depend on it and, through the means, to the pixels; a
         multiple of HYPER_STRIDE.
     context : int
-        From a latent to the latents whose entropy parameters depend on it; a multiple of STRIDE.
+        From a latent to the latents whose entropy parameters depend on it; a multiple of STRIDE. The dependences
+        through `h_s` extend further by as much.
     """
 
     g_a: int
@@ -67,7 +72,7 @@ class TrainingDefaults:
 
 @dataclass(frozen=True)
 class Family:
-    """What the architectures of a family share; they differ in numbers of channels only."""
+    """What the architectures of a family share; `reach` is that without branches at stride 16, not rounded up."""
 
     reach: Reach
     training: TrainingDefaults
@@ -78,9 +83,9 @@ _MSHYPER_TRAINING = TrainingDefaults(
     batch=32, lr=2e-4, lr_end=2e-6, transforms=1.0, warmup=1000, ema=0.9999, final_crop=384
 )
 FAMILIES = {
-    "lite": Family(Reach(g_a=64, h_a=128, g_s=16, h_s=128), _LITE_TRAINING),
-    "mshyper": Family(Reach(g_a=64, h_a=128, g_s=32, h_s=192), _MSHYPER_TRAINING),
-    "bmshj": Family(Reach(g_a=64, h_a=128, g_s=32, h_s=192), _MSHYPER_TRAINING),
+    "lite": Family(Reach(g_a=40, h_a=112, g_s=10, h_s=106), _LITE_TRAINING),
+    "mshyper": Family(Reach(g_a=30, h_a=112, g_s=30, h_s=142), _MSHYPER_TRAINING),
+    "bmshj": Family(Reach(g_a=30, h_a=112, g_s=30, h_s=142), _MSHYPER_TRAINING),
 }
 
 
@@ -154,11 +159,13 @@ class Architecture:
     @property
     def reach(self) -> Reach:
         reach = FAMILIES[self.family].reach
-        deep = 2 * STRIDE * self.deep_blocks  # 5×5 each
-        return replace(
-            reach,
-            g_a=reach.g_a + deep + -deep % HYPER_STRIDE,
-            g_s=reach.g_s + STRIDE * self.body_blocks,  # 3×3 each
+        deep = 24 + 2 * STRIDE * self.deep_blocks if self.deep_blocks else 0  # three 3×3 at stride 8, then 5×5 each
+        body = STRIDE * self.body_blocks  # 3×3 each
+        return Reach(
+            g_a=_up(max(reach.g_a, deep), HYPER_STRIDE),
+            h_a=_up(reach.h_a, HYPER_STRIDE),
+            g_s=_up(reach.g_s + body, STRIDE),
+            h_s=_up(reach.h_s + body, HYPER_STRIDE),
             context=0 if self.context is None else STRIDE * self.context.reach,
         )
 
