@@ -11,7 +11,7 @@ is the residual r = (ŷ − μ_h)/(g_y · y_unit) with RESIDUAL_BITS, clamped to
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +125,7 @@ class _Strips:
                 activation = layer.weight.double().flatten(1) @ self.columns(source, k, top, bottom)
                 sums += mix[:, used : used + width] @ _requantised(layer, activation).double()
             used += width
-        hidden = _requantised(group.mix, sums + self.bias[:, None].double())
+        hidden = _requantised(replace(group.mix, bias=self.bias), sums)  # in int64: float64 could round sum + bias
         out = group.out.weight.double().flatten(1) @ hidden.double()
         scale, mean = _requantised(group.out, out, clamp=False).clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2)
         scale = (base_scale + scale).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
