@@ -1,12 +1,10 @@
-"""The training objective: rate with additive uniform noise, distortion with straight-through rounding.
+"""The training objective: the rate of the latents (rate.py), and the distortion with straight-through rounding.
 
 Each image x of a batch has a λ of its own (an anchor), whose gains are applied to y, z and ŷ:
 
-    x ─►g_a─► y₀ ─(·g_y)─► y ─► v_y = y − μ ──┬─ v_y + U(−½, ½), σ ──► bits of y
-               │                     ▲        └─ round(v_y) + μ ─(·d_y)─► g_s ─► x̂ ──► MSE
-               │                     │ σ, μ (·g_y)
-               └►h_a─► z₀ ─(·g_z)─► v_z ──┬─ round(v_z) ─(/g_z)─► h_s
-                                          └─ v_z + U(−½, ½) ──► bits of z
+    x ─►g_a─► y₀ ─(·g_y)─► y ─► v_y = y − μ ─► round(v_y) + μ = ŷ ─(·d_y)─► g_s ─► x̂ ─► MSE
+               │                           ▲ σ, μ (·g_y)
+               └►h_a─► z₀ ─(·g_z)─► v_z ─► round(v_z) ─(/g_z)─► h_s
 """
 
 from __future__ import annotations
@@ -90,7 +88,6 @@ def losses(
     noise_z, noise_y : Tensor (B, N, H/64, W/64), (B, M, H/16, W/16) float32
         Samples of U(−½, ½).
     """
-
     y_0 = _apply(model.g_a, x).float()  # (B, M, H/16, W/16)
     coded = rate(model, y_0, anchor, noise_z, noise_y)
     x_hat = _apply(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat).float()
