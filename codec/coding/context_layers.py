@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .hyper_decoder import BIAS_MAX, IntegerGains, IntegerHyperDecoder
+from .hyper_decoder import BIAS_MAX, INTEGERS, IntegerGains, IntegerHyperDecoder
 from .integer_layers import SLOPE_BITS, IntegerLayer, check_layer, sum_bound
 
 CONTEXT_SLOPE = round(0.01 * 2**SLOPE_BITS)  # of the LeakyReLUs
@@ -97,8 +97,8 @@ def check_context_biases(context: tuple[IntegerContextGroup, ...], gains: Intege
         return
     biases = gains.context
     shape = len(context), 1 if context[0].near is None else 2, context[0].mix.out_channels
-    if biases is None or biases.dtype != torch.int64 or biases.shape != shape:
-        raise ValueError("context biases: not int64 numbers of groups, halves and features")
+    if biases is None or biases.dtype not in INTEGERS or biases.shape != shape:
+        raise ValueError("context biases: not int32 or int64 numbers of groups, halves and features")
     if any((group.near is None) != (shape[1] == 1) or group.mix.out_channels != shape[2] for group in context):
         raise ValueError("context model: the groups are not alike")
     if int(biases.max()) > BIAS_MAX or int(biases.min()) < -BIAS_MAX:

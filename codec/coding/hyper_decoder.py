@@ -9,7 +9,7 @@ stored once for all levels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ SCALE_BITS = 16  # fractional bits of the scale output
 MEAN_BITS = 16  # fractional bits of the mean output
 GAIN_BITS = 20  # fractional bits of the gains of the outputs
 MU_BITS = 10  # fractional bits of μ
-BIAS_MAX = 2**31 - 1  # of the context model's biases
+BIAS_MAX = 2**48  # of the context model's biases
+INTEGERS = torch.int32, torch.int64  # types of gains
 _SYMBOL_MAX = 2**20  # symbols of z saturate here
 OUTPUT_MAX = 2**31  # bound of the last layer's outputs and of all gains
 _STRIP = 2**13  # positions of y evaluated at once, 2 megapixels: their im2col takes 0.1 GB (lite) to 0.3 GB
@@ -55,17 +56,17 @@ class IntegerHyperDecoder:
 
 @dataclass(frozen=True)
 class IntegerGains:
-    """The gains of one level.
+    """The gains of one level, int64; in a model file and in `Model.gains` int32 where they fit.
 
     Attributes
     ----------
-    z_scale, z_offset : Tensor (N,) int64
+    z_scale, z_offset : Tensor (N,)
         a₀ = (k · z_scale + z_offset) >> INPUT_BITS.
-    scale : Tensor (M,) int64
+    scale : Tensor (M,)
         Log gain with SCALE_BITS ("exp"), or gain with GAIN_BITS ("linear"), of the scale output.
-    mean : Tensor (M,) int64
+    mean : Tensor (M,)
         Gain of the mean output, with GAIN_BITS.
-    context : Tensor (groups, halves, hidden) int64, optional
+    context : Tensor (groups, halves, hidden), optional
         Biases of the first activation of the context model, in units of its sums.
     """
 
@@ -75,14 +76,13 @@ class IntegerGains:
     mean: Tensor
     context: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> IntegerGains:
-        return IntegerGains(
-            z_scale=self.z_scale.to(device),
-            z_offset=self.z_offset.to(device),
-            scale=self.scale.to(device),
-            mean=self.mean.to(device),
-            context=None if self.context is None else self.context.to(device),
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """The attributes that are not None."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def to(self, to: torch.device | str | torch.dtype) -> IntegerGains:
+        return IntegerGains(**{name: value.to(to) for name, value in self.tensors().items()})
 
 
 def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +206,7 @@ def check_gains(gains: IntegerGains, N: int, M: int) -> None:
     bounds |= {"scale": (M, -OUTPUT_MAX, OUTPUT_MAX), "mean": (M, 0, OUTPUT_MAX)}
     for name, (channels, low, high) in bounds.items():
         value = getattr(gains, name)
-        if value.dtype != torch.int64 or value.shape != (channels,):
-            raise ValueError(f"integer gain {name}: not {channels} int64 numbers")
+        if value.dtype not in INTEGERS or value.shape != (channels,):
+            raise ValueError(f"integer gain {name}: not {channels} int32 or int64 numbers")
         if int(value.min()) < low or int(value.max()) > high:
             raise ValueError(f"integer gain {name}: out of range")

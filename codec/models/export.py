@@ -68,18 +68,12 @@ def export(
         context = quantise_context(gained.context, bits[-1], context_bits, h_s)
         dequantise_context(gained.context, context, bits[-1], context_bits)
     lambdas = level_lambdas(gained.anchors, levels)
-    gains = [level_gains(gained, h_s.kind, bits[0], lmbda) for lmbda in lambdas]
-    if context:
-        biases = [quantise_context_biases(context, context_bits, gained.context_biases(lmbda)) for lmbda in lambdas]
-        gains = [replace(level, context=bias) for level, bias in zip(gains, biases, strict=True)]
-        for level in gains:
-            check_context_biases(context, level)
     draft = Model(
         name=name,
         id="",
         gained=gained,
         h_s=h_s,
-        gains=tuple(gains),
+        gains=_narrowed([level_gains(gained, h_s.kind, bits[0], context, context_bits, lmbda) for lmbda in lambdas]),
         context=context,
         y_tables=gaussian_tables(),
         z_tables=tuple(factorized_tables(fold_density(gained, lmbda)) for lmbda in lambdas),
@@ -104,8 +98,44 @@ def export(
     return replace(draft, id=metadata["id"], fingerprint=metadata["fingerprint"], metadata=metadata)
 
 
-def level_gains(gained: GainedHyperprior, kind: str, bits: int, lmbda: float) -> IntegerGains:
-    """The integer gains at λ; `kind` is "exp" or "linear", `bits` the fractional bits of the input of h_s."""
+def level_gains(
+    gained: GainedHyperprior,
+    kind: str,
+    bits: int,
+    context: tuple[IntegerContextGroup, ...],
+    context_bits: tuple[int, ...],
+    lmbda: float,
+) -> IntegerGains:
+    """The integer gains at λ, int64.
+
+    Parameters
+    ----------
+    kind : {"exp", "linear"}
+        Of the scale output of h_s.
+    bits : int
+        Fractional bits of the input of h_s.
+    context, context_bits
+        As in `Model`.
+
+    Raises
+    ------
+    ValueError
+        When a gain is too large.
+    """
     g_y, g_z, _ = gained.gains(lmbda)
     gain = g_y * gained.y_unit
-    return quantise_gains(kind, bits, g_z, gained.density.median, gain, gain)
+    gains = quantise_gains(kind, bits, g_z, gained.density.median, gain, gain)
+    if context:
+        gains = replace(gains, context=quantise_context_biases(context, context_bits, gained.context_biases(lmbda)))
+        check_context_biases(context, gains)
+    return gains
+
+
+def _narrowed(levels: list[IntegerGains]) -> tuple[IntegerGains, ...]:
+    """The same in int32, but those tensors of which a level does not fit."""
+    rows = [level.tensors() for level in levels]
+    for name in rows[0]:
+        if max(int(row[name].abs().max()) for row in rows) < 2**31:
+            for row in rows:
+                row[name] = row[name].to(torch.int32)
+    return tuple(IntegerGains(**row) for row in rows)

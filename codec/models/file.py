@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from ..settings import LEVELS
 from .catalogue import ModelError, read_info
 from .level import Model
 
-_GAINS = tuple(f.name for f in fields(IntegerGains) if f.name != "context")
+_GAINS = tuple(f.name for f in fields(IntegerGains))
+_MAX_BITS = 64  # fractional bits of an activation
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # prefixes of the tensors that decoding needs
 _DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")
 
@@ -43,21 +44,17 @@ def tensors_of(model: Model) -> dict[str, Tensor]:
         if not _from_integers(key):
             half = key.startswith(("g_a.", "h_a.", "g_s.")) and torch.equal(value.half().float(), value)
             tensors["trunk." + key] = value.half() if half else value.float()
-    for i, layer in enumerate(model.h_s.layers):
-        tensors[f"exact.{i}.weight"] = layer.weight
-        tensors[f"exact.{i}.bias"] = layer.bias
-        tensors[f"exact.{i}.shift"] = layer.shift.to(torch.uint8)
-    tensors["exact.thresholds"] = model.h_s.thresholds
-    for key in _GAINS:
-        tensors[f"exact.gains.{key}"] = torch.stack([getattr(g, key) for g in model.gains])  # (levels, C) int64
+    layers = {f"exact.{i}": layer for i, layer in enumerate(model.h_s.layers)}
     for k, group in enumerate(model.context):
-        for name, layer in group.layers().items():
-            tensors[f"exact.context.{k}.{name}.weight"] = layer.weight
-            tensors[f"exact.context.{k}.{name}.bias"] = layer.bias
-            tensors[f"exact.context.{k}.{name}.shift"] = layer.shift.to(torch.uint8)
-    if model.context:  # (levels, groups, halves, hidden)
-        biases = [g.context for g in model.gains if g.context is not None]
-        tensors["exact.gains.context"] = torch.stack(biases).to(torch.int32)
+        layers |= {f"exact.context.{k}.{name}": layer for name, layer in group.layers().items()}
+    for prefix, layer in layers.items():
+        tensors[f"{prefix}.weight"] = layer.weight
+        tensors[f"{prefix}.bias"] = layer.bias
+        tensors[f"{prefix}.shift"] = layer.shift.to(torch.uint8)
+    tensors["exact.thresholds"] = model.h_s.thresholds
+    gains = [level.tensors() for level in model.gains]
+    for key in gains[0]:
+        tensors[f"exact.gains.{key}"] = torch.stack([level[key] for level in gains])  # (levels, …)
     tensors.update(_table_tensors("tables.y", [model.y_tables]))
     tensors.update(_table_tensors("tables.z", list(model.z_tables)))
     return {key: value.contiguous() for key, value in sorted(tensors.items())}
@@ -122,20 +119,17 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
         raise ValueError("the id is not that of the tensors")
     architecture = architecture_from_dict(metadata["architecture"])
     gained = _read_trunk(tensors, architecture, metadata["anchors"])
-    bits = tuple(int(b) for b in metadata["bits"])
     h_s = _read_hyper_decoder(tensors, gained, metadata["slopes"])
-    if len(bits) != len(h_s.layers):
-        raise ValueError("the integer hyper-decoder is not that of the architecture")
+    bits = _read_bits(metadata, "bits", len(h_s.layers))
     dequantise_hyper_decoder(h_s, bits, gained.h_s)
-    context, context_bits = _read_context(gained, h_s, tensors, metadata)
+    context = _read_context(gained, h_s, tensors)
+    context_bits = _read_bits(metadata, "context_bits", len(context)) if context else ()
     if gained.context is not None:
         dequantise_context(gained.context, context, bits[-1], context_bits)
     gained.requires_grad_(False)
-    rows = zip(*(tensors[f"exact.gains.{key}"] for key in _GAINS), strict=True)
-    gains = tuple(IntegerGains(**dict(zip(_GAINS, row, strict=True))) for row in rows)
-    if context:
-        biases = tensors["exact.gains.context"].to(torch.int64)
-        gains = tuple(replace(g, context=bias) for g, bias in zip(gains, biases, strict=True))
+    names = [name for name in _GAINS if name != "context" or context]
+    rows = zip(*(tensors[f"exact.gains.{name}"] for name in names), strict=True)
+    gains = tuple(IntegerGains(**dict(zip(names, row, strict=True))) for row in rows)
     (y_tables,) = _read_tables(tensors, "tables.y")
     z_tables = tuple(_read_tables(tensors, "tables.z"))
     if not 1 <= len(gains) <= LEVELS or len(gains) != metadata["levels"] or len(z_tables) != len(gains):
@@ -173,27 +167,57 @@ def _read_trunk(tensors: dict[str, Tensor], architecture: Architecture, anchors:
     return gained
 
 
-def _read_hyper_decoder(tensors: dict[str, Tensor], gained: GainedHyperprior, slopes: list[int]) -> IntegerHyperDecoder:
-    """The integer hyper-decoder, its bounds proved; strides and paddings are those of the float h_s."""
-    convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    layers = tuple(
-        IntegerLayer(
-            transposed=isinstance(conv, nn.ConvTranspose2d),
-            stride=conv.stride[0],
-            padding=int(conv.padding[0]),
-            output_padding=int(conv.output_padding[0]),
-            weight=tensors[f"exact.{i}.weight"],
-            bias=tensors[f"exact.{i}.bias"],
-            shift=tensors[f"exact.{i}.shift"].to(torch.int64),
-            slope=int(slopes[i]),
-        )
-        for i, conv in enumerate(convolutions)
+def _read_layer(tensors: dict[str, Tensor], prefix: str, like: nn.Module, slope: int) -> IntegerLayer:
+    """An integer layer of the shape of the float layer `like`: a (transposed) convolution, or a linear one as 1×1."""
+    weight, bias, shift = (tensors[f"{prefix}.{name}"] for name in ("weight", "bias", "shift"))
+    float_weight: Any = like.weight
+    if weight.shape != (*float_weight.shape, 1, 1)[:4] or shift.dtype != torch.uint8:
+        raise ValueError(f"{prefix}: not a layer of the architecture")
+    up = like if isinstance(like, nn.ConvTranspose2d) else None
+    return IntegerLayer(
+        transposed=up is not None,
+        stride=up.stride[0] if up else 1,
+        padding=int(up.padding[0]) if up else weight.shape[-1] // 2,
+        output_padding=int(up.output_padding[0]) if up else 0,
+        weight=weight,
+        bias=bias,
+        shift=shift.to(torch.int64),
+        slope=slope,
     )
+
+
+def _read_hyper_decoder(tensors: dict[str, Tensor], gained: GainedHyperprior, slopes: list[int]) -> IntegerHyperDecoder:
+    """The integer hyper-decoder, its bounds proved."""
+    convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    layers = tuple(_read_layer(tensors, f"exact.{i}", conv, int(slopes[i])) for i, conv in enumerate(convolutions))
     h_s = IntegerHyperDecoder(layers=layers, thresholds=tensors["exact.thresholds"], kind=gained.architecture.scale)
     check(h_s)
-    if any(layer.weight.shape != conv.weight.shape for layer, conv in zip(layers, convolutions, strict=True)):
-        raise ValueError("the integer hyper-decoder is not that of the architecture")
     return h_s
+
+
+def _read_context(
+    gained: GainedHyperprior, h_s: IntegerHyperDecoder, tensors: dict[str, Tensor]
+) -> tuple[IntegerContextGroup, ...]:
+    """The integer context model, its bounds proved; empty where the architecture has none."""
+    groups = []
+    for k, group in enumerate([] if gained.context is None else gained.context.members):
+        layers = {
+            name: _read_layer(tensors, f"exact.context.{k}.{name}", like, 0 if name == "out" else CONTEXT_SLOPE)
+            for name, like in group.named_children()
+        }
+        groups.append(
+            IntegerContextGroup(past=layers.get("past"), near=layers.get("near"), mix=layers["mix"], out=layers["out"])
+        )
+    if groups:
+        check_context(tuple(groups), h_s, gained.architecture.M)
+    return tuple(groups)
+
+
+def _read_bits(metadata: dict[str, Any], key: str, count: int) -> tuple[int, ...]:
+    bits = tuple(int(b) for b in metadata[key])
+    if len(bits) != count or any(abs(b) > _MAX_BITS for b in bits):
+        raise ValueError(f"{key}: not {count} numbers of fractional bits")
+    return bits
 
 
 def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
@@ -209,40 +233,3 @@ def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
     if position != len(frequencies):
         raise ValueError("the sizes of the probability tables are inconsistent")
     return tables
-
-
-def _read_context(
-    gained: GainedHyperprior, h_s: IntegerHyperDecoder, tensors: dict[str, Tensor], metadata: dict[str, Any]
-) -> tuple[tuple[IntegerContextGroup, ...], tuple[int, ...]]:
-    """The integer context model, of the shapes of the float one, and the bits of its hidden activations."""
-    if gained.context is None:
-        return (), ()
-    groups = []
-    for k, group in enumerate(gained.context.members):
-        layers: dict[str, IntegerLayer] = {}
-        for name, module in group.named_children():
-            prefix = f"exact.context.{k}.{name}"
-            weight = tensors[f"{prefix}.weight"]
-            shape: Any = module.weight.shape
-            expected = (*shape, 1, 1)[:4]  # `mix` and `out` are linear
-            if weight.shape != expected:
-                raise ValueError("the integer context model is not that of the architecture")
-            layers[name] = IntegerLayer(
-                transposed=False,
-                stride=1,
-                padding=weight.shape[-1] // 2,
-                output_padding=0,
-                weight=weight,
-                bias=tensors[f"{prefix}.bias"],
-                shift=tensors[f"{prefix}.shift"].to(torch.int64),
-                slope=0 if name == "out" else CONTEXT_SLOPE,
-            )
-        groups.append(
-            IntegerContextGroup(past=layers.get("past"), near=layers.get("near"), mix=layers["mix"], out=layers["out"])
-        )
-    context = tuple(groups)
-    check_context(context, h_s, gained.architecture.M)
-    bits = tuple(int(b) for b in metadata["context_bits"])
-    if len(bits) != len(context):
-        raise ValueError("the integer context model is not that of the architecture")
-    return context, bits

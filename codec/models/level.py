@@ -63,7 +63,7 @@ class Model:
     gained : GainedHyperprior
         Its h_s has the values of the integer one.
     h_s, gains : IntegerHyperDecoder, tuple of IntegerGains
-        Integer hyper-decoder, and its gains at each level.
+        Integer hyper-decoder, and its gains at each level, of the types in the file.
     context : tuple of IntegerContextGroup
         Integer context model; empty where there is none.
     y_tables, z_tables : Tables, tuple of Tables
@@ -99,7 +99,7 @@ class Model:
 
     def prior(self, level: int) -> ExactPrior:
         """The integer networks of one level."""
-        return ExactPrior(h_s=self.h_s, gains=self.gains[level], context=self.context)
+        return ExactPrior(h_s=self.h_s, gains=self.gains[level].to(torch.int64), context=self.context)
 
     def level_for(self, lmbda: float) -> int:
         """The level whose λ is nearest in the logarithm."""

@@ -32,7 +32,15 @@ class Ranges:
 
 @torch.no_grad()
 def measure_ranges(gained: GainedHyperprior, z_samples: Sequence[Tensor], y_samples: Sequence[Tensor]) -> Ranges:
-    """Run h_s on ẑ₀ (B, N, h, w) and, with a context model, all passes on the y₀ (B, M, 4h, 4w) that belong to them."""
+    """Run h_s on ẑ₀ (B, N, h, w) and, with a context model, all passes on the y₀ (B, M, 4h, 4w) that belong to them.
+
+    Raises
+    ------
+    ValueError
+        When there is a context model, but no y₀.
+    """
+    if gained.context is not None and not y_samples:
+        raise ValueError("a context model is calibrated on samples of y, too")
     convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     ranges = Ranges([0.0] * len(convolutions))
     hooks = [m.register_forward_pre_hook(_input(ranges.h_s, i)) for i, m in enumerate(convolutions)]

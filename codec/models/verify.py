@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +38,11 @@ def verify(path: Path) -> list[str]:
     if int((model.h_s.thresholds - integer_thresholds(model.h_s.kind)).abs().max()) > 1:
         problems.append("the scale thresholds are not those of the tables")
     for level, lmbda in enumerate(model.lambdas):
-        stored, derived = model.gains[level], level_gains(model.gained, model.h_s.kind, model.bits[0], lmbda)
-        for field in (f for f in fields(stored) if f.name != "context"):
-            if not _gains_agree(getattr(stored, field.name), getattr(derived, field.name)):
-                problems.append(f"the integer gains of level {level} are not those of the model")
+        derived = level_gains(
+            model.gained, model.h_s.kind, model.bits[0], model.context, model.context_bits, lmbda
+        ).tensors()
+        if not all(_gains_agree(stored, derived[name]) for name, stored in model.gains[level].tensors().items()):
+            problems.append(f"the integer gains of level {level} are not those of the model")
     if not _tables_agree(model.y_tables, gaussian_tables()):
         problems.append("the probability tables of y are not those of the model")
     for level, lmbda in enumerate(model.lambdas):
