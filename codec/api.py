@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,8 +197,10 @@ def encode(
 
 def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) -> Picture:
     """Decode a .sga file, given by its path or its content."""
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return Codec(model).decode(data).picture
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = bitstream.read_stream(file)
+    return Codec(model).decode(source).picture
 
 
 def _encode_batch(

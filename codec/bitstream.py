@@ -9,8 +9,12 @@ the number of bytes left before it uses it.
 
 from __future__ import annotations
 
+import io
+import os
+import stat
 import zlib
 from dataclasses import dataclass
+from typing import BinaryIO
 
 MAGIC = b"SGA"
 VERSION = 1
@@ -26,6 +30,9 @@ _FIXED = len(MAGIC) + 1 + 4 + 1  # bytes before the first varint
 _MINIMUM = _FIXED + 3 + 4  # the smallest possible file: three one-byte varints, empty payloads
 _VARINT_BYTES = 5
 _VARINT_END = 2**32
+_MOST_BYTES = 2**31  # of any file
+_METADATA_BYTES = 2**26  # of the smallest image
+_PIXEL_BYTES = 4  # more for each pixel
 
 
 class FormatError(ValueError):
@@ -99,6 +106,8 @@ def write(file: SgaFile) -> bytes:
     if extra:
         out.append(0)
     out += file.y
+    if len(out) + 4 > _longest(file.width, file.height):
+        raise FormatError(f"{len(out) + 4} bytes are too many for {file.width} x {file.height} pixels")
     out += zlib.crc32(out).to_bytes(4, "little")
     return bytes(out)
 
@@ -125,10 +134,7 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
     flags = data[_FIXED - 1]
     width, at = _read_varint(body, _FIXED, "width")
     height, at = _read_varint(body, at, "height")
-    if width < 1 or height < 1:
-        raise FormatError(f"the image has no pixels ({width} x {height})")
-    if width * height > max_pixels:
-        raise FormatError(f"{width} x {height} pixels are more than the limit of {max_pixels} (--max-pixels raises it)")
+    _check_pixels(width, height, max_pixels)
     z, at = _read_block(body, at, "z")
     found: dict[str, bytes] = {}
     if flags & _EXTRA:
@@ -143,6 +149,51 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
         grey=bool(flags & _GREY),
         **found,
     )
+
+
+def read_stream(stream: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """Read a whole file for `read`; of what is not a .sga file of this version, only the first bytes.
+
+    The input need not end: the header tells how long a file can be. Of an image with more than `max_pixels`, no more
+    is read than of a small one.
+
+    Raises
+    ------
+    FormatError
+        If there are more bytes than a file of this image can have.
+    """
+    head = stream.read(_FIXED + 2 * _VARINT_BYTES)
+    if not head.startswith(MAGIC + bytes([VERSION])):
+        return head
+    try:
+        width, at = _read_varint(memoryview(head), _FIXED, "width")
+        height, _ = _read_varint(memoryview(head), at, "height")
+    except FormatError:
+        width = height = 0
+    limit = _longest(width, height) if width * height <= max_pixels else _longest(0, 0)
+    data = io.BytesIO()
+    data.write(head)
+    if _bytes_left(stream) <= limit - len(head):
+        while data.tell() <= limit and (piece := stream.read(2**20)):
+            data.write(piece)
+        if data.tell() <= limit:
+            return data.getvalue()
+    _check_pixels(width, height, max_pixels)
+    raise FormatError(f"more than {limit} bytes: no image of {width} x {height} pixels takes as many")
+
+
+def _longest(width: int, height: int) -> int:
+    """The most bytes that a file may have, as docs/format.md states it."""
+    return min(_METADATA_BYTES + _PIXEL_BYTES * (width + 64) * (height + 64), _MOST_BYTES)
+
+
+def _bytes_left(stream: BinaryIO) -> int:
+    """Bytes from the position to the end of a regular file; 0 if it is none."""
+    try:
+        status = os.fstat(stream.fileno())
+        return status.st_size - stream.tell() if stat.S_ISREG(status.st_mode) else 0
+    except OSError:  # a file in memory
+        return 0
 
 
 def sections(file: SgaFile) -> dict[str, int]:
@@ -171,6 +222,13 @@ def _check_intact(data: bytes) -> None:
         raise FormatError("the file is truncated")
     if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
         raise FormatError("checksum mismatch: the file is damaged or truncated")
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise FormatError(f"the image has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise FormatError(f"{width} x {height} pixels are more than the limit of {max_pixels} (--max-pixels raises it)")
 
 
 def _read_sections(body: memoryview, at: int) -> tuple[dict[str, bytes], int]:

@@ -13,12 +13,13 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from .bitstream import DEFAULT_MAX_PIXELS
+from .bounded import BoundedFile, Spool
 from .metadata import colour_space, read_metadata, tiff_tags, to_srgb, upright
 from .picture import ImageError, Picture
 from .pillow import limited_pillow, load_8_bit, silent_libtiff, to_plain_mode
@@ -26,6 +27,9 @@ from .pillow import limited_pillow, load_8_bit, silent_libtiff, to_plain_mode
 _ALPHA_FORMATS = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA"}
 _METADATA_FORMATS = {"PNG", "JPEG", "WEBP", "TIFF", "AVIF"}
 _COLOUR_ONLY_FORMATS = {"WEBP", "AVIF"}
+_HEADER_BYTES = 2**26  # read of the smallest image file, at most
+_PIXEL_BYTES = 16  # read more for each pixel: twice those of four 16-bit samples, which take two passes
+_MOST_METADATA = 2**24  # bytes
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True},
@@ -43,7 +47,7 @@ def read_image(
     Parameters
     ----------
     source : path or binary file
-        A binary file is read to its end.
+        A binary file is read from where it stands to its end, or as far as an image can reach.
     strip : bool
         Drop ICC, EXIF and XMP, but keep the appearance: the EXIF orientation is applied to the pixels, and colours
         are converted to sRGB.
@@ -56,7 +60,7 @@ def read_image(
         If the file is missing, damaged, too large or of an unsupported kind.
     """
     try:
-        with _open_stream(source) as stream, limited_pillow(max_pixels):
+        with _open_stream(source, max_pixels) as stream, limited_pillow(max_pixels):
             return _read(stream, strip, max_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         problem = _too_large(max_pixels)
@@ -87,26 +91,42 @@ def _too_large(max_pixels: int) -> str:
 
 
 @contextlib.contextmanager
-def _open_stream(source: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
-    """A seekable binary file positioned at the start of the image."""
-    if not isinstance(source, (str, os.PathLike)):
-        yield io.BytesIO(source.read())
-        return
-    with open(source, "rb") as file:
-        yield file if file.seekable() else io.BytesIO(file.read())
+def _open_stream(source: str | os.PathLike[str] | BinaryIO, max_pixels: int) -> Iterator[BoundedFile]:
+    """A file positioned at the start of the image, of which no more can be read than an image of `max_pixels` takes."""
+    limit = _HEADER_BYTES + _PIXEL_BYTES * max_pixels
+    with contextlib.ExitStack() as opened:
+        stream = source if not isinstance(source, (str, os.PathLike)) else opened.enter_context(open(source, "rb"))
+        if stream is not source and stream.seekable():
+            yield BoundedFile(stream, limit)
+            return
+        spool = Spool(stream, limit)
+        yield BoundedFile(spool, limit)
+        spool.drain()
 
 
-def _read(stream: BinaryIO, strip: bool, max_pixels: int) -> Picture:
-    stored = Image.open(stream)
+def _read(stream: BoundedFile, strip: bool, max_pixels: int) -> Picture:
+    stream.expect_header()
+    stored = Image.open(cast(BinaryIO, stream))
     _check_size(stored, max_pixels)
+    stream.expect_pixels()
     with silent_libtiff(stored):
-        im, notes = load_8_bit(stored, stream)
+        im, notes = load_8_bit(stored, cast(BinaryIO, stream))
     _check_size(stored, max_pixels)  # some formats learn their true size only now
-    with contextlib.suppress(Exception):  # a damaged later frame does not spoil the first
+    stream.expect_header()
+    try:
         frames = getattr(stored, "n_frames", 1)
         if frames > 1:
             notes.append(f"only the first of {frames} frames or pages is kept")
+    except ImageError:  # too many to count
+        notes.append("only the first frame or page is kept")
+    except Exception:  # a damaged later frame does not spoil the first
+        pass
+    stream.expect_pixels()
     icc, exif, xmp = read_metadata(stored)
+    for kind, data in (("ICC profile", icc), ("EXIF", exif), ("XMP", xmp)):
+        if data is not None and len(data) > _MOST_METADATA:
+            notes.append(f"{kind} of {len(data)} bytes is dropped")
+    icc, exif, xmp = (None if data is None or len(data) > _MOST_METADATA else data for data in (icc, exif, xmp))
 
     fitting = b"GRAY" if im.mode in ("1", "L", "LA", "La") else b"RGB "
     if im.mode == "CMYK":

@@ -395,6 +395,24 @@ def test_bad_files_exit_3(run: Run, photo: Path) -> None:
     assert not Path("out.png").exists()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2**14, 2**14), (2**31, 2**31)])
+def test_a_file_of_40_gigabytes_is_refused_at_once(run: Run, size: tuple[int, int]) -> None:
+    """Guards against reading a sparse file until the memory is full."""
+    Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 0, *size, b"z", b"y")))
+    os.truncate("a.sga", 40 * 10**9)
+    for line in (["decode", "a.sga", "out.png"], ["info", "a.sga"]):
+        result = run(*line)
+        assert result.exit_code == 3
+        assert f"{size[0]} x {size[1]}" in result.stderr
+
+
+def test_an_endless_list_of_names_is_refused(run: Run) -> None:
+    """Guards against reading a sparse file until the memory is full."""
+    Path("list").write_bytes(b"")
+    os.truncate("list", 40 * 10**9)
+    assert run("encode", "--files-from", "list", "--out-dir", "out").exit_code == 2
+
+
 def test_a_missing_model_exits_4_and_says_where_it_looked(run: Run, photo: Path) -> None:
     """The message names the folders that were searched, and the id that the file needs."""
     result = run("encode", "photo.png", "out.sga", "--model", "missing")

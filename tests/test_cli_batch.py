@@ -335,6 +335,27 @@ def test_through_a_pipe_and_back(photos: Path) -> None:
     assert decoded.stdout.startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero, a device that never ends")
+@pytest.mark.parametrize("line", [["decode", "-", "out"], ["info", "-"]])
+def test_a_pipe_that_never_ends(run: Run, photos: Path, line: list[str]) -> None:
+    """Guards against waiting, and filling the memory, for ever."""
+    assert run("encode", "photos/a.png", "photos/a.sga", "--device", "cpu").exit_code == 0
+    pipe = ["sh", "-c", 'cat a.sga /dev/zero | "$@"', "sh", *FAKE, *line]
+    done = subprocess.run(pipe, cwd=photos, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("sgacodec: standard input: more than ")
+    assert done.stderr.count("\n") == 1
+    assert not (photos / "out").exists()
+
+
+@posix
+def test_a_folder_gives_regular_files_only(run: Run, photos: Path) -> None:
+    """Guards against waiting for ever for a named pipe."""
+    os.mkfifo(photos / "pipe.png")
+    assert run("encode", "photos", "--out-dir", "out", "--device", "cpu").exit_code == 0
+    assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
+
+
 @posix
 def test_nobody_listens(run: Run, photos: Path) -> None:
     """Guards against a traceback when the reader of a pipe ends first, as in `sgacodec info *.sga | head -1`."""

@@ -473,6 +473,72 @@ def test_libtiff_prints_nothing(compression: str, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == "heard\n"
 
 
+class Endless:
+    """A pipe that delivers a beginning and then zeros, for ever."""
+
+    def __init__(self, beginning: bytes) -> None:
+        self.beginning = io.BytesIO(beginning)
+        self.delivered = 0
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, "this read does not end"
+        data = self.beginning.read(size).ljust(size, b"\0")
+        self.delivered += size
+        return data
+
+
+BEGINNINGS = {
+    "nothing": b"",
+    "JPEG with a header": stored(Image.fromarray(RGB), "JPEG").getvalue()[:300],
+    "PNG with a text": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17) + b"\x7f\xff\xff\xffzTXt",
+    "GIF": stored(Image.fromarray(RGB), "GIF").getvalue()[:-1],
+    "WebP": b"RIFF\xff\xff\xff\xffWEBPVP8 ",
+    "AVIF": b"\0\0\0\x1cftypavif",
+    "TIFF": b"II*\0\x08\0\0\0\xff\xff",
+    "comment": b"P6 #",
+    "XPM": b"/* XPM */",
+}
+
+
+@pytest.mark.parametrize("kind", BEGINNINGS)
+def test_input_that_never_ends(kind: str, tmp_path: Path) -> None:
+    """Guards against reading /dev/zero, an endless pipe or a sparse file until the memory is full."""
+    pipe = Endless(BEGINNINGS[kind])
+    sparse = tmp_path / "sparse"
+    sparse.write_bytes(BEGINNINGS[kind])
+    os.truncate(sparse, 40 * 10**9)
+    for source in (pipe, sparse):
+        with contextlib.nullcontext() if kind == "GIF" else pytest.raises(ImageError):  # its first frame is there
+            read_image(source, max_pixels=2**20)  # type: ignore[arg-type]
+    assert pipe.delivered < 2**27
+
+
+def test_a_pipe_is_read_to_its_end() -> None:
+    """Guards against a broken pipe of the program that writes an image with something after it."""
+    data = stored(Image.fromarray(RGB)).getvalue()
+    pipe = io.BytesIO(b"before" + data + bytes(2**21))
+    pipe.read(6)
+    assert np.array_equal(read_image(pipe).pixels, RGB)
+    assert pipe.read() == b""
+
+
+def test_a_long_animation_is_not_counted() -> None:
+    """The first frame is read and the loss of the others is told, also where counting them takes too long."""
+    first = stored(Image.fromarray(GREY[:2, :2]), "GIF").getvalue()[:-1]
+    frame = first[first.index(b"\x2c") :]
+    picture = read_image(io.BytesIO(first + 50_000 * frame + b";"))
+    assert picture.pixels.shape == (2, 2, 3)
+    assert picture.warnings == ("only the first frame or page is kept",)
+
+
+def test_metadata_without_measure_is_dropped(tmp_path: Path) -> None:
+    """Guards against files that are refused on reading for their length."""
+    stream = stored(Image.fromarray(RGB), "TIFF", tiffinfo={700: b"x" * (2**24 + 1)})
+    picture = read_image(stream)
+    assert picture.xmp is None
+    assert picture.warnings == (f"XMP of {2**24 + 1} bytes is dropped",)
+
+
 def test_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixel limit is ours, not Pillow's, and holds before pixels are decoded."""
     panorama = png(20_000, 10_000, 1, 0, b"\0" * 10_000)

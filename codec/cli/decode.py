@@ -105,7 +105,7 @@ def decode_file(task: Task, job: Job) -> Outcome:
     from ..image import write_image
 
     try:
-        data = files.read_sga(task.source)
+        data = files.read_sga(task.source, job.max_pixels)
         decoded = batch.open_codec(job.model, job.device, job.jobs).decode(data, max_pixels=job.max_pixels)
         image = io.BytesIO()
         write_image(decoded.picture, image, job.format or extension_of(task.destination))

@@ -12,7 +12,6 @@ import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import click
 
@@ -25,6 +24,7 @@ _IMAGE_TYPES = (
 )
 IMAGE_SUFFIXES = frozenset("." + kind for kind in _IMAGE_TYPES.split(" "))
 SGA_SUFFIXES = frozenset({".sga"})
+_LONGEST_LIST = 2**26  # bytes
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,14 @@ def _into_folder(names: tuple[str, ...], out_dir: str, direction: Direction) -> 
 
 
 def _inside(folder: str, suffixes: frozenset[str]) -> list[str]:
-    """Files with one of the suffixes in a folder and its subfolders, relative to it, sorted, none hidden."""
+    """Regular files with one of the suffixes in a folder and its subfolders, relative to it, sorted, none hidden."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if _suffix(name) in suffixes and not name.startswith("."):
-                found.append(os.path.relpath(os.path.join(parent, name), folder))
+            path = os.path.join(parent, name)
+            if _suffix(name) in suffixes and not name.startswith(".") and os.path.isfile(path):
+                found.append(os.path.relpath(path, folder))
     if not found:
         raise click.UsageError(f"no files to work on in the folder '{folder}'")
     return sorted(found)
@@ -174,9 +175,11 @@ def _listed(files_from: str) -> list[str]:
     """The names in a list: one a line, or separated by NUL characters if there are any."""
     try:
         with contextlib.nullcontext(binary_input()) if files_from == STREAM else open(files_from, "rb") as file:
-            data = file.read()
+            data = file.read(_LONGEST_LIST + 1)
     except OSError as error:
         raise click.UsageError(f"--files-from '{files_from}': {error.strerror}") from None
+    if len(data) > _LONGEST_LIST:
+        raise click.UsageError(f"--files-from '{files_from}': more than {_LONGEST_LIST} bytes are no list of names")
     names = data.split(b"\0") if b"\0" in data else data.splitlines()
     return [os.fsdecode(name) for name in names if name.strip()]
 
@@ -243,25 +246,22 @@ def _keys(name: str) -> set[object]:
 # ------------------------------------------------------------------------------------------- reading, writing
 
 
-def read_sga(source: str) -> bytes:
-    """Read a .sga file; of any other file, only the first bytes.
+def read_sga(source: str, max_pixels: int) -> bytes:
+    """Read a .sga file, for `bitstream.read`; of any other file, only the first bytes.
 
     Raises
     ------
     OSError
         If it cannot be read.
+    FormatError
+        If there are more bytes than a file of this image can have.
     """
-    from ..bitstream import MAGIC
+    from ..bitstream import read_stream
 
     if source == STREAM:
-        return _whole(binary_input(), MAGIC)
+        return read_stream(binary_input(), max_pixels)
     with open(source, "rb") as file:
-        return _whole(file, MAGIC)
-
-
-def _whole(stream: BinaryIO, magic: bytes) -> bytes:
-    head = stream.read(len(magic))
-    return head + stream.read() if head == magic else head
+        return read_stream(file, max_pixels)
 
 
 def write_bytes(destination: str, data: bytes) -> None:

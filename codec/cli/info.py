@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..models.catalogue import ModelInfo
 
 
+MAX_PIXELS = 2**64  # all that the format can state: nothing is allocated for the pixels
+
+
 @click.command(short_help="Show what .sga files hold, without decoding them.")
 @click.argument("names", nargs=-1, required=True, metavar="FILE...")
 @options.console_options
@@ -36,7 +39,7 @@ def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool,
     codes = []
     for name in names:
         try:
-            report = describe(read_sga(name), models)
+            report = describe(read_sga(name, MAX_PIXELS), models)
         except (ValueError, OSError, MemoryError) as error:
             if debugging():
                 raise
@@ -69,7 +72,7 @@ def describe(data: bytes, models: dict[str, ModelInfo]) -> dict[str, Any]:
     """
     from .. import bitstream
 
-    file = bitstream.read(data, max_pixels=2**64)  # nothing is allocated for the pixels
+    file = bitstream.read(data, max_pixels=MAX_PIXELS)
     model = models.get(file.model_id.hex())
     return {
         "format_version": bitstream.VERSION,
