@@ -1,4 +1,4 @@
-"""Schedules: the published ones to the digit, ours cold at the end of any budget."""
+"""Schedules of temperature and learning rate: the published ones, and the default for any number of steps."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from sgacodec.rounding import METHODS
 
 
 def test_exp_is_the_papers_formula() -> None:
-    """Else nobody could reproduce SGA+: τ = min(τmax, e^(−0.001·t)), 0.61 after 500 iterations."""
+    """Guards against a schedule that is not SGA+'s: τ = min(τmax, e^(−0.001·t)), 0.61 after 500 iterations."""
     taus = Annealing.published("ssl").temperatures(2000)
     assert taus[0] == 1.0
     assert taus[500] == pytest.approx(math.exp(-0.5))
@@ -19,7 +19,7 @@ def test_exp_is_the_papers_formula() -> None:
 
 
 def test_sga_is_the_papers_formula_at_its_budget_and_scaled_at_others() -> None:
-    """Else the SGA baseline is not SGA, or a 500-step run of it never leaves its first temperature."""
+    """Guards against a baseline that is not SGA, or stays at its first temperature for 500 steps."""
     taus = Annealing.published("atanh").temperatures(2000)
     assert taus[:701] == [0.5] * 701
     assert taus[1700] == pytest.approx(0.5 * math.exp(-1))
@@ -28,7 +28,7 @@ def test_sga_is_the_papers_formula_at_its_budget_and_scaled_at_others() -> None:
 
 
 def test_published_deterministic_annealing() -> None:
-    """Else the danneal baseline is not that of SGA's authors, who divide by min(0.2, e^(−0.004·t)) once."""
+    """Guards against another danneal than that of SGA's authors, who divide by min(0.2, e^(−0.004·t)) once."""
     squared = [tau**2 for tau in Annealing.published("danneal").temperatures(2000)]
     assert squared == pytest.approx([min(0.2, math.exp(-0.004 * t)) for t in range(2000)])
 
@@ -36,7 +36,7 @@ def test_published_deterministic_annealing() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 100, 500, 2000])
 @pytest.mark.parametrize("tau_max", [0.7, 1.0])
 def test_cold_ends_cold_in_every_budget(steps: int, tau_max: float) -> None:
-    """Else `--steps 20` stops hot: the relaxed latents are far from integers and rounding undoes the work."""
+    """Guards against a short run that ends at a high temperature, where the final rounding costs its gain."""
     taus = Annealing("cold", tau_max=tau_max, tau_end=0.1).temperatures(steps)
     assert len(taus) == steps
     assert taus[-1] == 0.1
@@ -50,14 +50,14 @@ def test_cold_ends_cold_in_every_budget(steps: int, tau_max: float) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 7, 500])
 def test_temperature_never_rises(schedule: str, steps: int) -> None:
-    """Else latents that had settled are shaken loose again."""
+    """Guards against a temperature that rises: latents near integers would leave them again."""
     taus = Annealing(schedule).temperatures(steps)
     assert taus == sorted(taus, reverse=True)
     assert all(0 < tau <= 1 for tau in taus)
 
 
 def test_learning_rates() -> None:
-    """Else the last steps overshoot (no decay) or do nothing (a rate of zero)."""
+    """Guards against a learning rate that does not decay, or reaches zero before the last step."""
     assert Annealing.published("ssl").learning_rates(3) == [0.005] * 3
     rates = Annealing(lr=0.02, lr_schedule="cosine").learning_rates(101)
     assert rates[0] == 0.02
@@ -70,7 +70,7 @@ def test_learning_rates() -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("steps", [0, 1, 20, 500, 2000])
 def test_defaults_exist_for_every_method_and_budget(method: str, steps: int) -> None:
-    """Else `--method X --steps N` crashes before it starts, or more steps come with larger ones."""
+    """Guards against a method or number of steps without a default, and a learning rate that grows with the steps."""
     settings = Annealing.default(method, steps)
     assert len(settings.temperatures(steps)) == len(settings.learning_rates(steps)) == steps
     assert settings.lr >= Annealing.default(method, 2 * steps).lr
@@ -91,13 +91,13 @@ def test_defaults_exist_for_every_method_and_budget(method: str, steps: int) -> 
     ],
 )
 def test_wrong_settings_are_named(options: dict, message: str) -> None:
-    """Else a mistyped option gives NaN latents after a minute instead of a sentence at once."""
+    """Guards against settings that lead to NaN in place of an error message."""
     with pytest.raises(ValueError, match=message):
         Annealing(**options)
 
 
 def test_wrong_steps_and_methods_are_refused() -> None:
-    """Else an off-by-one in a loop goes unseen: one step too many, past the end of the schedule."""
+    """Guards against a loop that runs past the end of its schedule, and against unknown methods."""
     with pytest.raises(ValueError, match="step must be"):
         temperature("cold", 10, 10)
     with pytest.raises(ValueError, match="step must be"):

@@ -1,4 +1,4 @@
-"""The last pass: what it predicts is what happens, it helps, and it changes only what it may."""
+"""The last pass, a coordinate descent over single integers: its predictions, its gain, and what it may change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LMBDA = 0.0075
 
 @pytest.fixture(scope="module")
 def problem(lite_level: LevelModel, photograph: np.ndarray) -> Problem:
-    """Of a picture that is not a multiple of 64 and whose right half matters more."""
+    """A picture that is no multiple of 64 and whose right half weighs more."""
     pixels = np.ascontiguousarray(photograph[120:240, 200:328])
     roi = np.where(np.arange(128) < 64, 0.5, 1.0)[None].repeat(120, 0)
     return Problem.of(lite_level, Picture(pixels), roi, LMBDA, "mse")
@@ -42,7 +42,8 @@ def coded(lite_level: LevelModel, annealed: Candidate) -> Latents:
     return quantize(lite_level, annealed.y, annealed.z)
 
 
-def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) -> None:
+def test_the_bits_of_a_change_are_exact(lite_level: LevelModel, coded: Latents) -> None:
+    """Guards against changes that are chosen by wrong rates."""
     _, lower, higher = bit_costs(lite_level.y_tables)
     entry = table_entries(coded.y, coded.index, lite_level.y_tables).flatten()
     before = code_length(lite_level, coded)
@@ -57,6 +58,7 @@ def test_the_price_of_a_change_is_exact(lite_level: LevelModel, coded: Latents) 
 
 
 def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: Latents) -> None:
+    """Guards against changes to or from an escape, and against entries of a neighbouring table."""
     tables = lite_level.y_tables
     _, lower, higher = bit_costs(tables)
     first, escape = tables.starts[:-1], tables.starts[1:] - 1
@@ -70,6 +72,7 @@ def test_the_ends_of_a_table_are_never_crossed(lite_level: LevelModel, coded: La
 def test_the_loss_of_a_round_is_the_true_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
+    """Guards against rounds that are compared by another loss than that of the file."""
     loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
     bits = loss.at(coded.y.float()).loss
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
@@ -79,6 +82,7 @@ def test_the_loss_of_a_round_is_the_true_one(
 def test_gradient_and_curvature_predict_the_squared_error(
     lite_level: LevelModel, problem: Problem, coded: Latents
 ) -> None:
+    """Guards against a wrong prediction of what a change does to the squared error, checked by finite differences."""
     loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
     y_hat = coded.y_hat()
     gradient = loss.at(coded.y.float()).gradient
@@ -101,6 +105,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
 
 
 def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
+    """Guards against a pass that gains nothing, changes z, or is not deterministic."""
     better = polish(lite_level, problem, annealed, 10)
     assert better.loss < 0.993 * annealed.loss
     assert problem.evaluate(better.y, better.z).loss == better.loss
@@ -111,6 +116,7 @@ def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem,
 def test_a_round_changes_an_integer_of_a_position_by_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
+    """Guards against several changes at one position, whose effects on the pixels would not be independent."""
     better = polish(lite_level, problem, annealed, 1)
     change = quantize(lite_level, better.y, better.z).y - coded.y
     assert change.abs().sum(dim=1).max() == 1
@@ -120,6 +126,7 @@ def test_a_round_changes_an_integer_of_a_position_by_one(
 def test_what_is_not_active_stays(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
+    """Guards against changes of latents of a neighbouring tile."""
     active = torch.zeros(1, 8, 8, 1, dtype=torch.bool)
     active[:, 2:6, 4:] = True
     batch = replace(Batch.of(lite_level, [problem]), active_y=active)
@@ -133,6 +140,7 @@ def test_what_is_not_active_stays(
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["grey", "alpha", "invisible"])
 def test_it_is_never_worse(lite_level: LevelModel, photograph: np.ndarray, kind: str, rounds: int) -> None:
+    """Guards against a loss that ignores grey files or transparency."""
     pixels = np.ascontiguousarray(photograph[100:170, 150:250])
     alpha = None
     if kind == "grey":
@@ -148,6 +156,7 @@ def test_it_is_never_worse(lite_level: LevelModel, photograph: np.ndarray, kind:
 
 
 def test_without_rounds_or_time_nothing_changes(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
+    """Guards against a pass that runs where it is switched off, or after the time limit."""
     assert polish(lite_level, problem, annealed, 3, until=0.0) is annealed
     assert polish(lite_level, problem, annealed, 0) is annealed
 
@@ -155,6 +164,7 @@ def test_without_rounds_or_time_nothing_changes(lite_level: LevelModel, problem:
 def test_it_ends_in_time(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Guards against a pass that exceeds the time limit."""
     clock = itertools.count(0.0, 1.0)
     monkeypatch.setattr(flips.time, "perf_counter", lambda: next(clock))
     polish(lite_level, problem, annealed, 100, until=20.0)
@@ -162,6 +172,7 @@ def test_it_ends_in_time(
 
 
 def test_little_time_is_enough_to_gain_something(lite_level: LevelModel, problem: Problem) -> None:
+    """Guards against a short time limit that is spent on too short an annealing, without a gain."""
     start = problem.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sgacodec.refine.loop.steps_within", lambda *_: 8)

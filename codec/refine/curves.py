@@ -24,8 +24,8 @@ def log_weights(distance: Tensor, rounding: Rounding) -> Tensor:
         raise ValueError(f"method {method!r} has no class weights")
     if method in ("atanh", "danneal"):
         return -torch.atanh(distance.clamp(-1 + ATANH_EPS, 1 - ATANH_EPS))
-    reach = rounding.r / 1.5 if method == "ssl" and rounding.classes == 3 else rounding.r
-    q = (distance * reach).clamp(EPS, 1 - EPS)
+    scale_d = rounding.r / 1.5 if method == "ssl" and rounding.classes == 3 else rounding.r
+    q = (distance * scale_d).clamp(EPS, 1 - EPS)
     if method == "linear":
         return n * torch.log1p(-q)
     if method == "cosine":

@@ -87,7 +87,7 @@ class EntropyParameters:
     z_bits : Tensor (B,)
         Bits of ẑ.
     mixed : tuple of Tensor (B, H/16, W/16, hidden)
-        What the context model, if any, has from ẑ: `ContextModel.mix_features`.
+        Features of ẑ for the passes of the context model (`ContextModel.mix_features`); empty without one.
     """
 
     parameters: Tensor

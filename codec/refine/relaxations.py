@@ -121,27 +121,27 @@ def _evaluate(
     """v̂ and, if `with_slope`, ∂v̂/∂v. Operates in place only on tensors that are created here."""
     if rounding.method == "ste":
         return v.round(), None
-    cold = 1 / (tau.to(v.dtype) if isinstance(tau, Tensor) else tau)
+    inverse_tau = 1 / (tau.to(v.dtype) if isinstance(tau, Tensor) else tau)
     if rounding.classes == 3:
         assert noise is not None
         if v.device.type == "cpu" and v.numel() > BLOCK and not torch.compiler.is_compiling():
-            return _three_class_in_blocks(v, cold, rounding, noise, with_slope)
-        return _three_class(v, cold, rounding, noise, with_slope)
-    return _two_class(v, cold, rounding, noise, with_slope)
+            return _three_class_in_blocks(v, inverse_tau, rounding, noise, with_slope)
+        return _three_class(v, inverse_tau, rounding, noise, with_slope)
+    return _two_class(v, inverse_tau, rounding, noise, with_slope)
 
 
-def _add_scaled(x: Tensor, noise: Tensor, cold: float | Tensor) -> None:
-    """x += cold·noise in one pass, for a number and for a scalar on the device."""
-    if isinstance(cold, Tensor):
-        x.addcmul_(noise, cold)
+def _add_scaled(x: Tensor, noise: Tensor, inverse_tau: float | Tensor) -> None:
+    """x += inverse_tau·noise in one pass, for a number and for a scalar on the device."""
+    if isinstance(inverse_tau, Tensor):
+        x.addcmul_(noise, inverse_tau)
     else:
-        x.add_(noise, alpha=cold)
+        x.add_(noise, alpha=inverse_tau)
 
 
 def _two_class(
-    v: Tensor, cold: float | Tensor, rounding: Rounding, noise: Tensor | None, with_slope: bool
+    v: Tensor, inverse_tau: float | Tensor, rounding: Rounding, noise: Tensor | None, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """⌊v⌋ + σ((gain·g(u)·cold + noise)·cold) with gain·g(u) = f(1−u) − f(u) and cold = 1/τ."""
+    """⌊v⌋ + σ((gain·g(u)·inverse_tau + noise)·inverse_tau) with gain·g(u) = f(1−u) − f(u) and inverse_tau = 1/τ."""
     low = v.floor()
     u = v - low  # [0, 1]: 1 where v is less than half a unit in the last place below an integer
     if rounding.method == "cosine":  # f(1−u) − f(u) = 2·log tan(πu/2)
@@ -156,14 +156,14 @@ def _two_class(
         gain = rounding.a
         g = torch.logit(u, eps=EPS)
 
-    g.mul_(gain * cold * cold)
+    g.mul_(gain * inverse_tau * inverse_tau)
     if noise is not None:
-        _add_scaled(g, noise, cold)
+        _add_scaled(g, noise, inverse_tau)
     p = g.clamp_(LOGIT_FLOOR, -LOGIT_FLOOR).sigmoid_()  # probability of the upper class
 
     slope = None
     if with_slope:
-        scale = gain * cold * cold
+        scale = gain * inverse_tau * inverse_tau
         if not isinstance(scale, Tensor):
             scale = v.new_full((), scale)
         slope = torch.ops.aten.sigmoid_backward(scale.expand_as(p), p)  # scale·p·(1 − p), times g′(u):
@@ -179,13 +179,13 @@ def _two_class(
 
 
 def _three_class(
-    v: Tensor, cold: float | Tensor, rounding: Rounding, noise: Tensor, with_slope: bool
+    v: Tensor, inverse_tau: float | Tensor, rounding: Rounding, noise: Tensor, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """round(v) − p₋ + p₊; the leading dimension of 3 is the classes −1, 0, +1 around round(v)."""
     centre = v.round()
     w = v - centre  # [−½, ½]
-    reach = rounding.r / 1.5 if rounding.method == "ssl" else rounding.r
-    q = torch.stack((w + 1, w.abs(), 1 - w)).mul_(reach).clamp_(EPS, 1 - EPS)  # (3, *shape), scaled distances
+    scale_d = rounding.r / 1.5 if rounding.method == "ssl" else rounding.r
+    q = torch.stack((w + 1, w.abs(), 1 - w)).mul_(scale_d).clamp_(EPS, 1 - EPS)  # (3, *shape), scaled distances
     if rounding.method == "linear":
         weight = 1 - q
     elif rounding.method == "cosine":
@@ -193,9 +193,9 @@ def _three_class(
     else:
         weight = torch.logit(q).mul_(-rounding.a).sigmoid_()
 
-    x = weight.log().mul_(rounding.n * cold * cold)
-    _add_scaled(x[0], noise[0], cold)
-    _add_scaled(x[2], noise[1], cold)
+    x = weight.log().mul_(rounding.n * inverse_tau * inverse_tau)
+    _add_scaled(x[0], noise[0], inverse_tau)
+    _add_scaled(x[2], noise[1], inverse_tau)
     p = x.sub_(x.amax(dim=0)).clamp_(min=LOGIT_FLOOR).exp_()
     p.div_(p.sum(dim=0))
     mean = p[2] - p[0]
@@ -203,7 +203,7 @@ def _three_class(
     if not with_slope:
         return value, None
 
-    # v̂′ = Σ_k p_k·(k − mean)·x_k′, and x_k′ = −(n/τ²)·(reach·steepness)·d_k′ with d′ = (1, sign w, −1)
+    # v̂′ = Σ_k p_k·(k − mean)·x_k′, and x_k′ = −(n/τ²)·(scale_d·steepness)·d_k′ with d′ = (1, sign w, −1)
     if rounding.method == "ssl":
         steepness = torch.ops.aten.logit_backward((1 - weight).mul_(rounding.a), q, EPS)
     else:
@@ -216,11 +216,11 @@ def _three_class(
     slope = p[0].mul_(mean + 1)
     slope += p[1].mul_(mean).mul_(w.sign())
     slope += p[2].mul_(1 - mean)
-    return value, slope * (rounding.n * reach * cold * cold)
+    return value, slope * (rounding.n * scale_d * inverse_tau * inverse_tau)
 
 
 def _three_class_in_blocks(
-    v: Tensor, cold: float | Tensor, rounding: Rounding, noise: Tensor, with_slope: bool
+    v: Tensor, inverse_tau: float | Tensor, rounding: Rounding, noise: Tensor, with_slope: bool
 ) -> tuple[Tensor, Tensor | None]:
     """`_three_class` in blocks whose temporaries stay in the CPU's cache, which is twice as fast."""
     flat, flat_noise = v.reshape(-1), noise.reshape(2, -1)
@@ -228,7 +228,7 @@ def _three_class_in_blocks(
     slope = torch.empty_like(flat) if with_slope else None
     for start in range(0, flat.numel(), BLOCK):
         part = slice(start, start + BLOCK)
-        value[part], part_slope = _three_class(flat[part], cold, rounding, flat_noise[:, part], with_slope)
+        value[part], part_slope = _three_class(flat[part], inverse_tau, rounding, flat_noise[:, part], with_slope)
         if slope is not None and part_slope is not None:
             slope[part] = part_slope
     return value.view(v.shape), None if slope is None else slope.view(v.shape)

@@ -1,7 +1,7 @@
 """One step of refinement: relaxed loss, gradient, Adam. Eager on CPUs, captured as a CUDA graph on GPUs.
 
 While z is refined, every step computes the entropy parameters of y anew. After `Annealing.steps_of_z` steps, z is
-rounded, the entropy parameters are constants, and only y is refined.
+rounded, what is computed from ẑ is constant, and only y is refined.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
 
 @torch.no_grad()
 def freeze_z(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> EntropyParameters:
-    """Round z in place, and return the entropy parameters of y, which are constants from here on."""
+    """Round z in place, and return what is computed from ẑ, which is constant from here on."""
     median = level.folded.density.median
     z.sub_(median).round_().add_(median)
     return relaxed_parameters(level, batch, z, 1.0, Rounding("ste"), None, bf16)
