@@ -1,7 +1,7 @@
 """Schedules of a refinement: the temperature and the learning rate of every step.
 
-A refinement of N steps runs a whole annealing in N steps. The schedules are plain floats, computed before the
-loop starts, so that the loop can upload them once and read them as device scalars.
+The default schedule is scaled to the number of steps. Schedules are lists of floats that are computed before the loop
+starts, so that a CUDA graph can read them from device memory.
 
 Sources: SGA+ is Perugachi-Diaz et al. 2024 (arXiv 2401.17789), SGA is Yang et al. 2020 (arXiv 2006.04240).
 """
@@ -14,14 +14,13 @@ from .rounding import METHODS
 SCHEDULES = ("exp", "sga", "cold")
 LR_SCHEDULES = ("constant", "cosine")
 
-PAPER_STEPS = 2000  # the budget that the constants of SGA belong to
+PAPER_STEPS = 2000  # the number of steps that the constants of SGA are for
 SGA_START = 700  # t₀ of SGA at PAPER_STEPS
-LR_FLOOR = 0.02  # the cosine ends at this part of the learning rate
+LR_FLOOR = 0.02  # last learning rate of the cosine, relative to the first
 
-
-# What Annealing.default is made of (docs/refinement.md has the study). Fewer steps want larger ones: the learning rate
-# falls with the square root of the number of steps, from DEFAULT_LR at DEFAULT_LR_STEPS, within limits.
-DEFAULT_TAU = (1.5, 0.3)  # first and last temperature, but for these methods and classes:
+# Constants of Annealing.default; docs/refinement.md has the measurements they were chosen by. The learning rate is
+# proportional to 1/√steps, DEFAULT_LR at DEFAULT_LR_STEPS, within limits.
+DEFAULT_TAU = (1.5, 0.3)  # first and last temperature, except for these methods and classes:
 DEFAULT_TAU_OF = {
     ("danneal", 2): (0.5, 0.3),
     ("atanh", 2): (0.4, 0.2),
@@ -32,8 +31,8 @@ DEFAULT_LR = 0.04
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
 DEFAULT_LR_MAX = 6e-2
-DEFAULT_Z_PART = 0.6  # of the steps: what z has not found by then it does not find, and a step without it is cheaper
-DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # without annealing, larger steps only add noise
+DEFAULT_Z_PART = 0.6  # part of the steps that refine z: more does not lower the loss, and steps without z are faster
+DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # methods without a temperature
 
 
 def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -60,7 +59,7 @@ class Annealing:
     lr_schedule : str
         `constant` or `cosine`.
     z_part : float
-        Part of the steps in which z moves; then it is rounded for good and y moves alone.
+        Part of the steps that refine y and z; then z is rounded, and the remaining steps refine y only.
     """
 
     schedule: str = "exp"
@@ -87,7 +86,7 @@ class Annealing:
 
     @classmethod
     def published(cls, method: str) -> "Annealing":
-        """The papers' settings for a rounding method: learning rate 0.005, rate 0.001.
+        """The papers' settings for a rounding method: constant learning rate 0.005, rate 0.001.
 
         `atanh` is SGA's: schedule `sga`, τmax ½. `linear`, `cosine` and `ssl` are SGA+'s: `exp`, τmax 1.
         `danneal` is SGA's deterministic annealing, whose authors divide by min(0.2, e^(−0.004·t)) once; here
@@ -98,7 +97,7 @@ class Annealing:
 
     @classmethod
     def default(cls, method: str, steps: int, classes: int = 2) -> "Annealing":
-        """The codec's own settings for a rounding method and a number of steps: cold at the end."""
+        """The default settings for a rounding method and a number of steps: schedule `cold`."""
         _check_name("method", method, METHODS)
         _check_steps(steps)
         lr = DEFAULT_LR * math.sqrt(DEFAULT_LR_STEPS / max(steps, 1))
@@ -107,7 +106,7 @@ class Annealing:
         return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine", z_part=DEFAULT_Z_PART)
 
     def steps_of_z(self, steps: int) -> int:
-        """In how many of `steps` z moves."""
+        """How many of `steps` refine z."""
         return math.ceil(self.z_part * steps)
 
     def temperatures(self, steps: int) -> list[float]:
@@ -138,9 +137,9 @@ def temperature(
 ) -> float:
     """Temperature of step `step` of `steps`.
 
-    * `exp` (SGA+): min(τmax, e^(−c·t)). It does not know how many steps there are.
-    * `sga` (SGA): min(τmax, τmax·e^(−c·(t − t₀))), where t₀ = 700 and c belong to 2000 steps and are
-      scaled to the budget, so any number of steps sees the same course.
+    * `exp` (SGA+): min(τmax, e^(−c·t)), for any number of steps.
+    * `sga` (SGA): min(τmax, τmax·e^(−c·(t − t₀))), where t₀ = 700 and c are for 2000 steps and are scaled to the
+      number of steps.
     * `cold` (ours): geometric from τmax at step 0 to `tau_end` at the last step; one step alone is at
       `tau_end`.
 
