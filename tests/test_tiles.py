@@ -11,7 +11,7 @@ import tiny_model
 
 from sgacodec import latents, metrics
 from sgacodec.models.level import LevelModel
-from sgacodec.networks.architecture import FAMILIES, Architecture
+from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import Picture
 from sgacodec.refine import loop, tiles
 from sgacodec.refine.loop import Progress, refine
@@ -19,6 +19,7 @@ from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.settings import Settings
 
 LMBDA = 0.0075
+REACH = Architecture("lite", N=8, M=16, scale="exp", width=12, hidden=8).reach  # without context model
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_tiles_cover_a_picture_once(height: int, width: int, tile: int, monkeypa
     """Guards against latents that are never refined, or twice, and against halos that are cut off."""
     monkeypatch.setattr(tiles, "TILE", tile)
     covered = np.zeros((height // 64, width // 64), int)
-    for region in tiles.regions(height, width, FAMILIES["lite"].reach):
+    for region in tiles.regions(height, width, REACH):
         top, left, bottom, right = (v // 64 for v in region.inner)
         assert all(v % 64 == 0 for v in (*region.inner, *region.wide))
         assert max(bottom - top, right - left) * 64 <= tile
@@ -116,7 +117,7 @@ def test_tiles_cover_a_picture_once(height: int, width: int, tile: int, monkeypa
 def test_no_tile_is_too_small_for_ms_ssim() -> None:
     """Guards against a tile of fewer pixels than MS-SSIM needs: a picture of 1025 pixels once ended in one."""
     for width in range(2048 + 64, 5000, 64):
-        for region in tiles.regions(1088, width, FAMILIES["lite"].reach):
+        for region in tiles.regions(1088, width, REACH):
             top, left, bottom, right = region.outer
             assert min(bottom - top, right - left) - 63 >= metrics.MS_SSIM_MIN_SIDE
 
