@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integer_reference import Pair, reference, reference_layer
 from torch import nn
 
 from sgacodec import latents
@@ -28,57 +29,9 @@ from sgacodec.coding.tables import scale_thresholds
 from sgacodec.models.level import LevelModel, Model
 
 INT32 = (-(2**31), 2**31 - 1)
-Pair = tuple[np.ndarray, np.ndarray]
 
 
 # --------------------------------------------------------------------------------------------- reference evaluations
-
-
-def reference_layer(layer: IntegerLayer, a: np.ndarray) -> np.ndarray:
-    """The sums of one layer in int64: loops over kernel taps, as docs/format.md writes them."""
-    weight = layer.weight.numpy().astype(np.int64)
-    B, _, H, W = a.shape
-    k, s, p = layer.weight.shape[-1], layer.stride, layer.padding
-    if not layer.transposed:
-        padded = np.pad(a, ((0, 0), (0, 0), (p, p), (p, p)))
-        out = np.zeros((B, weight.shape[0], H, W), dtype=np.int64)
-        for u in range(k):
-            for v in range(k):
-                out += np.einsum("oi,bihw->bohw", weight[:, :, u, v], padded[:, :, u : u + H, v : v + W])
-        return out
-    full = np.zeros((B, weight.shape[1], (H - 1) * s + k, (W - 1) * s + k), dtype=np.int64)
-    for u in range(k):
-        for v in range(k):
-            part = np.einsum("io,bihw->bohw", weight[:, :, u, v], a)
-            full[:, :, u : u + s * (H - 1) + 1 : s, v : v + s * (W - 1) + 1 : s] += part
-    extra = layer.output_padding
-    return np.pad(full, ((0, 0), (0, 0), (0, extra), (0, extra)))[:, :, p : full.shape[2] - p + extra][
-        ..., p : full.shape[3] - p + extra
-    ]
-
-
-def rounded_shift(value: np.ndarray, by: np.ndarray | int) -> np.ndarray:
-    return (value + (np.int64(1) << (np.int64(by) - 1))) >> by
-
-
-def reference(h_s: IntegerHyperDecoder, gains: IntegerGains, k: np.ndarray) -> Pair:
-    """Indexes and means by docs/format.md in int64 numpy."""
-    column = (None, slice(None), None, None)
-    z_scale, z_offset, scale_gain, mean_gain = (
-        v.numpy()[column] for v in (gains.z_scale, gains.z_offset, gains.scale, gains.mean)
-    )
-    a = (np.clip(k.astype(np.int64), -(2**20), 2**20) * z_scale + z_offset) >> 12
-    for i, layer in enumerate(h_s.layers):
-        a = np.clip(a, -32767, 32767)
-        sums = reference_layer(layer, a) + layer.bias.numpy()[column]
-        if i < len(h_s.layers) - 1:
-            sums = np.where(sums < 0, (sums * layer.slope) >> 16, sums)
-        a = rounded_shift(sums, layer.shift.numpy()[column])
-    scale, mean = np.split(np.clip(a, -(2**31), 2**31), 2, axis=1)
-    scale = scale + scale_gain if h_s.kind == "exp" else rounded_shift(scale * scale_gain, 20)
-    index = sum((scale > t).astype(np.uint8) for t in h_s.thresholds.numpy())
-    mu = np.clip(rounded_shift(mean * mean_gain, 26), -(2**23), 2**23)
-    return np.asarray(index), mu.astype(np.int32)
 
 
 def permuted(

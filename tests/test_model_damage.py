@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save
+from tampering import Change, assert_refused, change_tensor, drop, set_metadata, set_tensor, tampered
 
 from sgacodec.models import file as model_file
-from sgacodec.models.catalogue import (
-    ModelError,
-)
+from sgacodec.models.catalogue import ModelError
 from sgacodec.models.file import read_model
 from sgacodec.models.verify import verify
-
-Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
-
-
-def contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    with safe_open(str(path), "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["sgacodec"])  # noqa: SIM118
-
-
-def tampered(path: Path, target: Path, change: Change, *, new_id: bool) -> Path:
-    """A changed copy; with `new_id` under the right id, as by somebody who knows how it is computed."""
-    tensors, metadata = contents(path)
-    change(tensors, metadata)
-    if new_id:
-        with contextlib.suppress(KeyError):  # no id can be computed
-            metadata["id"] = model_file.model_id(tensors, metadata)
-    data = save({k: v.contiguous() for k, v in sorted(tensors.items())}, metadata={"sgacodec": json.dumps(metadata)})
-    target.write_bytes(data)
-    return target
-
-
-def assert_refused(path: Path) -> None:
-    with pytest.raises(ModelError) as error:
-        read_model(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @given(st.data())
@@ -81,22 +49,6 @@ def test_truncated_foreign_empty_missing(tiny_path: Path, tmp_path: Path) -> Non
         assert_refused(path)
     assert_refused(tmp_path / "missing.safetensors")
     assert_refused(tmp_path)
-
-
-def set_tensor(key: str, value: torch.Tensor) -> Change:
-    return lambda tensors, _: tensors.__setitem__(key, value)
-
-
-def change_tensor(key: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Change:
-    return lambda tensors, _: tensors.__setitem__(key, function(tensors[key]))
-
-
-def set_metadata(key: str, value: Any) -> Change:
-    return lambda _, metadata: metadata.__setitem__(key, value)
-
-
-def drop(key: str) -> Change:
-    return lambda tensors, _: tensors.__delitem__(key)
 
 
 INVALID: dict[str, Change] = {
