@@ -12,13 +12,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+import tiny_model
 import torch
 from hypothesis import settings
 from PIL import Image
 
 from sgacodec.api import Codec
 from sgacodec.models import catalogue as models
-from sgacodec.models.file import read_model
+from sgacodec.models.file import read_model, write_model
 from sgacodec.models.level import LevelModel, Model
 
 _MAX_WORKERS = 8
@@ -98,8 +99,6 @@ def tiny_path(regenerate: bool, photograph: np.ndarray) -> Path:
     """The small model of the golden files: all that a real one has, in a quarter of a megabyte."""
     path = GOLDEN / "tiny.safetensors"
     if regenerate:
-        import tiny_model
-
         tiny_model.write(path, photograph)
     return path
 
@@ -107,6 +106,25 @@ def tiny_path(regenerate: bool, photograph: np.ndarray) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> Model:
     return read_model(tiny_path)
+
+
+@pytest.fixture(scope="session")
+def context_path(regenerate: bool, photograph: np.ndarray) -> Path:
+    """A small model with a context model and linear scales, as imported networks have them."""
+    path = GOLDEN / "context.safetensors"
+    if regenerate:
+        write_model(tiny_model.with_context("mshyper", photograph), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def contexts(context_path: Path, photograph: np.ndarray) -> dict[str, Model]:
+    """Small models with a context model: scales as logarithms or linear, and channel groups without a checkerboard."""
+    return {
+        "exp": tiny_model.with_context("lite", photograph),
+        "linear": read_model(context_path),
+        "groups": tiny_model.with_context("lite", photograph, checkerboard=False),
+    }
 
 
 @pytest.fixture(scope="module")
