@@ -23,13 +23,17 @@ def encode(codec: Codec, picture: Picture, settings: Settings = PLAIN) -> api.En
     return codec.encode([picture], settings)[0]
 
 
-CASES = ("colour", "grey-alpha")
+CASES = ("colour", "grey-alpha", "context", "refined")
 
 
 def golden_picture(case: str, photograph: np.ndarray) -> tuple[Picture, Settings]:
     crop = photograph[130:200, 230:350]
     if case == "colour":
         return Picture(crop, exif=b"II*\0\x08\0\0\0\0\0"), Settings(lmbda=0.045, method="none")
+    if case == "context":
+        return Picture(crop), PLAIN
+    if case == "refined":
+        return Picture(crop[:, :70]), Settings(lmbda=0.045, method="ssl", steps=20)
     alpha = np.tile(np.arange(90, dtype=np.uint8), (33, 1))
     return Picture(np.repeat(crop[:33, :90, :1], 3, axis=2), grey=True, alpha=alpha), Settings(
         lmbda=0.0016, method="none"
@@ -37,12 +41,16 @@ def golden_picture(case: str, photograph: np.ndarray) -> tuple[Picture, Settings
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden_files(case: str, small: Codec, photograph: np.ndarray, regenerate: bool) -> None:
+def test_golden_files(
+    case: str, request: pytest.FixtureRequest, context_path: Path, photograph: np.ndarray, regenerate: bool
+) -> None:
     """Files of format version 1 decode to the same integers in every later version."""
     path, record = GOLDEN / f"{case}.sga", GOLDEN / f"{case}.json"
+    plain = case in ("colour", "grey-alpha")
+    codec: Codec = request.getfixturevalue("small") if plain else Codec(str(context_path), device="cpu")
     if regenerate:
-        path.write_bytes(encode(small, *golden_picture(case, photograph)).data)
-    decoded = small.decode(path.read_bytes())
+        path.write_bytes(encode(codec, *golden_picture(case, photograph)).data)
+    decoded = codec.decode(path.read_bytes())
     picture = decoded.picture
     exact = {
         "integers": decoded.report["integers"],
@@ -58,20 +66,24 @@ def test_golden_files(case: str, small: Codec, photograph: np.ndarray, regenerat
         assert np.abs(np.array(shown).astype(int) - picture.pixels).max() <= 1
 
 
-def test_golden_file_with_four_threads(small: Codec) -> None:
+def recorded_integers(case: str) -> str:
+    return json.loads((GOLDEN / f"{case}.json").read_text("utf-8"))["integers"]
+
+
+@pytest.mark.parametrize("case", ["colour", "context"])
+def test_golden_file_with_four_threads(case: str, tiny_path: Path, context_path: Path) -> None:
     """Guards against integers that depend on the number of threads."""
-    data = (GOLDEN / "colour.sga").read_bytes()
-    expected = json.loads((GOLDEN / "colour.json").read_text("utf-8"))["integers"]
+    codec = Codec(str(tiny_path if case == "colour" else context_path), device="cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        assert small.decode(data).report["integers"] == expected
+        assert codec.decode((GOLDEN / f"{case}.sga").read_bytes()).report["integers"] == recorded_integers(case)
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.cuda
-def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -> None:
+def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path, context_path: Path) -> None:
     """Files encoded on CUDA decode on a CPU to the same integers, and the other way round."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
     assert on_cuda.levels.for_encoding(0.0075).exact.device.type == "cuda"
@@ -81,5 +93,6 @@ def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path) -
             a, b = one.decode(data), other.decode(data)
             assert a.report["integers"] == b.report["integers"]
             assert np.abs(a.picture.pixels.astype(int) - b.picture.pixels).max() <= 1
-    golden = Codec(str(tiny_path), device="cuda").decode((GOLDEN / "colour.sga").read_bytes())
-    assert golden.report["integers"] == json.loads((GOLDEN / "colour.json").read_text("utf-8"))["integers"]
+    for case, path in (("colour", tiny_path), ("context", context_path), ("refined", context_path)):
+        golden = Codec(str(path), device="cuda").decode((GOLDEN / f"{case}.sga").read_bytes())
+        assert golden.report["integers"] == recorded_integers(case)

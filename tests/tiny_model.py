@@ -50,13 +50,13 @@ def untrained(architecture: Architecture, photograph: np.ndarray, seed: int = 0)
     return model
 
 
-def exported(model: GainedHyperprior, photograph: np.ndarray, levels: int = 3) -> Model:
+def exported(model: GainedHyperprior, photograph: np.ndarray, levels: int = 3, name: str = "tiny") -> Model:
     """The exported model, calibrated on the photograph."""
     with torch.no_grad():
         crops = to_tensor(photograph)[:, :, :256, :512]
         y = model.g_a(crops)
         z = model.h_a(y / model.y_unit[None, :, None, None])
-    return export(model, "tiny", {"licence": "MIT"}, [z], levels, y_samples=[y])
+    return export(model, name, {"licence": "MIT"}, [z], levels, y_samples=[y])
 
 
 def write(path: Path, photograph: np.ndarray) -> None:
@@ -74,4 +74,4 @@ def with_context(family: str, photograph: np.ndarray, checkerboard: bool = True,
         context=replace(CONTEXT, checkerboard=checkerboard),
         **sizes,
     )
-    return exported(untrained(architecture, photograph), photograph, levels)
+    return exported(untrained(architecture, photograph), photograph, levels, name="context")
