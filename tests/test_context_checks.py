@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from integer_reference import reference_passes
 
 from sgacodec.coding.context_layers import IntegerContextGroup, check_context, check_context_biases
 from sgacodec.coding.integer_layers import IntegerLayer
@@ -92,3 +95,20 @@ def test_fingerprint_notices_one_weight(contexts: dict[str, Model], kind: str) -
             biases[k, half] += 1 << (group.mix.shift + 4)
             gains = replace(prior.gains, context=biases)
             assert fingerprint(replace(prior, gains=gains)) != model.fingerprint, (k, half)
+
+
+@pytest.mark.parametrize("kind", ["linear", "groups"])
+def test_the_fingerprint_by_the_specification(contexts: dict[str, Model], kind: str) -> None:
+    """Guards against a fingerprint that differs from the one that docs/format.md defines."""
+    model = contexts[kind]
+    content = hashlib.sha256()
+
+    def numbered(n: int) -> np.ndarray:
+        return np.array([((7919 * j + 104729) % 31 - 15) * (100 if j % 17 == 0 else 1) for j in range(n)])
+
+    def symbols_of(index: np.ndarray, mu: np.ndarray, channels: slice, where: np.ndarray) -> np.ndarray:
+        content.update(index.astype("u1").tobytes() + mu.astype("<i4").tobytes())
+        return numbered(len(index))
+
+    reference_passes(model.prior(0), numbered(4 * 3 * 5).reshape(1, 4, 3, 5), symbols_of)
+    assert content.hexdigest() == model.fingerprint
