@@ -140,7 +140,7 @@ def temperature(
     * `exp` (SGA+): min(τmax, e^(−c·t)), for any number of steps.
     * `sga` (SGA): min(τmax, τmax·e^(−c·(t − t₀))), where t₀ = 700 and c are for 2000 steps and are scaled to the
       number of steps.
-    * `cold` (ours): geometric from τmax at step 0 to `tau_end` at the last step; one step alone is at
+    * `cold` (ours): geometric from τmax at step 0 to `tau_end` at the last step; a single step is at
       `tau_end`.
 
     Raises
@@ -164,7 +164,7 @@ def learning_rate(schedule: str, step: int, steps: int, lr: float) -> float:
     """Learning rate of step `step` of `steps`.
 
     * `constant`: `lr` throughout.
-    * `cosine`: half a cosine from `lr` at step 0 to `LR_FLOOR`·lr at the last step; one step alone has `lr`.
+    * `cosine`: half a cosine from `lr` at step 0 to `LR_FLOOR`·lr at the last step; a single step has `lr`.
 
     Raises
     ------

@@ -77,7 +77,7 @@ def rounding(
         says what is allowed.
     """
     values = dict(_DEFAULTS.get((method, classes), {}))
-    bare = Rounding(method, classes)  # says what is wrong with the method or the classes first
+    bare = Rounding(method, classes)  # an unknown method or number of classes is the first error to report
     for name, value in (("a", a), ("r", r), ("n", n)):
         if value is None:
             continue

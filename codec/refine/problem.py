@@ -69,7 +69,7 @@ class Problem:
     weights : ndarray (h, w) float32 or bool, optional
         Weight of each pixel's squared error: 0 under alpha 0, with mean 1 over the visible pixels; None: 1 everywhere.
     grey : bool
-        Whether the file is grey: the mean of the three channels of x̂ is what is shown.
+        Whether the file is grey: the decoder outputs the mean of the three channels of x̂.
     shape : tuple of int
         H and W after padding by replication: multiples of 64 for a whole picture.
     """
