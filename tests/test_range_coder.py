@@ -83,6 +83,18 @@ def test_round_trip_with_any_tables(tables: Tables, symbols: np.ndarray, draw: s
     assert 8 * len(data) <= cost(symbols, indexes, tables) * 1.001 + 72
 
 
+def test_a_stream_of_zeros_decodes() -> None:
+    """Guards against refusing a valid stream whose bytes are all zero as too short for its symbols."""
+    half = Tables(np.array([1 << 23, 1 << 23], np.int32), np.array([0, 2]), np.array([0]))
+    for count in (1, 64, 65, 1000):
+        symbols, indexes = np.zeros(count, np.int32), np.zeros(count, np.uint8)
+        data = encode(symbols, indexes, half)
+        assert data == b"\0" * max(0, -((64 - count) // 8))
+        assert np.array_equal(decode(data, indexes, half), symbols)
+        with pytest.raises(FormatError, match="zero byte"):
+            decode(data + b"\0", indexes, half)
+
+
 @given(st.integers(0, 2**32), st.integers(1, 60))
 def test_blocks_do_not_change_the_bytes(seed: int, block: int) -> None:
     """Guards against bytes that depend on the block size, which only bounds the memory."""

@@ -120,9 +120,11 @@ class Encoder:
 
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
+        self._least = 0
 
     def push(self, symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> None:
         """Append int32 symbols (n,), symbol i under table indexes[i]; escaped distances directly after them."""
+        self._least += shortest(np.bincount(indexes, minlength=len(tables)), tables)
         where, distances = [_NONE], [_NONE]
         for table, positions in _groups(indexes):
             entries, escaped, beyond = _split(symbols[positions], tables, table)
@@ -134,9 +136,9 @@ class Encoder:
             _encode_distances(self._coder, np.concatenate(distances)[order])
 
     def finish(self) -> bytes:
-        """The stream, big-endian words without the zero bytes at its end."""
+        """The stream, big-endian words without the zero bytes at its end that exceed `smallest_size`."""
         data: bytes = self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0")
-        return data
+        return data.ljust(smallest_size(self._least), b"\0")
 
 
 class Decoder:
@@ -146,17 +148,15 @@ class Decoder:
     """
 
     def __init__(self, data: bytes) -> None:
-        if data.endswith(b"\0"):
-            raise FormatError("damaged: an entropy-coded stream ends with a zero byte")
         words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=">u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
-        self._bits = 8.0 * len(data) + 64
-        self._least = 0.0  # bits that the symbols so far take at the very least
+        self._data = data
+        self._least = 0
 
     def pull(self, indexes: np.ndarray, tables: Tables) -> np.ndarray:
         """Decode the next symbols, (n,) int32."""
         self._least += shortest(np.bincount(indexes, minlength=len(tables)), tables)
-        if self._bits < self._least:
+        if len(self._data) < smallest_size(self._least):
             raise FormatError("damaged: too few entropy-coded bytes for an image of this size")
         symbols = np.empty(len(indexes), dtype=np.int32)
         where = [_NONE]
@@ -179,7 +179,9 @@ class Decoder:
         return symbols
 
     def finish(self) -> None:
-        """Check that all bytes have been used."""
+        """Check that all bytes have been used, and that no zero bytes follow them."""
+        if self._data.endswith(b"\0") and len(self._data) > smallest_size(self._least):
+            raise FormatError("damaged: an entropy-coded stream ends with a zero byte")
         if not self._coder.maybe_exhausted():
             raise FormatError("damaged: bytes are left after the last entropy-coded symbol")
 
@@ -205,10 +207,23 @@ def decode(data: bytes, indexes: np.ndarray, tables: Tables) -> np.ndarray:
     return symbols
 
 
-def shortest(counts: np.ndarray, tables: Tables) -> float:
-    """Lower bound of the bits of counts[t] symbols of each table: all symbols the most probable ones."""
+def shortest(counts: np.ndarray, tables: Tables) -> int:
+    """Lower bound of the code length of counts[t] symbols of each table, in 1/256 bit.
+
+    All symbols are taken as the most probable ones, whose code lengths are rounded down: integers, so that encoder and
+    decoder agree.
+    """
     largest = np.maximum.reduceat(tables.frequencies, tables.starts[:-1])
-    return float((counts * (PRECISION - np.log2(largest))).sum())
+    return int((counts * np.floor(256 * (PRECISION - np.log2(largest))).astype(np.int64)).sum())
+
+
+def smallest_size(least: int) -> int:
+    """Bytes that a stream has at least whose symbols have the lower bound `least` (see `shortest`).
+
+    A decoder refuses a stream that is shorter for the claimed size of an image before it decodes it. 64 bits of
+    tolerance are more than the range coder's state.
+    """
+    return max(0, -((64 * 256 - least) // (8 * 256)))
 
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
