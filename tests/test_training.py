@@ -26,7 +26,7 @@ from sgacodec.models.catalogue import read_info
 from sgacodec.models.file import read_model, write_model
 from sgacodec.models.verify import verify
 from sgacodec.networks import architecture as networks
-from sgacodec.networks.architecture import Architecture
+from sgacodec.networks.architecture import Architecture, Context
 from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
 from sgacodec.training import export as training_export
@@ -41,10 +41,18 @@ from sgacodec.training.optimizer import set_learning_rate
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 
 CPU = torch.device("cpu")
-TINY = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
+PLAIN = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
+TINY = replace(
+    PLAIN,
+    deep_width=8,
+    deep_blocks=1,
+    body_width=8,
+    body_blocks=1,
+    context=Context((8, 16), past=8, near=8, hidden=8),
+)
 TINY_MSHYPER = Architecture("mshyper", N=8, M=16, scale="linear")
 INITIAL_CROPS = (24, 128)
-RECIPE = Recipe("tiny", steps=40, batch=2, crop=64, warmup=5)
+RECIPE = Recipe("tiny", steps=40, batch=2, crop=64, warmup=5, optimizer="soap")
 
 
 def photograph(seed: int, height: int = 160, width: int = 192) -> Tensor:
@@ -80,15 +88,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory, crops: Crops) -> State:
         return train(start(RECIPE, crops, CPU), crops, CPU, tmp_path_factory.mktemp("run") / "straight.ckpt")
 
 
+def _tensors(record: Any) -> list[Tensor]:
+    """All numbers of nested lists and dictionaries."""
+    if isinstance(record, dict):
+        record = list(record.values())
+    if isinstance(record, (list, tuple)):
+        return [tensor for value in record for tensor in _tensors(value)]
+    return [torch.as_tensor(record)] if isinstance(record, (Tensor, float, int)) else []
+
+
 def same(a: State, b: State) -> bool:
     """Whether two states are bit-identical."""
     ours, theirs = (
         [*s.model.state_dict().values(), *s.ema.state_dict().values(), s.data.get_state(), s.noise.get_state()]
         for s in (a, b)
     )
-    moments = [v for s in (a, b) for state in s.optimizer.state_dict()["state"].values() for v in state.values()]
-    half = len(moments) // 2
-    pairs = [*zip(ours, theirs, strict=True), *zip(moments[:half], moments[half:], strict=True)]
+    for values, state in ((ours, a), (theirs, b)):
+        for optimizer in state.optimizers.values():
+            record = optimizer.state_dict()
+            values += _tensors([record["state"], *(group.get("step") for group in record["param_groups"])])
+    pairs = list(zip(ours, theirs, strict=True))
     return a.step == b.step and a.crops == b.crops and all(torch.equal(x, y) for x, y in pairs)
 
 
@@ -127,27 +146,30 @@ def test_the_schedule_can_be_extended(tmp_path: Path, crops: Crops) -> None:
     state = start(replace(RECIPE, steps=10), crops, CPU)
     train(state, crops, CPU, tmp_path / "a.ckpt")
     assert progress(state) == 1
-    low = state.optimizer.param_groups[1]["lr"]
+    low = state.optimizers["soap"].param_groups[0]["lr"]
     longer = load_checkpoint(tmp_path / "a.ckpt", CPU, steps=20)
     assert progress(longer) == 0.5
     step(longer, crops, CPU)
-    assert longer.optimizer.param_groups[1]["lr"] > 2 * low
+    assert longer.optimizers["soap"].param_groups[0]["lr"] > 2 * low
     assert progress(load_checkpoint(tmp_path / "a.ckpt", CPU, steps=None, minutes=1000.0)) < 0.01
 
 
-def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, trained: State) -> None:
+def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, crops: Crops) -> None:
     """Checkpoints without the newer fields are still read."""
-    save_checkpoint(trained, tmp_path / "a.ckpt")
+    state = start(replace(RECIPE, optimizer="adam"), crops, CPU)
+    step(state, crops, CPU)
+    save_checkpoint(state, tmp_path / "a.ckpt")
     record = torch.load(tmp_path / "a.ckpt", weights_only=True)
     del record["crops"]
-    for key in ("final_crop", "final_from", "compile"):
+    for key in ("final_crop", "final_from", "compile", "optimizer", "stage", "new", "new_factor"):
         del record["recipe"][key]
+    record["optimizer"] = record.pop("optimizers")["adam"]
     for group in record["optimizer"]["param_groups"]:
         group.update(foreach=True, fused=None)
     torch.save(record, tmp_path / "old.ckpt")
     old = load_checkpoint(tmp_path / "old.ckpt", CPU)
-    assert same(old, trained)
-    assert old.optimizer.param_groups[0]["fused"]
+    assert same(old, state)
+    assert old.optimizers["adam"].param_groups[0]["fused"]
 
 
 # -------------------------------------------------------------------------------------------------- objective
@@ -200,15 +222,36 @@ def test_standard_recipes_are_those_of_the_documentation(name: str, expected: di
 
 
 def test_learning_rate_schedule(crops: Crops) -> None:
-    """Linear warm-up, cosine decay to lr_end, and a lower rate for the transforms."""
-    state = start(replace(RECIPE, steps=100, warmup=5), crops, CPU)
-    rates = []
-    for number, done in ((0, 0.0), (4, 0.0), (50, 0.5), (100, 1.0)):
-        set_learning_rate(state.optimizer, state.recipe, number, done)
-        rates.append([group["lr"] for group in state.optimizer.param_groups])
-    expected = [2e-4, 1e-3, (1e-3 + 2e-5) / 2, 2e-5]
-    assert [rest for _, rest in rates] == pytest.approx(expected)
-    assert [transforms for transforms, _ in rates] == pytest.approx([0.3 * rate for rate in expected])
+    """Linear warm-up, cosine decay to lr_end, and lower rates for the transforms and for what is not new."""
+    recipe = replace(RECIPE, steps=100, warmup=5, rest=0.4, new=("context", "g_a.deep"))
+    state = start(recipe, crops, CPU)
+    for number, done, expected in ((0, 0.0, 2e-4), (4, 0.0, 1e-3), (50, 0.5, (1e-3 + 2e-5) / 2), (100, 1.0, 2e-5)):
+        set_learning_rate(state.optimizers, state.recipe, number, done)
+        rates = {
+            (optimizer, id(parameter)): group["lr"] / expected
+            for optimizer, current in state.optimizers.items()
+            for group in current.param_groups
+            for parameter in group["params"]
+        }
+        model: Any = state.model
+        for parameters, optimizer, factor in (
+            (model.g_a.linear.parameters(), "adam", 0.3),
+            (model.g_s.blocks.parameters(), "adam", 0.3),
+            (model.g_a.deep.parameters(), "soap", 1.0),
+            (model.context.parameters(), "soap", 1.0),
+            (model.g_s.body.parameters(), "soap", 0.4),
+            (model.h_s.parameters(), "soap", 0.4),
+            ([model.log_gain_y, *model.density.parameters()], "soap", 0.4),
+        ):
+            assert all(rates[optimizer, id(p)] == pytest.approx(factor) for p in parameters)
+    assert len(rates) == len(list(state.model.parameters()))
+
+
+def test_soap_without_its_package_is_an_error(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says what to install."""
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(TrainingError, match=r"pip install 'sgacodec\[train\]'"):
+        start(RECIPE, crops, CPU)
 
 
 def test_larger_crops_near_the_end(crops: Crops) -> None:
@@ -464,6 +507,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         ([], 2, "give the length"),
         (["--steps", "3", "--crop", "100"], 2, "not a multiple of 64"),
         (["--steps", "3", "--device", "cuda:99"], 2, "no such device"),
+        (["--resume", "a.ckpt", "--optimizer", "adam"], 2, "keeps its"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),

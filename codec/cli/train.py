@@ -6,21 +6,20 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options, output, training_view
+from ..training.recipe import OPTIMIZERS
+from . import options, output, training_start, training_view
 from .exits import INTERRUPTED
 from .output import Output
 
 if TYPE_CHECKING:
     import torch
 
-    from ..hyperprior import GainedHyperprior
     from ..training.checkpoint import State
     from ..training.crops import Crops
     from ..training.data import Photograph
@@ -57,6 +56,11 @@ _PATH = click.Path(path_type=Path)
     help="Side of the crops in the last part of the run (0: unchanged).",
 )
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), callback=options.finite, help="Learning rate.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    help="Optimizer of all parameters but the transforms', which Adam trains.  [default: soap for lite]",
+)
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="[default: 0]")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", show_default=True, help="Where to compute.")
 @click.option("--bf16/--no-bf16", default=None, help="Run convolutions in bfloat16.  [default: where it is faster]")
@@ -110,7 +114,7 @@ def command(
     """
     console = Output(quiet=quiet)
     checkpoint = out.with_suffix(".ckpt")
-    _check_options(out, checkpoint, resume, init, export_only, wanted)
+    training_start.check_options(out, checkpoint, resume, init, export_only, wanted)
     import torch
 
     from ..models.file import write_model
@@ -121,11 +125,11 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = _device(device)
+    chosen = training_start.device(device)
     with output.logged(console):
         # Checkpoint and model are read first, so that errors are reported before the photographs are decoded.
-        state = load_checkpoint(export_only, chosen) if export_only else _resumed(resume, chosen, wanted)
-        initial = None if init is None else _initial_weights(init, wanted)
+        state = load_checkpoint(export_only, chosen) if export_only else training_start.resumed(resume, chosen, wanted)
+        initial = None if init is None else training_start.initial_weights(init, wanted)
         photographs = read_photographs(list(sources), _MIN_SIDE)
         held_out: list[Photograph] = []
         if validation is None:
@@ -136,7 +140,7 @@ def command(
         if not export_only:
             log_file = log_file or out.with_suffix(".jsonl")
             crops = Crops([p.pixels for p in photographs], chosen)
-            state = state or _new_run(initial, crops, chosen, wanted)
+            state = state or training_start.new_run(initial, crops, chosen, wanted)
             state, interrupted = _train(state, crops, validated, chosen, checkpoint, log_file, save_every, console)
         assert state is not None
         if interrupted:
@@ -146,92 +150,6 @@ def command(
         model = export_checkpoint(state, name or out.stem, [p.pixels for p in photographs], record)
         write_model(model, out)
         output.result(console, f"{out}: model {model.name}, id {model.id}, after {state.step} steps")
-
-
-def _check_options(
-    out: Path,
-    checkpoint: Path,
-    resume: Path | None,
-    init: str | None,
-    export_only: Path | None,
-    wanted: dict[str, Any],
-) -> None:
-    """Refuse contradictory options, and a new run that would overwrite an existing checkpoint."""
-    if out.suffix != ".safetensors":
-        raise click.UsageError(f"--out '{out}': the file name of a model ends in .safetensors")
-    if not out.parent.is_dir():
-        raise click.UsageError(f"--out '{out}': no such folder")
-    if export_only:
-        given = [key for key, value in wanted.items() if value is not None]
-        if resume or init or given:
-            raise click.UsageError("--export-only does not train; it takes no --resume, --init or training options")
-        return
-    if wanted["steps"] is not None and wanted["minutes"] is not None:
-        raise click.UsageError("give either --steps or --minutes")
-    for key in ("crop", "final_crop"):
-        if wanted[key] is not None and wanted[key] % 64:
-            raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
-    if resume is not None:
-        if wanted["seed"] is not None:
-            raise click.UsageError("--seed: a resumed run keeps its seed")
-        if init is not None:
-            raise click.UsageError("give either --resume, which continues a run, or --init, which starts one")
-    elif wanted["steps"] is None and wanted["minutes"] is None:
-        raise click.UsageError("give the length of the run: --steps or --minutes")
-    elif checkpoint.exists():
-        raise click.UsageError(f"{checkpoint} exists: continue with --resume {checkpoint}, or remove it")
-
-
-def _device(name: str) -> torch.device:
-    from ..device import device_of
-
-    try:
-        return device_of(name)
-    except ValueError:
-        raise click.UsageError(f"--device '{name}': there is no such device") from None
-
-
-def _resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -> State | None:
-    """The state of a checkpoint with the recipe changed by options; None without a checkpoint."""
-    if resume is None:
-        return None
-    from ..training.checkpoint import load_checkpoint
-
-    changed = {key: value for key, value in wanted.items() if value is not None}
-    if "steps" in changed or "minutes" in changed:
-        changed = {"steps": None, "minutes": None, **changed}
-    if device.type == "cpu":
-        changed.setdefault("compile", False)
-    return load_checkpoint(resume, device, **changed)
-
-
-def _initial_weights(init: str, wanted: dict[str, Any]) -> GainedHyperprior:
-    """Weights of the model `init`; its architecture and id are entered into `wanted`."""
-    from ..models.catalogue import find_model
-    from ..training.checkpoint import read_initial
-
-    architecture, model_id, gained = read_initial(find_model(init))
-    if wanted["architecture"] not in (None, architecture):
-        raise click.UsageError(f"--architecture {wanted['architecture']}: the architecture of {init} is {architecture}")
-    wanted.update(architecture=architecture, init=model_id)
-    return gained
-
-
-def _new_run(initial: GainedHyperprior | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
-    """The state of a new run. The default learning rate for trained weights is 0.3 of that for new ones."""
-    from importlib.util import find_spec
-
-    from ..device import reduced_precision
-    from ..training.checkpoint import start
-    from ..training.recipe import standard_recipe
-
-    changed = {key: value for key, value in wanted.items() if value is not None}
-    changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
-    changed.setdefault("bf16", reduced_precision(device))
-    recipe = standard_recipe(changed.pop("architecture", "lite"), **changed)
-    if initial is not None and "lr" not in changed:
-        recipe = replace(recipe, lr=0.3 * recipe.lr)
-    return start(recipe, crops, device, initial)
 
 
 def _train(

@@ -68,6 +68,7 @@ class TrainingDefaults:
     warmup: int
     ema: float
     final_crop: int = 0
+    optimizer: str = "adam"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ class Family:
     training: TrainingDefaults
 
 
-_LITE_TRAINING = TrainingDefaults(batch=8, lr=1e-3, lr_end=2e-5, transforms=0.3, warmup=600, ema=0.9995)
+_LITE_TRAINING = TrainingDefaults(
+    batch=8, lr=1e-3, lr_end=2e-5, transforms=0.3, warmup=600, ema=0.9995, optimizer="soap"
+)
 _MSHYPER_TRAINING = TrainingDefaults(
     batch=32, lr=2e-4, lr_end=2e-6, transforms=1.0, warmup=1000, ema=0.9999, final_crop=384
 )

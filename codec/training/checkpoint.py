@@ -16,7 +16,7 @@ from ..networks.architecture import ARCHITECTURES
 from ..settings import ANCHORS
 from .crops import Crops
 from .initial import initial_model
-from .optimizer import build_optimizer, load_moments
+from .optimizer import Optimizers, build_optimizers, freeze, load_moments
 from .recipe import Recipe, TrainingError, standard_recipe
 
 _INITIAL_CROPS = (96, 256)  # number and side of the crops on which the scales of a new model are measured
@@ -41,7 +41,7 @@ class State:
     recipe: Recipe
     model: GainedHyperprior
     ema: GainedHyperprior
-    optimizer: torch.optim.Optimizer
+    optimizers: Optimizers
     data: torch.Generator
     noise: torch.Generator
     step: int = 0
@@ -100,8 +100,9 @@ def start(recipe: Recipe, crops: Crops, device: torch.device, gained: GainedHype
     model = _on_device(gained, device)
     ema = _on_device(GainedHyperprior(architecture), device)
     ema.load_state_dict(model.state_dict())
+    freeze(model, recipe.stage)
     noise = torch.Generator(device=device).manual_seed(recipe.seed)
-    return State(recipe, model, ema, build_optimizer(model, recipe), data, noise)
+    return State(recipe, model, ema, build_optimizers(model, recipe), data, noise)
 
 
 def save_checkpoint(state: State, path: Path) -> None:
@@ -116,7 +117,7 @@ def save_checkpoint(state: State, path: Path) -> None:
         "recipe": asdict(state.recipe),
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
         "data": state.data.get_state(),
         "noise": state.noise.get_state(),
         "step": state.step,
@@ -155,8 +156,9 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
         model.load_state_dict(record["model"])
         ema.load_state_dict(record["ema"])
         model, ema = _on_device(model, device), _on_device(ema, device)
-        optimizer = build_optimizer(model, recipe)
-        load_moments(optimizer, record["optimizer"])
+        freeze(model, recipe.stage)
+        optimizers = build_optimizers(model, recipe)
+        load_moments(optimizers, record["optimizers"] if "optimizers" in record else {"adam": record["optimizer"]})
         data, noise = torch.Generator(), torch.Generator(device=device)
         data.set_state(record["data"])
         if len(record["noise"]) == len(noise.get_state()):
@@ -170,4 +172,4 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint that can be resumed ({reason})") from None
-    return State(recipe, model, ema, optimizer, data, noise, step, seconds, crops)
+    return State(recipe, model, ema, optimizers, data, noise, step, seconds, crops)

@@ -1,6 +1,6 @@
 """The training loop: limited by steps or by time, with checkpoints from which a run resumes exactly.
 
-photographs ─► crops ─► forward ─► Adam ─► EMA ─► checkpoint ─► (export.py) model file
+photographs ─► crops ─► forward ─► SOAP and Adam ─► EMA ─► checkpoint ─► (export.py) model file
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..settings import ANCHORS
 from .checkpoint import State, save_checkpoint
 from .crops import Crops, upload
 from .objective import compiled_losses, forward
-from .optimizer import set_learning_rate
+from .optimizer import set_learning_rate, update
 from .recipe import TrainingError
 from .validation import validate
 
@@ -78,13 +78,13 @@ def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tens
     if state.step % _MEDIAN_EVERY == 0:
         model.density.update_median()
         state.ema.density.update_median()
-    set_learning_rate(state.optimizer, recipe, state.step, progress(state))
+    set_learning_rate(state.optimizers, recipe, state.step, progress(state))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         losses = forward(model, x, anchor, state.noise, compiled_losses() if recipe.compile else None)
-    state.optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     losses.loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    state.optimizer.step()
+    update(state.optimizers, recipe.bf16)
     state.step += 1
     state.crops += batch
     _update_ema(state)
@@ -94,12 +94,14 @@ def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tens
 # -------------------------------------------------------------------------------------------------------- run
 
 
+def _diverged(state: State, checkpoint: Path) -> TrainingError:
+    return TrainingError(f"step {state.step}: the loss is not a number; resume {checkpoint} with a lower learning rate")
+
+
 def _check_finite(state: State, sums: Tensor, checkpoint: Path) -> None:
     """Stop a diverged run before it overwrites the last good checkpoint."""
     if not bool(torch.isfinite(sums).all()):
-        raise TrainingError(
-            f"step {state.step}: the loss is not a number; resume {checkpoint} with a lower learning rate"
-        )
+        raise _diverged(state, checkpoint)
 
 
 def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, Any]:
@@ -175,7 +177,10 @@ def train(
     running = True
     while running and progress(state) < 1.0:
         started, crops_before = time.monotonic(), state.crops
-        _, anchor, bpp, mse = step(state, crops, device)
+        try:
+            _, anchor, bpp, mse = step(state, crops, device)
+        except torch.linalg.LinAlgError:  # SOAP's preconditioners are not finite
+            raise _diverged(state, checkpoint) from None
         sums.index_add_(0, anchor, torch.stack([torch.ones_like(bpp), bpp, mse], 1))
         count += state.crops - crops_before
         now = time.monotonic()

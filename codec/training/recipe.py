@@ -7,6 +7,14 @@ from typing import Any
 
 from ..networks.architecture import ARCHITECTURES
 
+OPTIMIZERS = ("soap", "adam")
+FROZEN: dict[str, tuple[str, ...]] = {  # by stage: prefixes of the parameters that are not trained
+    "joint": (),
+    "prior": ("g_a.", "g_s.", "log_gain_y", "log_gain_d"),
+    "decoder": ("g_a.", "h_a.", "log_gain_y", "log_gain_z"),
+}
+STAGES = tuple(FROZEN)
+
 
 class TrainingError(ValueError):
     """Training cannot start or continue, for example because a checkpoint does not fit."""
@@ -26,8 +34,9 @@ class Recipe:
         Crops per step, and their side in pixels, a multiple of 64.
     lr, lr_end : float
         Learning rate after the warm-up and at the end of the cosine decay.
-    transforms, rest : float
-        Factors of the learning rate: for g_a and g_s, and for all other parameters.
+    transforms, rest, new_factor : float
+        Factors of the learning rate: for g_a and g_s, for the parameters that belong to neither of the other two, and
+        for new modules.
     warmup : int
         Steps of linear warm-up.
     clip : float
@@ -45,6 +54,12 @@ class Recipe:
         Use torch.compile for the loss.
     init : str
         Id of the model whose weights the run started from; empty for new weights.
+    optimizer : {"soap", "adam"}
+        The optimiser of all parameters but those of the transforms, which Adam trains.
+    stage : {"joint", "prior", "decoder"}
+        What is trained: everything, the prior on cached latents, or the decoder on refined latents.
+    new : tuple of str
+        Modules that the initial weights lacked.
     """
 
     architecture: str = "lite"
@@ -56,6 +71,7 @@ class Recipe:
     lr_end: float = 2e-5
     transforms: float = 0.3
     rest: float = 1.0
+    new_factor: float = 1.0
     warmup: int = 600
     clip: float = 1.0
     ema: float = 0.999
@@ -65,6 +81,9 @@ class Recipe:
     final_from: float = 0.85
     compile: bool = False
     init: str = ""
+    optimizer: str = "adam"
+    stage: str = "joint"
+    new: tuple[str, ...] = ()
 
 
 def standard_recipe(architecture: str, **changed: Any) -> Recipe:

@@ -1,0 +1,103 @@
+"""The start of a training run: options checked, and the state of a new or a resumed run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..hyperprior import GainedHyperprior
+    from ..training.checkpoint import State
+    from ..training.crops import Crops
+
+
+def check_options(
+    out: Path,
+    checkpoint: Path,
+    resume: Path | None,
+    init: str | None,
+    export_only: Path | None,
+    wanted: dict[str, Any],
+) -> None:
+    """Refuse contradictory options, and a new run that would overwrite an existing checkpoint."""
+    if out.suffix != ".safetensors":
+        raise click.UsageError(f"--out '{out}': the file name of a model ends in .safetensors")
+    if not out.parent.is_dir():
+        raise click.UsageError(f"--out '{out}': no such folder")
+    if export_only:
+        given = [key for key, value in wanted.items() if value is not None]
+        if resume or init or given:
+            raise click.UsageError("--export-only does not train; it takes no --resume, --init or training options")
+        return
+    if wanted["steps"] is not None and wanted["minutes"] is not None:
+        raise click.UsageError("give either --steps or --minutes")
+    for key in ("crop", "final_crop"):
+        if wanted[key] is not None and wanted[key] % 64:
+            raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
+    if resume is not None:
+        for key in ("seed", "optimizer"):
+            if wanted[key] is not None:
+                raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
+        if init is not None:
+            raise click.UsageError("give either --resume, which continues a run, or --init, which starts one")
+    elif wanted["steps"] is None and wanted["minutes"] is None:
+        raise click.UsageError("give the length of the run: --steps or --minutes")
+    elif checkpoint.exists():
+        raise click.UsageError(f"{checkpoint} exists: continue with --resume {checkpoint}, or remove it")
+
+
+def device(name: str) -> torch.device:
+    from ..device import device_of
+
+    try:
+        return device_of(name)
+    except ValueError:
+        raise click.UsageError(f"--device '{name}': there is no such device") from None
+
+
+def resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -> State | None:
+    """The state of a checkpoint with the recipe changed by options; None without a checkpoint."""
+    if resume is None:
+        return None
+    from ..training.checkpoint import load_checkpoint
+
+    changed = {key: value for key, value in wanted.items() if value is not None}
+    if "steps" in changed or "minutes" in changed:
+        changed = {"steps": None, "minutes": None, **changed}
+    if device.type == "cpu":
+        changed.setdefault("compile", False)
+    return load_checkpoint(resume, device, **changed)
+
+
+def initial_weights(init: str, wanted: dict[str, Any]) -> GainedHyperprior:
+    """Weights of the model `init`; its architecture and id are entered into `wanted`."""
+    from ..models.catalogue import find_model
+    from ..training.checkpoint import read_initial
+
+    architecture, model_id, gained = read_initial(find_model(init))
+    if wanted["architecture"] not in (None, architecture):
+        raise click.UsageError(f"--architecture {wanted['architecture']}: the architecture of {init} is {architecture}")
+    wanted.update(architecture=architecture, init=model_id)
+    return gained
+
+
+def new_run(initial: GainedHyperprior | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
+    """The state of a new run. The default learning rate for trained weights is 0.3 of that for new ones."""
+    from importlib.util import find_spec
+
+    from ..device import reduced_precision
+    from ..training.checkpoint import start
+    from ..training.recipe import standard_recipe
+
+    changed = {key: value for key, value in wanted.items() if value is not None}
+    changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
+    changed.setdefault("bf16", reduced_precision(device))
+    recipe = standard_recipe(changed.pop("architecture", "lite"), **changed)
+    if initial is not None and "lr" not in changed:
+        recipe = replace(recipe, lr=0.3 * recipe.lr)
+    return start(recipe, crops, device, initial)
