@@ -1,19 +1,31 @@
-"""ICC profiles, EXIF and XMP of Pillow images."""
+"""ICC profiles, EXIF, XMP, orientation and resolution of Pillow images."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
-from PIL import Image, ImageCms, ImageOps
+import numpy as np
+from PIL import Image, ImageCms
 
 # EXIF tags that describe the picture; the other tags of a TIFF directory describe the layout of that file.
 _DESCRIPTIVE = {270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853}
-_XMP_TAG = 700
+_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _XMP = 274, 282, 283, 296, 700
+_ESSENTIAL = {_ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT}
+_MOST_DPI = 1e6  # at least, it is more than 1, which stands for an unknown one
+_SAME_COLOUR = 2  # difference of 8-bit samples between sRGB profiles of different vendors
 
 
 def read_metadata(im: Image.Image) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """Return ICC, EXIF (as a TIFF stream) and XMP of a loaded image; None for what is absent."""
+    """Return ICC, EXIF (as a TIFF stream) and XMP of a loaded image; None for what is absent.
+
+    A resolution that the file states elsewhere is entered into EXIF.
+    """
     exif = im.info.get("exif")
     if not isinstance(exif, bytes):
         exif = None
@@ -24,18 +36,35 @@ def read_metadata(im: Image.Image) -> tuple[bytes | None, bytes | None, bytes | 
     xmp = im.info.get("xmp")
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     icc = im.info.get("icc_profile")
+    if resolution(exif) is None:
+        guessed = im.format in ("JPEG", "MPO") and im.info.get("jfif_unit") not in (1, 2)  # Pillow's, 72
+        exif = _with_resolution(exif or None, None if guessed else im.info.get("dpi"))
     return icc or None, exif or None, (xmp or None) if isinstance(xmp, bytes) else None
 
 
 def tiff_tags(exif: bytes | None, xmp: bytes | None) -> Image.Exif:
     """EXIF and XMP as tags of a TIFF file, without those that would contradict the file's own layout."""
-    tags = Image.Exif()
-    with contextlib.suppress(Exception):  # unreadable EXIF
-        tags.load(b"Exif\0\0" + (exif or b""))
-        tags.load(b"Exif\0\0" + (_descriptive(tags) or b""))
+    tags = _tags(exif)
+    reduced = _tags(_descriptive(tags))
     if xmp:
-        tags[_XMP_TAG] = xmp
+        reduced[_XMP] = xmp
+    return reduced
+
+
+def _tags(exif: bytes | None) -> Image.Exif:
+    """The tags of the first directory; none if EXIF cannot be read."""
+    tags = Image.Exif()
+    with _unreadable_ignored():
+        tags.load(exif or b"")
     return tags
+
+
+@contextlib.contextmanager
+def _unreadable_ignored() -> Iterator[None]:
+    """End the block silently where Pillow warns of damaged EXIF, or raises an exception of one of many types."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _descriptive(exif: Image.Exif) -> bytes | None:
@@ -45,24 +74,88 @@ def _descriptive(exif: Image.Exif) -> bytes | None:
     return exif.tobytes().removeprefix(b"Exif\0\0") if len(exif) else None
 
 
+def only_essential(exif: bytes) -> bool:
+    """Whether EXIF states nothing but orientation and resolution."""
+    tags = set(_tags(exif))
+    return bool(tags) and tags <= _ESSENTIAL
+
+
+def essential_exif(exif: bytes | None, xmp: bytes | None) -> bytes | None:
+    """EXIF that states the orientation and the resolution only; None where there are none."""
+    turn = orientation(exif, xmp)
+    out = None
+    if turn not in (None, 1):
+        tags = Image.Exif()
+        tags[_ORIENTATION] = turn
+        out = tags.tobytes().removeprefix(b"Exif\0\0")
+    return _with_resolution(out, resolution(exif))
+
+
+def resolution(exif: bytes | None) -> tuple[float, float] | None:
+    """Horizontal and vertical pixels per inch that EXIF states."""
+    tags = _tags(exif)
+    with contextlib.suppress(Exception):  # values of any type
+        inch = 2.54 if tags.get(_RESOLUTION_UNIT, 2) == 3 else 1.0
+        x, y = float(tags[_X_RESOLUTION]) * inch, float(tags[_Y_RESOLUTION]) * inch
+        if 1 < x < _MOST_DPI and 1 < y < _MOST_DPI:
+            return x, y
+    return None
+
+
+def _with_resolution(exif: bytes | None, dpi: Any) -> bytes | None:
+    """EXIF with a resolution in pixels per inch; unchanged if that is not one, or if EXIF is damaged.
+
+    The first directory is written anew behind the others, so that nothing else moves: cameras store data to which
+    only they know the offsets.
+    """
+    try:
+        x, y = (Fraction(value).limit_denominator(100) for value in dpi)
+        if not (1 < x < _MOST_DPI and 1 < y < _MOST_DPI):
+            return exif
+        out = exif or b"II*\0\x08\0\0\0"
+        order = {b"II": "<", b"MM": ">"}[out[:2]]
+        entries, following = [], 0
+        if exif is not None:
+            (start,) = struct.unpack_from(order + "I", out, 4)
+            (count,) = struct.unpack_from(order + "H", out, start)
+            entries = [out[start + 2 + 12 * i :][:12] for i in range(count)]
+            (following,) = struct.unpack_from(order + "I", out, start + 2 + 12 * count)
+    except (ArithmeticError, KeyError, TypeError, ValueError, struct.error):
+        return exif
+    out += bytes(len(out) % 2)
+    values = b""
+    for tag, value in ((_X_RESOLUTION, x), (_Y_RESOLUTION, y)):
+        rational = struct.pack(order + "II", value.numerator, value.denominator)
+        values = values if values == rational else values + rational
+        entries.append(struct.pack(order + "HHII", tag, 5, 1, len(out) + len(values) - 8))
+    entries = [entry for entry in entries if entry[:2] != struct.pack(order + "H", _RESOLUTION_UNIT)]  # inches
+    entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry))
+    directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "I", following)
+    return out[:4] + struct.pack(order + "I", len(out) + len(values)) + out[8:] + values + directory
+
+
 def colour_space(icc: bytes | None) -> bytes:
     """The colour space of an ICC profile, as the four characters in its header; empty if there is none."""
     return icc[16:20] if icc is not None and len(icc) >= 128 else b""
 
 
-def to_srgb(im: Image.Image, icc: bytes) -> Image.Image:
+def to_srgb(im: Image.Image, icc: bytes) -> Image.Image | None:
     """Convert the colours of a CMYK, L, LA, RGB or RGBA image to sRGB; an image that was grey stays grey.
 
-    The image is returned unchanged when the profile is sRGB already, or cannot be used.
+    Returns
+    -------
+    Image, optional
+        The image itself where the profile is sRGB already; None where the profile cannot be used.
     """
+    mode = {"LA": "L", "RGBA": "RGB"}.get(im.mode, im.mode)
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        if mode != "CMYK" and _is_identity(transform, mode):
             return im
-        colour = im.convert({"LA": "L", "RGBA": "RGB"}.get(im.mode, im.mode))
-        out = ImageCms.profileToProfile(colour, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        out = ImageCms.applyTransform(im.convert(mode), transform)
     except (ImageCms.PyCMSError, OSError):
-        return im
+        return None
     assert out is not None  # it is None only when converting in place
     if im.mode in ("L", "LA"):
         out = out.convert("L")
@@ -71,9 +164,39 @@ def to_srgb(im: Image.Image, icc: bytes) -> Image.Image:
     return out
 
 
-def upright(im: Image.Image, exif: bytes | None, xmp: bytes | None) -> Image.Image:
-    """Apply the orientation in the metadata to the pixels."""
+def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform of 8-bit samples of L or RGB to RGB changes none by more than `_SAME_COLOUR`."""
+    if mode == "L":
+        samples = np.arange(256, dtype=np.uint8)[None]
+    else:
+        levels = np.arange(0, 256, 17, dtype=np.uint8)
+        samples = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    out = ImageCms.applyTransform(Image.fromarray(samples), transform)
+    before = samples if mode == "RGB" else samples[..., None]
+    return bool(np.abs(np.asarray(out, np.int16) - before).max() <= _SAME_COLOUR)
+
+
+def orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
+    """The orientation that EXIF or XMP states, 1 to 8; None if they state none."""
+    im = Image.new("L", (1, 1))
     im.info = {key: data for key, data in (("exif", exif), ("xmp", xmp)) if data}
-    with contextlib.suppress(Exception):  # without readable EXIF there is no orientation
-        return ImageOps.exif_transpose(im)
-    return im
+    with _unreadable_ignored():
+        value = im.getexif().get(_ORIENTATION)
+        return value if value in range(1, 9) else None
+    return None
+
+
+def turned(samples: np.ndarray, orientation: int | None) -> np.ndarray:
+    """Samples (H, W, ...) as they are shown by an orientation, for which height and width may change places."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return np.ascontiguousarray(samples)
+
+
+def turned_back(samples: np.ndarray, orientation: int | None) -> np.ndarray:
+    """Undo `turned`."""
+    return turned(samples, {6: 8, 8: 6}.get(orientation or 1, orientation))

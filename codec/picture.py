@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,3 +43,8 @@ class Picture:
     exif: bytes | None = None
     xmp: bytes | None = None
     warnings: tuple[str, ...] = ()
+
+
+def named(file: object, problem: str) -> str:
+    """The message of an error in a file, which begins with its path if it has one."""
+    return f"{os.fspath(file)}: {problem}" if isinstance(file, (str, os.PathLike)) else problem

@@ -1,4 +1,4 @@
-"""Pillow with a pixel limit of ours, and with samples of more than 8 bits rounded to 8."""
+"""Pillow with limits of ours, with samples of more than 8 bits rounded to 8; its images ↔ Picture."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from .picture import ImageError
+from .picture import ImageError, Picture
+
+MOST_METADATA = 2**24  # bytes of an ICC profile, of EXIF, and of XMP
 
 _TO_8_BIT = ((np.arange(2**16, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)  # round(v / 257)
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -24,18 +26,20 @@ _lock = threading.RLock()  # Pillow's pixel limit and Python's warning filters a
 
 @contextlib.contextmanager
 def limited_pillow(max_pixels: int) -> Iterator[None]:
-    """Replace Pillow's pixel limit by `max_pixels`, and suppress its warnings.
+    """Replace Pillow's pixel limit by `max_pixels`, raise its limits of metadata in PNG, and suppress its warnings.
 
     Pillow raises ``DecompressionBombError`` or ``DecompressionBombWarning`` for an image above the limit.
     """
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = max_pixels, MOST_METADATA + 1
+        PngImagePlugin.MAX_TEXT_MEMORY = 4 * MOST_METADATA
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 @contextlib.contextmanager
@@ -159,3 +163,21 @@ def to_plain_mode(im: Image.Image) -> Image.Image:
     else:
         mode = "RGBA" if im.has_transparency_data else "RGB"
     return im if im.mode == mode else im.convert(mode)
+
+
+def planes(im: Image.Image) -> tuple[np.ndarray, bool, np.ndarray | None]:
+    """Pixels, greyness and alpha of an L, LA, RGB or RGBA image, as `Picture` holds them."""
+    grey = im.mode in ("L", "LA")
+    samples = np.array(im).reshape(im.height, im.width, -1)  # (H, W, 1 to 4)
+    alpha = np.ascontiguousarray(samples[..., -1]) if im.mode in ("LA", "RGBA") else None
+    if alpha is not None and alpha.min() == 255:
+        alpha = None
+    return np.repeat(samples[..., :1], 3, axis=2) if grey else np.ascontiguousarray(samples[..., :3]), grey, alpha
+
+
+def as_image(picture: Picture) -> Image.Image:
+    """The pixels and alpha of a picture as an L, LA, RGB or RGBA image."""
+    im = Image.fromarray(np.ascontiguousarray(picture.pixels[..., 0]) if picture.grey else picture.pixels)
+    if picture.alpha is not None:
+        im.putalpha(Image.fromarray(picture.alpha))
+    return im

@@ -14,7 +14,8 @@ from PIL import Image
 
 from sgacodec import api, bitstream, latents
 from sgacodec.api import Codec, Settings
-from sgacodec.image import read_image, write_image
+from sgacodec.image import read_image
+from sgacodec.image_writer import write_image
 from sgacodec.metrics import psnr
 from sgacodec.models import cache
 from sgacodec.models.catalogue import find_model

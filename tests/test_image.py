@@ -22,7 +22,8 @@ from PIL import Image, ImageCms
 
 from sgacodec.alpha import decode_alpha, encode_alpha, fill_transparent
 from sgacodec.bitstream import FormatError
-from sgacodec.image import read_image, write_image
+from sgacodec.image import read_image
+from sgacodec.image_writer import write_image
 from sgacodec.picture import ImageError, Picture
 from sgacodec.pixels import pad, to_grey, to_pixels, to_tensor
 
@@ -345,6 +346,43 @@ def stored_as_new(picture: Picture, format: str) -> io.BytesIO:
     return stream
 
 
+@pytest.mark.parametrize("dpi", [(300, 300), (72, 72), (2835 * 0.0254, 2835 * 0.0254), (600, 300)])
+@pytest.mark.parametrize("format", ["png", "jpg", "tiff", "bmp"])
+def test_resolution_survives(format: str, dpi: tuple[float, float]) -> None:
+    """Guards against scans that lose their size in print."""
+    source = stored(Image.fromarray(RGB), {"jpg": "JPEG"}.get(format, format), dpi=dpi)
+    expected = Image.open(source).info["dpi"]
+    source.seek(0)
+    picture = read_image(source)
+    assert picture.exif is not None
+    assert len(picture.exif) < 60 or format == "tiff"
+    for written in ("png", "jpg", "tiff", "bmp"):
+        im = Image.open(stored_picture(picture, written))
+        assert im.info["dpi"] == pytest.approx(expected, rel=0.01)
+        if written != "bmp":
+            assert im.getexif()[282] == pytest.approx(expected[0], rel=1e-4)
+    assert read_image(stored_as_new(picture, "png")).exif == picture.exif
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_resolution_does_not_move_what_is_in_exif(order: str) -> None:
+    """Guards against data of cameras that can no longer be found, as only they know its offset."""
+    tags = Image.Exif()
+    tags.endian = order
+    tags[271], tags[274], tags[296] = "Maker", 6, 3
+    tags.get_ifd(34665)[37500] = b"note at a fixed place"
+    data = tags.tobytes()
+    picture = read_image(stored(Image.fromarray(RGB), exif=data, dpi=(300, 300)))
+    assert picture.exif is not None
+    kept = Image.Exif()
+    kept.load(picture.exif)
+    assert (kept[271], kept[274], kept[282], kept[283]) == ("Maker", 6, 300, 300)
+    assert kept.get_ifd(34665)[37500] == b"note at a fixed place"
+    assert picture.exif.index(b"note") == data[6:].index(b"note")
+    same_again = read_image(stored(Image.fromarray(RGB), exif=picture.exif, dpi=(72, 72)))
+    assert same_again.exif == picture.exif  # EXIF has the word
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(orientation: int) -> None:
     """--strip turns the pixels, and nothing turns them twice."""
@@ -362,26 +400,128 @@ def test_orientation(orientation: int) -> None:
         assert np.array_equal(again(kept, format).pixels, upright)
 
 
-def test_strip_keeps_the_colours() -> None:
-    """--strip converts wide-gamut colours to sRGB."""
-    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    profile = bytearray(swapped.tobytes())
-    assert len(profile) > 128
-    # A real wide-gamut profile would be a binary file: exchange sRGB's red and green, and rename it.
+def swapped_profile() -> bytes:
+    """sRGB with red and green exchanged, and still called sRGB: a wide-gamut profile would be a binary file."""
+    profile = bytearray(SRGB)
     table = {
         bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i
         for i in range(int.from_bytes(profile[128:132], "big"))
     }
     red, green = table[b"rXYZ"], table[b"gXYZ"]
     profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
-    data = bytes(profile).replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
-    source = stored(Image.new("RGB", (4, 4), (200, 20, 30)), icc_profile=data)
+    return bytes(profile)
+
+
+def test_strip_keeps_the_colours() -> None:
+    """--strip converts wide-gamut colours to sRGB."""
+    source = stored(Image.new("RGB", (4, 4), (200, 20, 30)), icc_profile=swapped_profile())
     kept = read_image(source)
-    assert kept.icc == data
+    assert kept.icc == swapped_profile()
     source.seek(0)
     stripped = read_image(source, strip=True)
-    assert stripped.icc is None
+    assert (stripped.icc, stripped.warnings) == (None, ())
     assert np.abs(stripped.pixels.astype(int) - (20, 200, 30)).max() <= 3
+    source = stored(Image.fromarray(RGB), icc_profile=SRGB)
+    assert np.array_equal(read_image(source, strip=True).pixels, RGB)
+    source = stored(Image.fromarray(RGB), icc_profile=SRGB[:200])
+    assert "cannot be used" in read_image(source, strip=True).warnings[0]
+
+
+# --------------------------------------------------------------------- what formats hold, docs/cli.md
+
+LOSSLESS = ["png", "tiff", "webp", "jp2", "tga", "qoi", "sgi", "dds", "ico", "bmp", "ppm", "pcx", "im", "apng"]
+WITH_METADATA = ["png", "tiff", "webp", "jpg", "avif", "mpo"]
+
+
+@pytest.mark.parametrize("format", LOSSLESS)
+def test_lossless_formats(format: str) -> None:
+    """Pixels, greyness and alpha are written exactly, or alpha is refused."""
+    pictures = [Picture(RGB), Picture(three(GREY), grey=True)]
+    if format not in ("bmp", "ppm", "pcx", "im"):
+        pictures += [Picture(RGB, alpha=ALPHA | 1), Picture(three(GREY), grey=True, alpha=ALPHA | 1)]
+    for picture in pictures:
+        stream = io.BytesIO()
+        written = write_image(picture, stream, format)
+        assert (written.width, written.height, written.bytes) == (W, H, len(stream.getvalue()))
+        assert written.warnings == ()
+        back = read_image(io.BytesIO(stream.getvalue()))
+        assert np.array_equal(back.pixels, picture.pixels)
+        assert (back.alpha is None) == (picture.alpha is None)
+        assert picture.alpha is None or np.array_equal(back.alpha, picture.alpha)  # type: ignore[arg-type]
+
+
+def test_avif_is_as_good_as_it_can_be() -> None:
+    """Guards against Pillow's default, quality 75 with a quarter of the colours."""
+    back = again(Picture(RGB, alpha=ALPHA), "avif")
+    assert np.array_equal(back.alpha, ALPHA)  # type: ignore[arg-type]
+    assert np.abs(back.pixels.astype(int) - RGB)[ALPHA > 0].max() <= 3
+    assert np.abs(again(Picture(RGB), "avif").pixels.astype(int) - RGB).max() <= 3
+    assert np.array_equal(again(Picture(three(GREY), grey=True), "avif").pixels, three(GREY))
+
+
+@pytest.mark.parametrize(("format", "size"), [("ico", (257, 9)), ("ico", (300, 300)), ("icns", (20, 20))])
+def test_sizes_that_a_format_cannot_hold(format: str, size: tuple[int, int]) -> None:
+    """Guards against formats of icons, which Pillow scales without a word."""
+    picture = Picture(np.zeros((size[1], size[0], 3), np.uint8))
+    with pytest.raises(ImageError, match=f"{size[0]} x {size[1]}|too large"):
+        write_image(picture, io.BytesIO(), format)
+
+
+@pytest.mark.parametrize("format", ["bmp", "ppm", "jp2", "tga", "qoi", "gif", "ico", "sgi", "dds", "pcx"])
+def test_formats_without_a_profile_get_srgb(format: str) -> None:
+    """Guards against wrong colours where a format has no ICC profile."""
+    pixels = np.full((8, 8, 3), (200, 20, 30), np.uint8)
+    stream = io.BytesIO()
+    written = write_image(Picture(pixels, icc=swapped_profile()), stream, format)
+    back = np.asarray(Image.open(stream).convert("RGB"), int)
+    assert np.abs(back - (20, 200, 30)).max() <= 3
+    assert "no ICC profile: the colours are converted to sRGB" in written.warnings[0]
+    assert write_image(Picture(RGB, icc=SRGB), io.BytesIO(), format).warnings == ()
+    written = write_image(Picture(pixels, icc=SRGB[:200]), io.BytesIO(), format)
+    assert written.warnings == ("an ICC profile that cannot be used is dropped",)
+
+
+@pytest.mark.parametrize("format", WITH_METADATA)
+@pytest.mark.parametrize(
+    "kind", ["large EXIF", "large XMP", "broken EXIF", "no EXIF", "broken ICC", "large ICC", "all"]
+)
+def test_metadata_that_a_format_cannot_hold(format: str, kind: str) -> None:
+    """The picture is written upright, and what is lost is told."""
+    long = Image.Exif()
+    long[274], long[306] = 6, "x" * 70_000
+    given: dict[str, bytes] = {
+        "large EXIF": {"exif": long.tobytes()[6:]},
+        "large XMP": {"xmp": b'<x tiff:Orientation="6"/>'.ljust(70_000)},
+        "broken EXIF": {"exif": b"II*\0\xff\xff\xff\x7f"},
+        "no EXIF": {"exif": b"garbage"},
+        "broken ICC": {"icc": SRGB[:200]},
+        "large ICC": {"icc": SRGB.ljust(2**21, b"x")},
+        "all": {"exif": long.tobytes()[6:], "xmp": b"x" * 70_000, "icc": SRGB.ljust(2**21, b"x")},
+    }[kind]
+    stream = io.BytesIO()
+    written = write_image(Picture(RGB, **given), stream, format)  # type: ignore[arg-type]
+    stream.seek(0)
+    upright = np.rot90(RGB, -1) if kind in ("large EXIF", "large XMP", "all") else RGB
+    back = read_image(stream, strip=True).pixels
+    assert back.shape == upright.shape
+    assert np.abs(back.astype(int) - upright).mean() < 8
+    stream.seek(0)
+    back_metadata = read_image(stream)
+    for name, data in given.items():
+        word = {"icc": "ICC profile", "exif": "EXIF", "xmp": "XMP"}[name]
+        lost = len(getattr(back_metadata, name) or b"") < len(data) / 2  # some write EXIF anew, without the orientation
+        assert lost == any(word in text for text in written.warnings), written.warnings
+
+
+def test_what_is_dropped_is_told() -> None:
+    """Guards against metadata that vanish without a word; orientation and resolution need none, being applied."""
+    full = Picture(RGB, exif=exif(6)[6:], xmp=XMP)
+    written = write_image(full, io.BytesIO(), "ppm")
+    assert written.warnings == ("PPM holds no EXIF and no XMP: dropped",)
+    assert (written.width, written.height) == (H, W)
+    turned = Image.Exif()
+    turned[274] = 6
+    assert write_image(Picture(RGB, exif=turned.tobytes()[6:]), io.BytesIO(), "ppm").warnings == ()
 
 
 def test_profile_of_another_colour_space() -> None:

@@ -23,6 +23,7 @@ class Job:
     device: str
     max_pixels: int
     format: str | None
+    strip: bool
     jobs: int = 1
 
 
@@ -31,6 +32,9 @@ class Job:
 @click.option("--format", metavar="png|ppm|...", help="Type of the images.  [default: by OUT's name, else png]")
 @options.model_options
 @options.batch_options
+@click.option(
+    "--strip", is_flag=True, help="Drop ICC profile, EXIF and XMP; convert to sRGB and apply the orientation."
+)
 @options.console_options
 @click.pass_context
 def command(
@@ -44,6 +48,7 @@ def command(
     files_from: str | None,
     jobs: int,
     no_overwrite: bool,
+    strip: bool,
     json: bool,
     quiet: bool,
     verbose: int,
@@ -53,7 +58,8 @@ def command(
     IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.sga
     becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in
     DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model by id; --model gives
-    one that `sgacodec models list` does not show.
+    one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
+    a warning.
 
     \b
     sgacodec decode photo.sga photo.out.png
@@ -68,7 +74,7 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(model, device, max_pixels, format, min(jobs, len(tasks)))
+    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)))
     with batch.stoppable(), output.progress(out, "decode", len(tasks)):
         ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
 
@@ -102,16 +108,19 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
 
 def decode_file(task: Task, job: Job) -> Outcome:
     """Decode one file to the bytes of an image file, here or in a worker process."""
-    from ..image import write_image
+    from ..image import stripped
+    from ..image_writer import write_image
 
     try:
         data = files.read_sga(task.source, job.max_pixels)
         decoded = batch.open_codec(job.model, job.device, job.jobs).decode(data, max_pixels=job.max_pixels)
+        picture = stripped(decoded.picture) if job.strip else decoded.picture
         image = io.BytesIO()
-        write_image(decoded.picture, image, job.format or extension_of(task.destination))
+        written = write_image(picture, image, job.format or extension_of(task.destination))
     except Exception as error:
         return batch.failure(task, error)
-    return Outcome(task, image.getvalue(), decoded.report)
+    figures = {"width": written.width, "height": written.height, "format": written.format, "bytes": written.bytes}
+    return Outcome(task, image.getvalue(), decoded.report | figures, picture.warnings + written.warnings)
 
 
 def extension_of(destination: str) -> str | None:

@@ -46,6 +46,26 @@ virtual disk with ext4: 11 ms each with it, 8 ms without). A file that replaces 
 bits. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed. An output
 that would overwrite a file which the same command reads (an input, a mask, a list, a model) is wrong usage.
 
+## Image formats
+
+`encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more. `decode` writes:
+
+| format | colours | ICC, EXIF, XMP | transparency |
+|---|---|---|---|
+| PNG, TIFF, WebP | lossless | kept | yes |
+| JPEG | quality 95, 4:4:4 | kept, EXIF and XMP up to 64 kB | no |
+| AVIF | quality 100, 4:4:4: differences of 2 or 3 of 255 | kept | lossless |
+| JPEG 2000, TGA, QOI, SGI, DDS | lossless | no | yes |
+| ICO | lossless, up to 256 pixels a side | no | yes |
+| BMP, PPM, PGM, PCX, IM | lossless | no | no |
+| GIF | 256 colours; grey is lossless | no | no |
+| PDF | JPEG, quality 95 | no | no |
+
+Where a format has no ICC profile, colours are converted to sRGB; where it has no EXIF, the orientation is applied to
+the pixels. A warning tells what was converted or dropped. The resolution (pixels per inch) is kept in EXIF, and
+written to PNG, JPEG, TIFF, BMP and PDF in their own way, too. An image that is larger than the format allows is an
+error. The width and height that `decode` reports are those of the written file.
+
 ## Environment
 
 | variable | meaning |
