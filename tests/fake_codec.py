@@ -47,7 +47,7 @@ class Progress:
     psnr: float
 
 
-CALLS: list[tuple[Settings, int, Any]] = []  # settings, pictures, rois of every call of encode
+CALLS: list[tuple[Settings, int, Any, Any]] = []  # settings, number of pictures, rois and pictures of encode's calls
 OPENED: list[tuple[str | None, str]] = []
 
 
@@ -59,7 +59,7 @@ class Codec:
             raise ModelNotFoundError("no model named 'missing' (looked in /nowhere)")
 
     def encode(self, pictures: Any, settings: Settings, *, rois: Any = None, progress: Any = None) -> list[Encoded]:
-        CALLS.append((settings, len(pictures), rois))
+        CALLS.append((settings, len(pictures), rois, pictures))
         if "FAKE_READY" in os.environ:
             open(os.environ["FAKE_READY"], "w").close()
         for step in range(int(os.environ.get("FAKE_STEPS", "0"))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import fake_codec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sgacodec import bitstream
 from sgacodec.bitstream import SgaFile
@@ -146,14 +147,59 @@ def test_model_and_device_reach_the_codec(run: Run, photo: Path) -> None:
 
 def test_strip_drops_metadata_before_encoding(run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against publishing metadata that --strip should drop."""
-    from sgacodec import image
-
-    seen = []
-    real = image.read_image
-    monkeypatch.setattr(image, "read_image", lambda source, **kw: seen.append(kw["strip"]) or real(source, **kw))
+    with_orientation(photo, 6)
     settings_of(run)
     settings_of(run, "--strip")
-    assert seen == [False, True]
+    kept, stripped = (call[3][0] for call in fake_codec.CALLS)
+    assert kept.exif is not None
+    assert (stripped.icc, stripped.exif, stripped.xmp) == (None, None, None)
+    assert stripped.pixels.shape == (20, 12, 3)
+
+
+def with_orientation(path: Path, orientation: int) -> None:
+    """Write the orientation into an image file, and leave its pixels."""
+    tags = Image.Exif()
+    tags[274] = orientation
+    with Image.open(path) as im:
+        im.load()
+    im.save(path, exif=tags)
+
+
+@pytest.mark.parametrize("size", [(20, 12), (16, 16)])
+@pytest.mark.parametrize("own", [None, 1, 3, 6])
+@pytest.mark.parametrize("turn", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("strip", [False, True])
+def test_the_mask_is_turned_with_the_picture(
+    run: Run, photo: Path, size: tuple[int, int], own: int | None, turn: int | None, strip: bool
+) -> None:
+    """Guards against weights at the wrong place: in the picture as it is shown, mask and pixels lie on each other."""
+    picture(photo, size=size)
+    pixels = np.asarray(Image.open(photo))
+    if turn:
+        with_orientation(photo, turn)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(photo)))
+    mask = Image.fromarray(shown if own else pixels)  # with an orientation of its own, it is one of the shown picture
+    if own == 6:
+        mask = mask.transpose(Image.Transpose.ROTATE_90)
+    elif own == 3:
+        mask = mask.transpose(Image.Transpose.ROTATE_180)
+    mask.save("mask.png")
+    if own:
+        with_orientation(Path("mask.png"), own)
+    settings_of(run, "--roi", "mask.png", *(["--strip"] if strip else []))
+    _, _, (weights,), (coded,) = fake_codec.CALLS[-1]
+    assert np.array_equal(coded.pixels, shown if strip else pixels)
+    assert np.allclose(weights, coded.pixels.mean(axis=2) / 255)
+
+
+def test_a_mask_of_the_shown_picture_fits(run: Run, photo: Path) -> None:
+    """Guards against "the mask has 12×20 pixels" for a mask that an editor made of the upright picture."""
+    with_orientation(photo, 6)
+    shown = ImageOps.exif_transpose(Image.open(photo))
+    shown.save("mask.png", exif=b"")
+    settings_of(run, "--roi", "mask.png")
+    _, _, (weights,), (coded,) = fake_codec.CALLS[-1]
+    assert np.allclose(weights, coded.pixels.mean(axis=2) / 255)
 
 
 def test_roi_gives_the_weights_of_the_pixels(run: Run, photo: Path) -> None:
@@ -181,6 +227,34 @@ def test_format_chooses_the_type_of_the_image(run: Run, photo: Path) -> None:
     assert Path("a.ppm").read_bytes() == Path("b.bin").read_bytes()
     assert run("decode", "a.sga", "--out-dir", "d", "--format", "ppm").exit_code == 0
     assert Path("d/a.ppm").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--strip"]])
+@pytest.mark.parametrize("suffix", ["png", "ppm"])
+def test_decode_reports_the_written_file(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, flags: list[str]
+) -> None:
+    """Guards against sizes of before the orientation was applied; --strip of decode does what that of encode does."""
+    tags = Image.Exif()
+    tags[271], tags[274] = "Maker", 6
+    real = fake_codec.Codec.decode
+
+    def decode(self: fake_codec.Codec, data: bytes, *, max_pixels: int) -> fake_codec.Decoded:
+        decoded = real(self, data, max_pixels=max_pixels)
+        return dataclasses.replace(decoded, picture=dataclasses.replace(decoded.picture, exif=tags.tobytes()[6:]))
+
+    monkeypatch.setattr(fake_codec.Codec, "decode", decode)
+    run("encode", "photo.png", "out.sga", "--device", "cpu")
+    result = run("decode", "out.sga", f"out.{suffix}", "--json", *flags)
+    report = json.loads(result.stdout)
+    with Image.open(f"out.{suffix}") as im:
+        assert (report["width"], report["height"]) == im.size
+        assert report["format"] == im.format
+        assert dict(im.getexif()) == ({271: "Maker", 274: 6} if suffix == "png" and not flags else {})
+        upright = ImageOps.exif_transpose(im)
+    assert report["bytes"] == Path(f"out.{suffix}").stat().st_size
+    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(Image.open(photo)), -1))
+    assert ("PPM holds no EXIF" in result.stderr) == (suffix == "ppm" and not flags)
 
 
 def test_the_real_codec_from_pixels_to_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

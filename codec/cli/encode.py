@@ -39,6 +39,15 @@ class Job:
     jobs: int = 1
 
 
+@dataclass(frozen=True)
+class Input:
+    """A picture to encode, and the weights of its pixels."""
+
+    task: Task
+    picture: Picture
+    weights: np.ndarray | None
+
+
 @click.command(short_help="Compress images to .sga files.")
 @click.argument("names", nargs=-1, metavar="IN... [OUT]")
 @encoder_options.encoder_options
@@ -46,7 +55,8 @@ class Job:
     "--roi",
     metavar="MASK",
     type=click.Path(exists=True, dir_okay=False),
-    help="Weight map, an image of the input's size: grey levels are weights of the distortion.",
+    help="Weight map, an image of the input's size: grey levels are weights of the distortion. It is turned as "
+    "the image is.",
 )
 @options.model_options
 @options.batch_options
@@ -117,7 +127,7 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         yield from batch.in_processes(functools.partial(encode_file, job=job), tasks, job.jobs, out)
         return
     codec = batch.open_codec(job.model, job.device, job.jobs)
-    pending: dict[tuple[int, int, bool], list[tuple[Task, Picture]]] = {}  # by `batch_key`
+    pending: dict[tuple[int, int, bool], list[Input]] = {}  # by `batch_key`
     group = CUDA_GROUP if codec.device.type == "cuda" else 1
 
     def step(progress: Any) -> None:
@@ -125,66 +135,83 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
 
     for task in tasks:
         try:
-            picture = read_picture(task.source, job)
+            read = read_input(task, job)
         except Exception as error:
             yield batch.failure(task, error)
             continue
-        key = batch_key(picture)
-        pending.setdefault(key, []).append((task, picture))
+        key = batch_key(read.picture)
+        pending.setdefault(key, []).append(read)
         if len(pending[key]) == group:
             yield from _encode(codec, pending.pop(key), job, step)
         elif sum(map(len, pending.values())) == PENDING:
             yield from _encode(codec, pending.pop(next(iter(pending))), job, step)
-    for pictures in pending.values():
-        yield from _encode(codec, pictures, job, step)
+    for inputs in pending.values():
+        yield from _encode(codec, inputs, job, step)
 
 
 def encode_file(task: Task, job: Job) -> Outcome:
     """Encode one file in a worker process."""
     try:
         codec = batch.open_codec(job.model, job.device, job.jobs)
-        pictures = [(task, read_picture(task.source, job))]
+        inputs = [read_input(task, job)]
     except Exception as error:
         return batch.failure(task, error)
-    return next(_encode(codec, pictures, job, None))
+    return next(_encode(codec, inputs, job, None))
 
 
 def _encode(
-    codec: Codec, pictures: list[tuple[Task, Picture]], job: Job, step: Callable[[Any], None] | None
+    codec: Codec, inputs: list[Input], job: Job, step: Callable[[Any], None] | None
 ) -> Generator[Outcome, None, None]:
     """Encode pictures of one padded shape together; one by one if that fails."""
     try:
-        rois = [read_roi(job.roi, picture) for _, picture in pictures] if job.roi else None
-        encoded = codec.encode([picture for _, picture in pictures], job.settings, rois=rois, progress=step)
+        rois = [one.weights for one in inputs] if job.roi else None
+        encoded = codec.encode([one.picture for one in inputs], job.settings, rois=rois, progress=step)
     except Exception as error:
-        if len(pictures) == 1:
-            yield batch.failure(pictures[0][0], error)
+        if len(inputs) == 1:
+            yield batch.failure(inputs[0].task, error)
             return
-        for one in pictures:
+        for one in inputs:
             yield from _encode(codec, [one], job, step)
         return
-    for (task, picture), result in zip(pictures, encoded, strict=True):
-        yield Outcome(task, result.data, result.report, picture.warnings)
+    for one, result in zip(inputs, encoded, strict=True):
+        yield Outcome(one.task, result.data, result.report, one.picture.warnings)
 
 
-def read_picture(source: str, job: Job) -> Picture:
-    """Read an input image."""
-    from ..image import read_image
+def read_input(task: Task, job: Job) -> Input:
+    """Read an input image, and the weights of its pixels if there is a mask."""
+    from ..image import read_image, stripped
+    from ..metadata import orientation, turned
 
-    stream = binary_input() if source == STREAM else source
-    return read_image(stream, strip=job.strip, max_pixels=job.max_pixels)
+    stream = binary_input() if task.source == STREAM else task.source
+    picture = read_image(stream, max_pixels=job.max_pixels)
+    weights = None if job.roi is None else read_roi(job.roi, picture, job.max_pixels)
+    if job.strip:
+        if weights is not None:
+            weights = turned(weights, orientation(picture.exif, picture.xmp))
+        picture = stripped(picture)
+    return Input(task, picture, weights)
 
 
-def read_roi(name: str, picture: Picture) -> np.ndarray:
-    """Read the weights of a picture's pixels: (H, W) float32 in 0..1."""
+def read_roi(name: str, picture: Picture, max_pixels: int) -> np.ndarray:
+    """Read the weights of a picture's pixels: (H, W) float32 in 0..1.
+
+    A mask with an orientation of its own belongs to the picture as that is shown, and so does one that fits only then;
+    any other belongs to the picture's pixels as they are stored.
+    """
     import numpy as np
 
     from ..image import read_image
+    from ..metadata import orientation, turned, turned_back
     from ..picture import ImageError
 
-    mask = read_image(name).pixels  # (H, W, 3)
-    if mask.shape != picture.pixels.shape:
-        sizes = [f"{shape[1]}×{shape[0]}" for shape in (mask.shape, picture.pixels.shape)]
+    mask = read_image(name, max_pixels=max_pixels)
+    weights: np.ndarray = mask.pixels.mean(axis=2, dtype=np.float32) / 255
+    turn, own = orientation(picture.exif, picture.xmp), orientation(mask.exif, mask.xmp)
+    stored = picture.pixels.shape[:2]
+    shown = stored[::-1] if turn in (5, 6, 7, 8) else stored
+    if own is not None or (weights.shape != stored and weights.shape == shown):
+        weights = turned_back(turned(weights, own), turn)
+    if weights.shape != stored:
+        sizes = [f"{shape[1]}×{shape[0]}" for shape in (mask.pixels.shape, picture.pixels.shape)]
         raise ImageError(f"the mask {name} has {sizes[0]} pixels and the image {sizes[1]}")
-    weights: np.ndarray = mask.mean(axis=2, dtype=np.float32) / 255
     return weights
