@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgacodec.api import Codec, Settings
 from sgacodec.cli import main
+from sgacodec.hyperprior import code_rounded, fold
 from sgacodec.models.catalogue import read_info
 from sgacodec.models.file import read_model, write_model
 from sgacodec.models.verify import verify
@@ -35,6 +36,7 @@ from sgacodec.training.crops import Crops, cut, cut_batch
 from sgacodec.training.data import DataError, read_photographs, split
 from sgacodec.training.export import export_checkpoint
 from sgacodec.training.initial import initial_model
+from sgacodec.training.initial_weights import read_initial
 from sgacodec.training.loop import progress, step, train
 from sgacodec.training.objective import forward
 from sgacodec.training.optimizer import set_learning_rate
@@ -460,24 +462,71 @@ def test_run_starts_from_the_weights_of_a_model(tmp_path: Path, folder: Path) ->
     before, after = read_model(first).gained, read_model(second).gained
     for key, value in before.state_dict().items():
         assert torch.allclose(value, after.state_dict()[key], rtol=1e-3, atol=1e-4), key
-    record = read_info(second).metadata["training"]["recipe"]
-    assert (record["architecture"], record["init"]) == ("tiny", read_info(first).id)
-    assert record["lr"] == pytest.approx(3e-4)
+    record = read_info(second).metadata["training"]
+    assert (record["recipe"]["architecture"], record["recipe"]["init"]) == ("tiny", read_info(first).id)
+    assert record["recipe"]["lr"] == pytest.approx(3e-4)
+    assert [(r["steps"], r["recipe"]["steps"]) for r in record["history"]] == [(30, 30)]
 
 
-def test_unsuitable_initial_weights_are_refused(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against initial weights of another architecture."""
+def test_run_starts_from_a_checkpoint(tmp_path: Path, trained: State) -> None:
+    """The averaged weights of a checkpoint are taken unchanged, and the run is recorded."""
+    path = tmp_path / "first.ckpt"
+    save_checkpoint(trained, path)
+    initial = read_initial(path)
+    assert (initial.architecture, initial.source, initial.new) == ("tiny", "first.ckpt, step 40", ())
+    begun = start(replace(RECIPE, init=initial.source), Crops([]), CPU, initial)
+    for key, value in trained.ema.state_dict().items():
+        assert torch.equal(value, begun.model.state_dict()[key]), key
+        assert torch.equal(value, begun.ema.state_dict()[key]), key
+    save_checkpoint(begun, path)
+    assert [r["steps"] for r in load_checkpoint(path, CPU).history] == [40]
+    assert [r["steps"] for r in read_initial(path).history] == [40, 0]
+
+
+def test_weights_of_an_older_architecture_are_carried_over(tmp_path: Path, folder: Path) -> None:
+    """Branches and context that a model lacks start at zero, are named, and learn faster than the rest."""
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    common = ("--batch", 2, "--crop", 64, "--device", "cpu", "-q")
-    assert run(folder, "--out", first, "--steps", 1, "--architecture", "tiny", *common).exit_code == 0
-    other = run(folder, "--out", second, "--steps", 1, "--architecture", "lite", "--init", first, *common)
-    assert (other.exit_code, f"{first} is tiny" in other.stderr) == (2, True)
-    both = run(folder, "--out", second, "--init", first, "--resume", tmp_path / "first.ckpt", *common)
-    assert (both.exit_code, "give either --resume" in both.stderr) == (2, True)
-    monkeypatch.delitem(networks.ARCHITECTURES, "tiny")
-    unknown = run(folder, "--out", second, "--steps", 1, "--init", first, *common)
-    assert (unknown.exit_code, "cannot be trained further" in unknown.stderr) == (1, True)
-    assert not second.exists()
+    common = ("--batch", 2, "--crop", 64, "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.ARCHITECTURES, "plain", PLAIN)
+        assert run(folder, "--out", first, "--steps", 2, "--architecture", "plain", *common).exit_code == 0
+    begun = run(folder, "--out", second, "--steps", 2, "--init", first, *common)
+    assert begun.exit_code == 0, begun.output
+    assert f"{read_info(first).id}; new: g_a.deep, g_s.body, context" in " ".join(begun.stderr.split())
+    recipe = read_info(second).metadata["training"]["recipe"]
+    assert recipe["new"] == ["g_a.deep", "g_s.body", "context"]
+    assert [recipe[key] for key in ("architecture", "lr", "rest")] == ["tiny", 1e-3, 0.4]
+
+
+@pytest.mark.parametrize("source", ["older checkpoint", "lite"])
+def test_new_modules_do_not_change_the_output(source: str, tmp_path: Path, crops: Crops, lite_path: Path) -> None:
+    """Before training, the result is exactly that of the weights that the run started from."""
+    path = lite_path
+    if source == "lite":
+        before = read_model(path).gained
+    else:
+        path = tmp_path / "a.ckpt"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(networks.ARCHITECTURES, "tiny", PLAIN)
+            older = start(RECIPE, crops, CPU)
+            train(older, crops, CPU, path, tick=lambda s: s.step < 3)
+        before = older.ema
+        assert read_initial(path).new == ("g_a.deep", "g_s.body", "context")
+    initial = read_initial(path)
+    after = start(Recipe(initial.architecture), Crops([]), CPU, initial).model
+    old, new = fold(before, 0.02), fold(after, 0.02)
+    x = crops.sample(2, 128, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        y = old.networks.g_a(x)
+        z_hat = torch.round(old.networks.h_a(y))
+        assert torch.equal(new.networks.g_a(x), y)
+        assert torch.equal(torch.round(new.networks.h_a(y)), z_hat)
+        (v, sigma, y_hat), (new_v, new_sigma, new_y_hat) = (code_rounded(model, y, z_hat) for model in (old, new))
+        assert v.unique().numel() > 3
+        assert torch.equal(new_y_hat, y_hat)  # the order of the symbols may differ
+        assert torch.equal(new_v.sort().values, v.sort().values)
+        assert torch.equal(new_sigma.sort().values, sigma.sort().values)
+        assert torch.equal(new.networks.g_s(y_hat), old.networks.g_s(y_hat))
 
 
 def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

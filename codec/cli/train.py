@@ -45,7 +45,7 @@ _PATH = click.Path(path_type=Path)
     help="Train M minutes in total, including resumed runs.",
 )
 @click.option("--resume", type=_PATH, metavar="CHECKPOINT", help="Continue the run of a checkpoint exactly.")
-@click.option("--init", metavar="NAME|PATH", help="Start from the weights of this model.")
+@click.option("--init", metavar="NAME|FILE", help="Start from the weights of this model or checkpoint.")
 @click.option("--export-only", type=_PATH, metavar="CHECKPOINT", help="Only export the model of a checkpoint.")
 @click.option("--batch", metavar="N", type=click.IntRange(1, 4096), help="Crops per step.")
 @click.option("--crop", metavar="PIXELS", type=click.IntRange(64, 2048), help="Side of the crops, a multiple of 64.")
@@ -129,7 +129,7 @@ def command(
     with output.logged(console):
         # Checkpoint and model are read first, so that errors are reported before the photographs are decoded.
         state = load_checkpoint(export_only, chosen) if export_only else training_start.resumed(resume, chosen, wanted)
-        initial = None if init is None else training_start.initial_weights(init, wanted)
+        initial = None if init is None else training_start.initial_weights(init, wanted, console)
         photographs = read_photographs(list(sources), _MIN_SIDE)
         held_out: list[Photograph] = []
         if validation is None:

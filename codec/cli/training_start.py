@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import output
+from .output import Output
+
 if TYPE_CHECKING:
     import torch
 
-    from ..hyperprior import GainedHyperprior
     from ..training.checkpoint import State
     from ..training.crops import Crops
+    from ..training.initial_weights import InitialWeights
 
 
 def check_options(
@@ -74,20 +76,22 @@ def resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -
     return load_checkpoint(resume, device, **changed)
 
 
-def initial_weights(init: str, wanted: dict[str, Any]) -> GainedHyperprior:
-    """Weights of the model `init`; its architecture and id are entered into `wanted`."""
+def initial_weights(init: str, wanted: dict[str, Any], console: Output) -> InitialWeights:
+    """Weights of the model or checkpoint `init`; what the recipe records of them is entered into `wanted`."""
     from ..models.catalogue import find_model
-    from ..training.checkpoint import read_initial
+    from ..training.initial_weights import read_initial
 
-    architecture, model_id, gained = read_initial(find_model(init))
-    if wanted["architecture"] not in (None, architecture):
-        raise click.UsageError(f"--architecture {wanted['architecture']}: the architecture of {init} is {architecture}")
-    wanted.update(architecture=architecture, init=model_id)
-    return gained
+    path = Path(init)
+    initial = read_initial(path if path.suffix == ".ckpt" else find_model(init), wanted["architecture"])
+    wanted.update(architecture=initial.architecture, init=initial.source, new=initial.new)
+    fresh = f"; new: {', '.join(initial.new)}" if initial.new else ""
+    unused = f"; not used: {', '.join(initial.unused)}" if initial.unused else ""
+    output.note(console, f"initial weights: {initial.source}{fresh}{unused}")
+    return initial
 
 
-def new_run(initial: GainedHyperprior | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
-    """The state of a new run. The default learning rate for trained weights is 0.3 of that for new ones."""
+def new_run(initial: InitialWeights | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
+    """The state of a new run."""
     from importlib.util import find_spec
 
     from ..device import reduced_precision
@@ -98,6 +102,4 @@ def new_run(initial: GainedHyperprior | None, crops: Crops, device: torch.device
     changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
     changed.setdefault("bf16", reduced_precision(device))
     recipe = standard_recipe(changed.pop("architecture", "lite"), **changed)
-    if initial is not None and "lr" not in changed:
-        recipe = replace(recipe, lr=0.3 * recipe.lr)
     return start(recipe, crops, device, initial)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ from torch import nn
 
 from ..atomic import atomic_file
 from ..hyperprior import GainedHyperprior
-from ..models.file import read_model
 from ..networks.architecture import ARCHITECTURES
-from ..settings import ANCHORS
 from .crops import Crops
-from .initial import initial_model
+from .initial import carry_over, initial_model
+from .initial_weights import InitialWeights
 from .optimizer import Optimizers, build_optimizers, freeze, load_moments
 from .recipe import Recipe, TrainingError, standard_recipe
 
@@ -36,6 +35,8 @@ class State:
         Optimisation steps and training crops so far.
     seconds : float
         Training time so far, interruptions excluded.
+    history : list of dict
+        Records of the earlier runs that led to the initial weights, as in `InitialWeights`.
     """
 
     recipe: Recipe
@@ -47,6 +48,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     crops: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _on_device(model: GainedHyperprior, device: torch.device) -> GainedHyperprior:
@@ -59,50 +61,35 @@ def _on_device(model: GainedHyperprior, device: torch.device) -> GainedHyperprio
     return model
 
 
-def read_initial(path: Path) -> tuple[str, str, GainedHyperprior]:
-    """Read the weights of a model file as initial weights of a run.
-
-    Returns
-    -------
-    architecture, id : str
-        Name of the architecture, and id of the model.
-    gained : GainedHyperprior
-        Float weights with gradients enabled.
-
-    Raises
-    ------
-    ModelError
-        When it is not a valid model file.
-    TrainingError
-        When the architecture or the anchors are not those of `train`; imported models, for example.
-    """
-    model = read_model(path)
-    gained = model.gained
-    names = [name for name, architecture in ARCHITECTURES.items() if architecture == gained.architecture]
-    if not names or gained.anchors != ANCHORS:
-        raise TrainingError(f"{path}: not an architecture and anchors of `train`; it cannot be trained further")
-    return names[0], model.id, gained.requires_grad_(True)
-
-
-def start(recipe: Recipe, crops: Crops, device: torch.device, gained: GainedHyperprior | None = None) -> State:
-    """The initial state of a run on `device`, with new weights or with those of `gained`.
+def start(recipe: Recipe, crops: Crops, device: torch.device, initial: InitialWeights | None = None) -> State:
+    """The initial state of a run on `device`, with new weights or with those of `initial`.
 
     Raises
     ------
     TrainingError
-        When the architecture is unknown.
+        When the architecture is unknown, or the package of an optimizer is not installed.
     """
     architecture = ARCHITECTURES[standard_recipe(recipe.architecture).architecture]
     torch.manual_seed(recipe.seed)
     data = torch.Generator().manual_seed(recipe.seed)
-    if gained is None:
-        gained = initial_model(architecture, crops.sample(*_INITIAL_CROPS, data).cpu())
-    model = _on_device(gained, device)
+    if initial is None:
+        model = initial_model(architecture, crops.sample(*_INITIAL_CROPS, data).cpu())
+    else:
+        model = GainedHyperprior(architecture)
+        carry_over(model, initial.tensors)
+    model = _on_device(model, device)
     ema = _on_device(GainedHyperprior(architecture), device)
     ema.load_state_dict(model.state_dict())
     freeze(model, recipe.stage)
-    noise = torch.Generator(device=device).manual_seed(recipe.seed)
-    return State(recipe, model, ema, build_optimizers(model, recipe), data, noise)
+    return State(
+        recipe=recipe,
+        model=model,
+        ema=ema.requires_grad_(False),
+        optimizers=build_optimizers(model, recipe),
+        data=data,
+        noise=torch.Generator(device=device).manual_seed(recipe.seed),
+        history=[] if initial is None else initial.history,
+    )
 
 
 def save_checkpoint(state: State, path: Path) -> None:
@@ -123,6 +110,7 @@ def save_checkpoint(state: State, path: Path) -> None:
         "step": state.step,
         "seconds": state.seconds,
         "crops": state.crops,
+        "history": state.history,
     }
     try:
         with atomic_file(path) as file:
@@ -172,4 +160,15 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint that can be resumed ({reason})") from None
-    return State(recipe, model, ema, optimizers, data, noise, step, seconds, crops)
+    return State(
+        recipe=recipe,
+        model=model,
+        ema=ema.requires_grad_(False),
+        optimizers=optimizers,
+        data=data,
+        noise=noise,
+        step=step,
+        seconds=seconds,
+        crops=crops,
+        history=record.get("history", []),
+    )

@@ -50,7 +50,7 @@ def export_checkpoint(state: State, name: str, photographs: list[Tensor], record
 def training_record(
     state: State, device: torch.device, licence: str, sources: list[str], photographs: int, held_out: list[str]
 ) -> dict[str, Any]:
-    """Metadata of a model: licence, recipe, length of the run, data and hardware."""
+    """Metadata of a model: licence, recipe, length of the run and of earlier ones, data and hardware."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
         "licence": licence,
@@ -59,6 +59,7 @@ def training_record(
             "steps": state.step,
             "seconds": round(state.seconds),
             "crops": state.crops,
+            "history": state.history,
             "data": sources,
             "photographs": photographs,
             "held_out": held_out,

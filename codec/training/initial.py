@@ -43,6 +43,14 @@ def initial_model(architecture: Architecture, crops: Tensor) -> GainedHyperprior
     return model
 
 
+def carry_over(model: GainedHyperprior, tensors: dict[str, Tensor]) -> None:
+    """Load what older weights have; branches and context, of which they have nothing, add zero to the output."""
+    model.load_state_dict(tensors, strict=False)
+    if "g_s.unit" not in tensors and "g_s.unit" in model.state_dict():
+        unit: Any = model.g_s.unit
+        unit.copy_(model.y_unit)
+
+
 def _center(model: GainedHyperprior, crops: Tensor) -> float:
     """Center latents and reconstructions by the last biases of g_a and g_s, and set y_unit.
 

@@ -53,7 +53,7 @@ class Recipe:
     compile : bool
         Use torch.compile for the loss.
     init : str
-        Id of the model whose weights the run started from; empty for new weights.
+        Id of the model, or name of the checkpoint, whose weights the run started from; empty for new weights.
     optimizer : {"soap", "adam"}
         The optimiser of all parameters but those of the transforms, which Adam trains.
     stage : {"joint", "prior", "decoder"}
@@ -87,7 +87,9 @@ class Recipe:
 
 
 def standard_recipe(architecture: str, **changed: Any) -> Recipe:
-    """The default recipe of an architecture, with `changed` fields replaced.
+    """The default recipe of an architecture and a stage, with `changed` fields replaced.
+
+    With initial weights (`init`) the warm-up is short, and what is not new is trained at a lower learning rate.
 
     Raises
     ------
@@ -96,4 +98,11 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """
     if architecture not in ARCHITECTURES:
         raise TrainingError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
-    return Recipe(**{"architecture": architecture, **asdict(ARCHITECTURES[architecture].training), **changed})
+    defaults = asdict(ARCHITECTURES[architecture].training)
+    if changed.get("init"):
+        defaults["warmup"] = 100
+        if changed.get("new"):
+            defaults["rest"] = 0.4
+        else:
+            defaults["lr"] *= 0.3
+    return Recipe(**{"architecture": architecture, **defaults, **changed})
