@@ -81,6 +81,8 @@ INVALID: dict[str, Change] = {
     "architecture": set_metadata("architecture", {"family": "lite"}),
     "architecture that is a list": set_metadata("architecture", [1]),
     "another architecture": lambda _, m: m["architecture"].update(N=9),
+    "endless branches": lambda _, m: m["architecture"].update(deep_width=1024, deep_blocks=1024),
+    "branches without channels": lambda _, m: m["architecture"].update(body_width=0, body_blocks=2),
     "no architecture": lambda _, m: m.__delitem__("architecture"),
 }
 

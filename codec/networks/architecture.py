@@ -19,6 +19,7 @@ from typing import Any
 STRIDE = 16  # pixels per latent, along each axis: the same for every architecture, as the file format fixes it
 HYPER_STRIDE = 64  # pixels per hyper-latent; images are padded to a multiple of it
 MAX_GROUPS = 16  # of a context model
+MAX_BLOCKS = 16  # of a branch at stride 16
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
@@ -202,7 +203,7 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     Raises
     ------
     ValueError
-        When keys are missing or unknown, or a size is outside 1 … 1024.
+        When keys are missing or unknown, or a size is outside its limits (1 to 1024 for channels).
     """
     try:
         a = Architecture(**record)
@@ -212,15 +213,17 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     except (KeyError, TypeError) as error:
         raise ValueError(f"not an architecture: {error}") from None
     sizes = [a.N, a.M] + [a.width, a.hidden, a.inner] * (a.family == "lite")
-    optional = [a.deep_width, a.deep_blocks, a.body_width, a.body_blocks]
-    known = a.family in tuple(FAMILIES) and a.scale in ("exp", "linear")
-    if a.context is not None:
-        c = a.context
+    for branch in ((a.deep_width, a.deep_blocks), (a.body_width, a.body_blocks)):
+        if branch != (0, 0):
+            sizes += branch
+    c = a.context
+    if c is not None:
         sizes += [*c.groups, c.past, c.near, c.hidden]
-        known = known and type(c.checkerboard) is bool and len(c.groups) <= MAX_GROUPS and sum(c.groups) == a.M
-    in_range = all(type(s) is int and 1 <= s <= 1024 for s in sizes) and all(
-        type(s) is int and 0 <= s <= 1024 for s in optional
-    )
-    if not known or not in_range:
+    valid = a.family in tuple(FAMILIES) and a.scale in ("exp", "linear")
+    valid = valid and all(type(s) is int and 1 <= s <= 1024 for s in sizes)
+    valid = valid and max(a.deep_blocks, a.body_blocks) <= MAX_BLOCKS
+    if valid and c is not None:
+        valid = type(c.checkerboard) is bool and len(c.groups) <= MAX_GROUPS and sum(c.groups) == a.M
+    if not valid:
         raise ValueError(f"not an architecture: {record}")
     return a
