@@ -14,9 +14,19 @@ from PIL import Image, UnidentifiedImageError
 
 from .bitstream import DEFAULT_MAX_PIXELS
 from .bounded import BoundedFile, Spool
+from .colour import matrix_profile, srgb_table, stated_colours
 from .metadata import colour_space, orientation, read_metadata, to_srgb, turned
 from .picture import ImageError, Picture, named
-from .pillow import MOST_METADATA, as_image, limited_pillow, load_8_bit, planes, silent_libtiff, to_plain_mode
+from .pillow import (
+    MOST_METADATA,
+    as_image,
+    limited_pillow,
+    load_8_bit,
+    open_foreign,
+    planes,
+    silent_libtiff,
+    to_plain_mode,
+)
 
 _HEADER_BYTES = 2**26  # read of the smallest image file, at most
 _PIXEL_BYTES = 16  # read more for each pixel: twice those of four 16-bit samples, which take two passes
@@ -85,11 +95,17 @@ def _open_stream(source: str | os.PathLike[str] | BinaryIO, max_pixels: int) -> 
 
 def _read(stream: BoundedFile, max_pixels: int) -> Picture:
     stream.expect_header()
-    stored = Image.open(cast(BinaryIO, stream))
+    stored = _opened(cast(BinaryIO, stream))
     _check_size(stored, max_pixels)
+    colours = stated_colours(stored, stream)
     stream.expect_pixels()
+    table = None if colours.gamma is None else srgb_table(colours.gamma)
     with silent_libtiff(stored):
-        im, notes = load_8_bit(stored, cast(BinaryIO, stream))
+        im, notes = load_8_bit(stored, cast(BinaryIO, stream), table)
+    if colours.gamma is not None:
+        notes.append(f"the gamma of the file, {colours.gamma:.4g}, is converted to that of sRGB")
+    if colours.hdr:
+        notes.append(f"the transfer curve of the file, {colours.hdr}, is not converted: it is shown as that of sRGB")
     _check_size(stored, max_pixels)  # some formats learn their true size only now
     stream.expect_header()
     try:
@@ -102,6 +118,8 @@ def _read(stream: BoundedFile, max_pixels: int) -> Picture:
         pass
     stream.expect_pixels()
     icc, exif, xmp = read_metadata(stored)
+    if icc is None and colours.primaries is not None and im.mode not in ("1", "L", "LA", "La"):
+        icc = matrix_profile(colours.primaries)
     for kind, data in (("ICC profile", icc), ("EXIF", exif), ("XMP", xmp)):
         if data is not None and len(data) > MOST_METADATA:
             notes.append(f"{kind} of {len(data)} bytes is dropped")
@@ -119,6 +137,16 @@ def _read(stream: BoundedFile, max_pixels: int) -> Picture:
 
     pixels, grey, alpha = planes(to_plain_mode(im))
     return Picture(pixels=pixels, grey=grey, alpha=alpha, icc=icc, exif=exif, xmp=xmp, warnings=tuple(notes))
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream)
+    except UnidentifiedImageError:
+        im = open_foreign(stream)
+        if im is None:
+            raise
+        return im
 
 
 def stripped(picture: Picture) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ MOST_METADATA = 2**24  # bytes of an ICC profile, of EXIF, and of XMP
 
 _TO_8_BIT = ((np.arange(2**16, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)  # round(v / 257)
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # raw mode: 8-bit difference between neighbouring values of the stored sample
 
 _lock = threading.RLock()  # Pillow's pixel limit and Python's warning filters are global
@@ -65,7 +67,7 @@ def silent_libtiff(im: Image.Image) -> Iterator[None]:
         os.close(null)
 
 
-def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list[str]]:
+def load_8_bit(stored: Image.Image, stream: BinaryIO, table: np.ndarray | None = None) -> tuple[Image.Image, list[str]]:
     """Decode the first frame of an opened image.
 
     Pillow keeps 16 bits for one channel only. For the others the high and the low bytes are decoded in two
@@ -77,6 +79,8 @@ def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list
         As ``Image.open`` returns it.
     stream : binary file
         The file that it was opened from; read a second time where two passes are needed.
+    table : ndarray, optional
+        (65536,) uint8: the 8-bit samples for 16-bit samples of colour, where these are not to be rounded only.
 
     Returns
     -------
@@ -114,12 +118,22 @@ def load_8_bit(stored: Image.Image, stream: BinaryIO) -> tuple[Image.Image, list
     if samples is None:
         if stored.mode == "L" and isinstance(transparent, int):
             stored.info["transparency"] = transparent * _GREY_STEPS.get(layout, 1)
-        return stored, notes if wide else []
+        return stored if table is None else _mapped(stored, table), notes if wide else []
     eight = _TO_8_BIT[samples]
+    if table is not None:
+        colours = samples.shape[2] - (1 - samples.shape[2] % 2)  # two and four channels have alpha
+        eight[..., :colours] = table[samples[..., :colours]]
     if transparent is not None and samples.shape[2] in (1, 3):  # PNG's colour that stands for transparency
         alpha = np.where((samples == np.asarray(transparent)).all(axis=2), 0, 255).astype(np.uint8)
         eight = np.dstack([eight, alpha])
     return Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight), notes
+
+
+def _mapped(im: Image.Image, table: np.ndarray) -> Image.Image:
+    """Map the colours of an image of 8-bit samples; `table` is that for 16-bit samples."""
+    im = to_plain_mode(im)
+    colours = table[::257].tolist() * (1 if im.mode in ("L", "LA") else 3)
+    return im.point(colours + (list(range(256)) if im.mode in ("LA", "RGBA") else []))
 
 
 def _layout(im: Image.Image) -> str:
@@ -181,3 +195,28 @@ def as_image(picture: Picture) -> Image.Image:
     if picture.alpha is not None:
         im.putalpha(Image.fromarray(picture.alpha))
     return im
+
+
+def open_foreign(stream: BinaryIO) -> Image.Image | None:
+    """Open an image of a format that another package reads; None if it is of none.
+
+    Raises
+    ------
+    ImageError
+        If the package is not installed.
+    """
+    stream.seek(0)
+    head = stream.read(12)
+    stream.seek(0)
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        name, package, module = "HEIC", "pillow-heif", "pillow_heif"
+    elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        name, package, module = "JPEG XL", "pillow-jxl-plugin", "pillow_jxl"
+    else:
+        return None
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError:
+        raise ImageError(f"a {name} image: to read it, install {package} (pip install {package})") from None
+    getattr(plugin, "register_heif_opener", lambda: None)()
+    return Image.open(stream)

@@ -60,10 +60,12 @@ def test_out_dir_keeps_names(run: Run, photos: Path) -> None:
 def test_a_folder_stands_for_the_images_in_it(run: Run, photos: Path) -> None:
     """All images in subfolders are found; hidden ones are left out."""
     (photos / ".hidden.png").write_bytes(b"")
+    for name, kind in (("m.mpo", "JPEG"), ("p.apng", "PNG")):
+        Image.new("RGB", (20, 12)).save(photos / name, format=kind)
     assert run("encode", "photos", "--out-dir", "out", "--device", "cpu").exit_code == 0
-    assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
+    assert names("out") == ["a.sga", "b.sga", "m.sga", "p.sga", "sub/c.sga"]
     assert run("decode", "out", "--out-dir", "back").exit_code == 0
-    assert names("back") == ["a.png", "b.png", "sub/c.png"]
+    assert names("back") == ["a.png", "b.png", "m.png", "p.png", "sub/c.png"]
     Path("empty").mkdir()
     assert run("encode", "empty", "--out-dir", "out").exit_code == 2
 

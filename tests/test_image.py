@@ -9,9 +9,11 @@ import os
 import struct
 import subprocess
 import sys
+import types
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -427,6 +429,81 @@ def test_strip_keeps_the_colours() -> None:
     assert "cannot be used" in read_image(source, strip=True).warnings[0]
 
 
+# --------------------------------------------------------------------- colours without an ICC profile
+
+SRGB_CHRM = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+P3_CHRM = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+P3_TO_SRGB = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
+
+
+def srgb_light(samples: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB samples in 0..1."""
+    return np.where(samples <= 0.04045, samples / 12.92, ((samples + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1 / 1.8])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(("channels", "colour"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_gamma_is_converted(gamma: float, depth: int, channels: int, colour: int) -> None:
+    """Guards against linear pictures that come out dark; transparency has no gamma."""
+    samples = SIXTEEN[..., :channels] >> (16 - depth)
+    rows = samples.astype(">u2" if depth == 16 else "u1").tobytes()
+    picture = read_image(png(W, H, depth, colour, rows, (b"gAMA", struct.pack(">I", round(100000 * gamma)))))
+    light = (samples[..., : 1 if channels < 3 else 3] / (2**depth - 1)) ** (1 / gamma)
+    assert np.abs(srgb_light(picture.pixels / 255) - light).max() < 0.005
+    assert "gamma" in picture.warnings[-1]
+    if channels in (2, 4):
+        assert np.array_equal(picture.alpha, np.rint(samples[..., -1] * (255 / (2**depth - 1))))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", SRGB_CHRM)],
+        [(b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100000)), (b"cHRM", P3_CHRM)],
+        [(b"cICP", bytes([1, 13, 0, 1])), (b"gAMA", struct.pack(">I", 100000))],
+        [(b"gAMA", bytes(4)), (b"cHRM", bytes(32))],
+        [(b"tEXt", b"gamma\x001.0"), (b"tEXt", b"chromaticity\0a"), (b"tEXt", b"dpi\0300"), (b"cICP", b"\x0c")],
+    ],
+)
+def test_colours_of_srgb_need_no_conversion(chunks: list[tuple[bytes, bytes]]) -> None:
+    """Guards against pixels that change, and profiles that take bytes, where a file states sRGB or nonsense."""
+    picture = read_image(png(W, H, 8, 2, RGB.tobytes(), *chunks))
+    assert np.array_equal(picture.pixels, RGB)
+    assert (picture.icc, picture.exif, picture.warnings) == (None, None, ())
+
+
+@pytest.mark.parametrize("chunk", [(b"cICP", bytes([12, 13, 0, 1])), (b"cHRM", P3_CHRM)])
+def test_primaries_become_a_profile(chunk: tuple[bytes, bytes]) -> None:
+    """Guards against pale colours of Display P3."""
+    picture = read_image(png(W, H, 8, 2, RGB.tobytes(), chunk))
+    assert np.array_equal(picture.pixels, RGB)
+    assert picture.icc is not None
+    assert len(picture.icc) < 500
+    assert again(picture).icc == picture.icc
+    light = srgb_light(RGB / 255) @ P3_TO_SRGB.T
+    inside = ((light >= 0) & (light <= 1)).all(axis=2)
+    stripped = read_image(png(W, H, 8, 2, RGB.tobytes(), chunk), strip=True)
+    assert np.abs(srgb_light(stripped.pixels / 255) - light)[inside].max() < 0.01
+    grey = read_image(png(W, H, 8, 0, GREY.tobytes(), chunk))
+    assert (grey.icc, grey.warnings) == (None, ())
+
+
+def test_high_dynamic_range_is_told() -> None:
+    """Guards against a curve that vanishes without a word."""
+    picture = read_image(png(W, H, 8, 2, RGB.tobytes(), (b"cICP", bytes([9, 16, 0, 1]))))
+    assert "PQ" in picture.warnings[0]
+
+
+def test_colours_of_avif() -> None:
+    """AVIF states primaries as PNG does."""
+    data = stored(Image.fromarray(RGB), "AVIF").getvalue()
+    at = data.index(b"colrnclx") + 8
+    assert read_image(io.BytesIO(data)).icc is None
+    picture = read_image(io.BytesIO(data[:at] + b"\0\x0c" + data[at + 2 :]))
+    assert picture.icc == read_image(png(W, H, 8, 2, RGB.tobytes(), (b"cICP", bytes([12, 13, 0, 1])))).icc
+
+
 # --------------------------------------------------------------------- what formats hold, docs/cli.md
 
 LOSSLESS = ["png", "tiff", "webp", "jp2", "tga", "qoi", "sgi", "dds", "ico", "bmp", "ppm", "pcx", "im", "apng"]
@@ -567,6 +644,36 @@ def test_write_errors(tmp_path: Path, name: str) -> None:
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "package", "module"),
+    [
+        (b"\0\0\0\x1cftypheic", "pillow-heif", "pillow_heif"),
+        (b"\0\0\0\x1cftypmif1", "pillow-heif", "pillow_heif"),
+        (b"\xff\x0a", "pillow-jxl-plugin", "pillow_jxl"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow-jxl-plugin", "pillow_jxl"),
+    ],
+)
+def test_formats_of_other_packages(head: bytes, package: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC and JPEG XL are read if their package is installed; else the message names it."""
+    data = head.ljust(20, b"\0") + stored(Image.fromarray(RGB)).getvalue()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImageError, match=f"pip install {package}"):
+        read_image(io.BytesIO(data))
+
+    def register() -> None:
+        def opened(fp: Any, filename: object) -> Image.Image:
+            fp.seek(20)
+            return Image.open(io.BytesIO(fp.read()))
+
+        monkeypatch.setitem(Image.OPEN, "TEST", (opened, lambda prefix: prefix.startswith(head)))
+        monkeypatch.setattr(Image, "ID", [*Image.ID, "TEST"])
+
+    plugin = types.ModuleType(module)
+    plugin.register_heif_opener = register  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module, plugin)
+    assert np.array_equal(read_image(io.BytesIO(data)).pixels, RGB)
 
 
 def test_read_errors(tmp_path: Path) -> None:

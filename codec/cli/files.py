@@ -20,7 +20,8 @@ from .streams import binary_input, binary_output, is_terminal
 
 STREAM = "-"
 _IMAGE_TYPES = (
-    "avif bmp dib gif heic heif ico j2k jfif jp2 jpe jpeg jpg jxl pbm pcx pgm png pnm ppm qoi tga tif tiff webp"
+    "apng avif avifs bmp dds dib gif heic heif hif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl mpo pbm pcx pgm "
+    "png pnm ppm qoi sgi tga tif tiff webp"
 )
 IMAGE_SUFFIXES = frozenset("." + kind for kind in _IMAGE_TYPES.split(" "))
 SGA_SUFFIXES = frozenset({".sga"})

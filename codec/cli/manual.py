@@ -48,7 +48,9 @@ that would overwrite a file which the same command reads (an input, a mask, a li
 
 ## Image formats
 
-`encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more. `decode` writes:
+`encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more; HEIC if
+`pillow-heif` is installed, and JPEG XL if `pillow-jxl-plugin` is. Of animations and documents the first frame or page
+is kept. A gamma of PNG is converted to that of sRGB, primaries without an ICC profile become one. `decode` writes:
 
 | format | colours | ICC, EXIF, XMP | transparency |
 |---|---|---|---|
