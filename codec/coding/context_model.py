@@ -36,7 +36,9 @@ from .prior import ExactPrior, Pass
 INVERSE_BITS = 16  # fractional bits of 1/(g_y · y_unit) beyond RESIDUAL_BITS − MU_BITS
 _INVERSE_MAX = 2**31
 _DIFFERENCE_MAX = 2**31  # |ŷ − μ_h| with MU_BITS saturates here
-_STRIP = 2**12  # positions evaluated at once: their im2col takes 50 MB
+_STRIP = 2**12  # positions evaluated at once: their im2col takes 40 MB (lite) to 150 MB
+
+Taps = list[tuple[int, int]]  # offsets of rows and columns
 
 
 def context_passes(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
@@ -110,9 +112,9 @@ class _Strips:
     def strip(self, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same for rows `top` to `bottom` − 1, (C, n) each."""
         group, first = self.group, self.channels.start
-        features = self.columns(self.features, 1, top, bottom)  # (F, n) float64
-        k = self.h_s.layers[-1].weight.shape[-1]
-        around = features if k == 1 else self.columns(self.features, k, top, bottom)
+        features = self.columns(self.features, _taps(1), top, bottom)  # (F, n) float64
+        last = self.h_s.layers[-1]
+        around = features if last.padding == 0 else self.columns(self.features, _taps_of(last), top, bottom)
         base_scale, base_mean = (self.last_layer(around, part) for part in (0, 1))
         mix = group.mix.weight.double().flatten(1)  # (hidden, F + past + near)
         sums, used = mix[:, : len(features)] @ features, len(features)
@@ -120,10 +122,10 @@ class _Strips:
             if layer is None:
                 continue
             width = layer.out_channels
-            if layer is not group.near or self.half == 1:
-                k = layer.weight.shape[-1]
-                activation = layer.weight.double().flatten(1) @ self.columns(source, k, top, bottom)
-                sums += mix[:, used : used + width] @ _requantised(layer, activation).double()
+            if layer is group.past or self.half == 1:
+                taps = _taps_of(layer) if layer is group.past else _odd(_taps_of(layer))
+                activation = _requantised(layer, _matrix(layer, taps) @ self.columns(source, taps, top, bottom))
+                sums += mix[:, used : used + width] @ activation.double()
             used += width
         hidden = _requantised(replace(group.mix, bias=self.bias), sums)  # in int64: float64 could round sum + bias
         out = group.out.weight.double().flatten(1) @ hidden.double()
@@ -141,30 +143,51 @@ class _Strips:
         layer = IntegerLayer(
             transposed=False,
             stride=1,
-            padding=0,
+            padding=last.padding,
             output_padding=0,
             weight=last.weight[rows],
             bias=last.bias[rows],
             shift=last.shift[rows],
             slope=last.slope,
         )
-        sums = layer.weight.double().flatten(1) @ features
+        sums = _matrix(layer, _taps_of(last)) @ features
         return _requantised(layer, sums, clamp=False).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
 
-    def columns(self, v: Tensor, k: int, top: int, bottom: int) -> Tensor:
-        """im2col of v (1, C, h, w) int16 at the positions of this pass in a strip, (C·k·k, n) float64."""
-        pad, (_, _, h, w) = k // 2, v.shape
+    def columns(self, v: Tensor, taps: Taps, top: int, bottom: int) -> Tensor:
+        """im2col of v (1, C, h, w) int16 at the positions of this pass in a strip: (taps · C, n) float64."""
+        _, C, h, w = v.shape
+        pad, rows = max(abs(i) for tap in taps for i in tap), bottom - top
         first, end = max(0, top - pad), min(h, bottom + pad)
-        x = v[:, :, first:end].double()
-        x = F.pad(x, (pad, pad, pad - (top - first), pad - (end - bottom)))
-        columns = x.flatten(2) if k == 1 else F.unfold(x, k)
-        columns = columns.view(-1, bottom - top, w)
-        if self.half is None:
-            return columns.flatten(1)
-        picked = columns.new_empty(len(columns), bottom - top, w // 2)
-        picked[:, 0::2] = columns[:, 0::2, self.half :: 2]
-        picked[:, 1::2] = columns[:, 1::2, 1 - self.half :: 2]
-        return picked.flatten(1)
+        x = F.pad(v[0, :, first:end], (pad, pad, pad - (top - first), pad - (end - bottom)))
+        columns = x.new_empty(len(taps), C, rows, w if self.half is None else w // 2, dtype=torch.float64)
+        for found, (i, j) in zip(columns, taps, strict=True):
+            moved = x[:, pad + i : pad + i + rows, pad + j : pad + j + w]
+            if self.half is None:
+                found.copy_(moved)
+            else:
+                found[:, 0::2] = moved[:, 0::2, self.half :: 2]
+                found[:, 1::2] = moved[:, 1::2, 1 - self.half :: 2]
+        return columns.view(len(taps) * C, -1)
+
+
+def _taps(k: int) -> Taps:
+    """The offsets (rows, columns) of the taps of a k × k kernel."""
+    return [(i, j) for i in range(-(k // 2), k // 2 + 1) for j in range(-(k // 2), k // 2 + 1)]
+
+
+def _taps_of(layer: IntegerLayer) -> Taps:
+    return _taps(layer.weight.shape[-1])
+
+
+def _odd(taps: Taps) -> Taps:
+    """Those between the halves of the checkerboard; the others see zeros."""
+    return [(i, j) for i, j in taps if (i + j) % 2]
+
+
+def _matrix(layer: IntegerLayer, taps: Taps) -> Tensor:
+    """The weights of some taps, (out, taps · in) float64."""
+    middle = layer.padding
+    return torch.cat([layer.weight[:, :, middle + i, middle + j] for i, j in taps], 1).double()
 
 
 def _requantised(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:

@@ -98,7 +98,7 @@ def requantise(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:
     """Bias, LeakyReLU and rounding shift of :func:`convolve`'s sums, in place."""
     sums = sums.add_(per_channel(layer.bias))
     if layer.slope:
-        sums = torch.where(sums < 0, (sums * layer.slope) >> SLOPE_BITS, sums)
+        sums = torch.maximum(sums, (sums * layer.slope).bitwise_right_shift_(SLOPE_BITS))  # the slope is below 1
     a = round_shift(sums, per_channel(layer.shift))
     return a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX) if clamp else a
 
