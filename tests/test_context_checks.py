@@ -10,7 +10,7 @@ import pytest
 import torch
 from integer_reference import reference_passes
 
-from sgacodec.coding.context_layers import IntegerContextGroup, check_context, check_context_biases
+from sgacodec.coding.context_layers import CONTEXT_SLOPE, IntegerContextGroup, check_context, check_context_biases
 from sgacodec.coding.integer_layers import IntegerLayer
 from sgacodec.coding.passes import fingerprint
 from sgacodec.coding.prior import ExactPrior
@@ -44,6 +44,8 @@ def test_check_context_refuses_what_is_not_proved(contexts: dict[str, Model]) ->
         ("mix", replace(mix, weight=mix.weight[:, 1:]), "channels"),
         ("mix", replace(mix, bias=torch.ones_like(mix.bias)), "fit"),
         ("mix", replace(mix, slope=2**16), "slope"),
+        ("near", replace(near, slope=0), "slope"),
+        ("out", replace(out, slope=CONTEXT_SLOPE), "slope"),
         ("out", replace(out, weight=out.weight[:, 1:]), "fit"),
         ("out", replace(out, weight=out.weight[2:], bias=out.bias[2:], shift=out.shift[2:]), "channels"),
     ):

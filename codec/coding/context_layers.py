@@ -49,7 +49,7 @@ class IntegerContextGroup:
 
 
 def check_context(context: tuple[IntegerContextGroup, ...], h_s: IntegerHyperDecoder, M: int) -> None:
-    """Prove that no sum of the context model can overflow and that its layers fit together.
+    """Prove that no sum of the context model can overflow, and that its layers fit together; M: channels of y.
 
     Raises
     ------
@@ -66,6 +66,8 @@ def check_context(context: tuple[IntegerContextGroup, ...], h_s: IntegerHyperDec
             k, odd = layer.weight.shape[-1], layer.weight.shape[-1] % 2 == 1
             if layer.transposed or not odd or layer.padding != k // 2 or (name in ("mix", "out") and k != 1):
                 raise ValueError(f"context model: the kernel of {name} is wrong")
+            if layer.slope != (0 if name == "out" else CONTEXT_SLOPE):
+                raise ValueError(f"context model: the slope of {name} is wrong")
         width = last.in_channels
         for source, channels in ((group.past, done), (group.near, group.channels)):
             if source is not None:

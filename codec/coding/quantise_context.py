@@ -29,7 +29,7 @@ def quantise_context(
     ----------
     feature_bits : int
         Fractional bits of the features of h_s, which the outputs of `past` and `near` get, too.
-    hidden_bits : list of int
+    hidden_bits : tuple of int
         Of the input of each group's last layer.
 
     Raises
