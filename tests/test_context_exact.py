@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from integer_reference import reference_passes
 
-from sgacodec.coding import context_model, hyper_decoder
+from sgacodec.coding import gemm, hyper_decoder
 from sgacodec.coding.context_layers import (
     CONTEXT_SLOPE,
     IntegerContextGroup,
@@ -190,7 +190,7 @@ def test_strips(contexts: dict[str, Model], kind: str, monkeypatch: pytest.Monke
     whole = found_by(prior, k, symbols)
     for rows in (1, 2, 4, 6, 14):
         with monkeypatch.context() as patch:
-            patch.setattr(context_model, "_STRIP", rows * 12)
+            patch.setattr(gemm, "_POSITIONS", rows * 12)
             patch.setattr(hyper_decoder, "_STRIP", rows * 12)
             assert_same(found_by(prior, k, symbols), whole)
 

@@ -51,7 +51,7 @@ def test_the_bits_of_a_change_are_exact(lite_level: LevelModel, coded: Latents) 
     quiet = torch.nonzero(coded.y.flatten() == 0).flatten()[::4000]
     for at in torch.cat([busy, quiet]).tolist():
         for step, costs in ((-1, lower), (1, higher)):
-            other = coded.y.clone()
+            other = coded.y.clone(memory_format=torch.contiguous_format)
             other.view(-1)[at] += step
             after = code_length(lite_level, replace(coded, y=other))
             assert float(costs[entry[at]]) == pytest.approx(after - before, abs=1e-5)

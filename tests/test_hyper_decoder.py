@@ -13,7 +13,8 @@ from integer_reference import Pair, reference, reference_layer
 from torch import nn
 
 from sgacodec import latents
-from sgacodec.coding import hyper_decoder, integer_layers
+from sgacodec.coding import hyper_decoder
+from sgacodec.coding.gemm import Matrix, matrix_of, run
 from sgacodec.coding.hyper_decoder import (
     MU_BITS,
     IntegerGains,
@@ -22,7 +23,7 @@ from sgacodec.coding.hyper_decoder import (
     check_gains,
     hyper_decode,
 )
-from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, convolve, input_rows
+from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, input_rows
 from sgacodec.coding.passes import fingerprint
 from sgacodec.coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
 from sgacodec.coding.tables import scale_thresholds
@@ -151,13 +152,14 @@ def test_input_rows_are_the_rows_an_output_depends_on(
 ) -> None:
     """Guards against strips of a large image that lack a row: their entropy parameters would be wrong."""
     for layer in {layer.weight.shape[2:]: layer for layer in (*tiny.h_s.layers, *linear[0].layers)}.values():
-        a = torch.from_numpy(symbols(1, (1, layer.in_channels, 12, 3), 1000)).long()
-        whole = convolve(layer, a)
+        a = torch.from_numpy(symbols(1, (1, 12, 3, layer.in_channels), 1000)).double()
+        matrix = matrix_of(replace(layer, shift=torch.ones_like(layer.shift), slope=0))
+        whole = run(matrix, a, clamp=False)
         for changed in range(12):
             other = a.clone()
-            other[:, :, changed] += 1
-            affected = (convolve(layer, other) != whole).any(3).any(1)[0]
-            for first, end in ((0, 1), (7, 8), (4, 9), (whole.shape[2] - 1, whole.shape[2])):
+            other[:, changed] += 100
+            affected = (run(matrix, other, clamp=False) != whole).any(3).any(2)[0]
+            for first, end in ((0, 1), (7, 8), (4, 9), (whole.shape[1] - 1, whole.shape[1])):
                 low, high = input_rows(layer, first, end)
                 assert bool(affected[first:end].any()) == (low <= changed < high)
 
@@ -404,12 +406,11 @@ def test_fingerprint_tries_large_sums(lite: Model) -> None:
     """Guards against a self-test that a device with less than float64's 53 bits passes."""
     largest: list[float] = []
 
-    def watch(layer: IntegerLayer, a: torch.Tensor) -> torch.Tensor:
-        sums = convolve(layer, a)
+    def watch(matrix: Matrix, a: torch.Tensor, clamp: bool = True) -> torch.Tensor:
         largest.append(float(a.abs().max()))
-        return sums
+        return run(matrix, a, clamp)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integer_layers, "convolve", watch)
+        patch.setattr(hyper_decoder, "run", watch)
         fingerprint(lite.prior(0))
     assert max(largest) == ACTIVATION_MAX

@@ -5,10 +5,13 @@ They are those of networks/context.py on 16-bit integers; see integer_layers.py 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from .gemm import Matrix, matrix_of
 from .hyper_decoder import BIAS_MAX, INTEGERS, IntegerGains, IntegerHyperDecoder
 from .integer_layers import SLOPE_BITS, IntegerLayer, check_layer, sum_bound
 
@@ -38,6 +41,19 @@ class IntegerContextGroup:
     def layers(self) -> dict[str, IntegerLayer]:
         named = {"past": self.past, "near": self.near, "mix": self.mix, "out": self.out}
         return {name: layer for name, layer in named.items() if layer is not None}
+
+    @functools.cached_property
+    def matrices(self) -> dict[str, Matrix]:
+        """The layers, prepared for evaluation."""
+        return {name: matrix_of(layer) for name, layer in self.layers().items()}
+
+    @functools.cached_property
+    def near_weight(self) -> Tensor:
+        """The weights of `near` at positions of the other half, (K, out) float64: even rows, then odd ones."""
+        matrix = self.matrices["near"]
+        k = matrix.layer.weight.shape[-1]
+        taps = matrix.weight.view(k, k, -1, matrix.weight.shape[-1])
+        return torch.cat([taps[0::2, 1::2].flatten(0, 2), taps[1::2, 0::2].flatten(0, 2)])
 
     @property
     def channels(self) -> int:

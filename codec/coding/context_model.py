@@ -4,61 +4,54 @@
     earlier groups ─► past ───►  ▲
     first half of the group ─► near ┘
 
-A pass is evaluated in strips of rows, at the positions that it codes and no others. The input of `past` and `near`
-is the residual r = (ŷ − μ_h)/(g_y · y_unit) with RESIDUAL_BITS, clamped to 16 bits; μ_h is the mean without context.
+A pass is evaluated in blocks of rows, at the positions that it codes and no others, channels-last. The input of `past`
+and `near` is the residual r = (ŷ − μ_h)/(g_y · y_unit) with RESIDUAL_BITS, clamped to 16 bits; μ_h is the mean without
+context. Half of the positions that `near` could see have not been coded and are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..checkerboard import place
-from ..memory import release_free_memory
 from .context_layers import RESIDUAL_BITS, IntegerContextGroup
-from .hyper_decoder import (
-    GAIN_BITS,
-    MU_BITS,
-    OUTPUT_MAX,
-    IntegerGains,
-    IntegerHyperDecoder,
-    hyper_features,
-    mu_of,
-    tables_of,
-)
-from .integer_layers import ACTIVATION_MAX, IntegerLayer, requantise
+from .gemm import Matrix, activations, im2col, outputs_of, row_blocks, with_bias
+from .hyper_decoder import GAIN_BITS, MU_BITS, OUTPUT_MAX, hyper_features, mu_of, tables_of
+from .integer_layers import ACTIVATION_MAX
 from .prior import ExactPrior, Pass
 
 INVERSE_BITS = 16  # fractional bits of 1/(g_y · y_unit) beyond RESIDUAL_BITS − MU_BITS
 _INVERSE_MAX = 2**31
 _DIFFERENCE_MAX = 2**31  # |ŷ − μ_h| with MU_BITS saturates here
-_STRIP = 2**12  # positions evaluated at once: their im2col takes 40 MB (lite) to 150 MB
-
-Taps = list[tuple[int, int]]  # offsets of rows and columns
 
 
 def context_passes(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
     """As `passes.passes`, for a prior with a context model: two passes a group, or one without a checkerboard."""
     gains = prior.gains
-    features = hyper_features(prior.h_s, gains, k_z)  # (1, F, h, w) int16
-    _, _, h, w = features.shape
-    residuals = torch.zeros(1, len(gains.mean), h, w, dtype=torch.int16, device=features.device)
+    features = _Grid.of(hyper_features(prior.h_s, gains, k_z), prior.h_s.layers[-1].padding)
+    margin = max(layer.padding for group in prior.context for layer in group.layers().values())
+    residuals = _Grid.of(features.inside.new_zeros(*features.inside.shape[:3], len(gains.mean)), margin)
     assert gains.context is not None
     done = 0
     for group, biases in zip(prior.context, gains.context, strict=True):
         channels = slice(done, done + group.channels)
+        own = torch.arange(channels.start, channels.stop, device=k_z.device)
+        last = outputs_of(prior.h_s.matrices[-1], torch.cat([own, own + len(gains.mean)]))
         for half in (None,) if group.near is None else (0, 1):
-            evaluate = _Strips(prior.h_s, gains, group, biases[half or 0], features, residuals, channels, half)
-            index, mu, mu_h = evaluate.all()
+            mix = with_bias(group.matrices["mix"], biases[half or 0])
+            evaluation = _Evaluation(prior, group, last, mix, features, residuals, channels, half)
+            index, mu, mu_h = (v.permute(0, 3, 1, 2) for v in evaluation.all())
             symbols = yield Pass(channels, half, index, mu)
             if channels.stop == len(gains.mean) and half != 0:
                 return  # nothing follows that would need the residuals
-            own = residuals[:, channels].permute(0, 2, 3, 1)
-            place(own, half, residual(symbols, mu, mu_h, gains.mean[channels]).permute(0, 2, 3, 1))
+            found = residual(symbols, mu, mu_h, gains.mean[channels])
+            place(residuals.inside[..., channels], half, found.permute(0, 2, 3, 1))
         done += group.channels
 
 
@@ -73,123 +66,118 @@ def residual(symbols: Tensor, mu: Tensor, mu_h: Tensor, gain: Tensor) -> Tensor:
         g_y · y_unit with GAIN_BITS.
     """
     inverse = (1 << (GAIN_BITS + INVERSE_BITS + RESIDUAL_BITS - MU_BITS)) // gain.clamp(min=1)
-    inverse = inverse.clamp(max=_INVERSE_MAX)[None, :, None, None]
-    difference = (symbols.to(torch.int64) << MU_BITS) + (mu - mu_h)
-    scaled = (difference.clamp_(-_DIFFERENCE_MAX, _DIFFERENCE_MAX) * inverse) >> INVERSE_BITS
-    return scaled.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).to(torch.int16)
+    inverse = inverse.clamp(max=_INVERSE_MAX).double() * 2.0**-INVERSE_BITS
+    symbols, mu, mu_h = (v.permute(0, 2, 3, 1) for v in (symbols, mu, mu_h))
+    difference = (mu - mu_h).double().add_(symbols, alpha=1 << MU_BITS)
+    scaled = difference.clamp_(-_DIFFERENCE_MAX, _DIFFERENCE_MAX).mul_(inverse).floor_()  # exact, or clamped
+    return scaled.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).to(torch.int16).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
-class _Strips:
+class _Grid:
+    """Activations (1, h, w, C) int16 within a margin of zeros."""
+
+    padded: Tensor
+    margin: int
+
+    @staticmethod
+    def of(v: Tensor, margin: int) -> _Grid:
+        return _Grid(pad(v, (0, 0, margin, margin, margin, margin)), margin)
+
+    @property
+    def inside(self) -> Tensor:
+        m, (_, height, width, _) = self.margin, self.padded.shape
+        return self.padded[:, m : height - m, m : width - m]
+
+    def windows(
+        self, channels: slice, k: int, half: int | None, top: int, bottom: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Windows (rows, w', k, k, C) around the positions of a half in rows `top` to `bottom` − 1, `top` even.
+
+        The columns of a half alternate from row to row: even and odd rows are yielded one after the other, with the
+        slice of rows that they are.
+        """
+        first = self.margin - k // 2
+        v = self.padded[:, first + top : first + bottom + k - 1, first : self.padded.shape[2] - first, channels]
+        if half is None:
+            yield slice(None), im2col(v, k, k)[0]
+            return
+        for odd in (0, 1):
+            yield slice(odd, None, 2), im2col(v[:, odd:, (half + odd) % 2 :], k, k, step=2)[0]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
     """The evaluation of one pass."""
 
-    h_s: IntegerHyperDecoder
-    gains: IntegerGains
+    prior: ExactPrior
     group: IntegerContextGroup
-    bias: Tensor  # (hidden,) int64
-    features: Tensor  # (1, F, h, w) int16
-    residuals: Tensor  # (1, M, h, w) int16
+    last: Matrix  # of h_s, the outputs of this group
+    mix: Matrix  # with the biases of the level and the half
+    features: _Grid
+    residuals: _Grid
     channels: slice
     half: int | None
 
     def all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """index (1, C, h, w') uint8, μ and μ_h (1, C, h, w') int32 with MU_BITS."""
-        _, _, h, w = self.features.shape
-        shape = 1, self.group.channels, h, w if self.half is None else w // 2
-        device = self.features.device
-        index = torch.empty(shape, dtype=torch.uint8, device=device)
-        mu, mu_h = (torch.empty(shape, dtype=torch.int32, device=device) for _ in range(2))
-        rows = max(2, _STRIP // w // 2 * 2)
-        for top in range(0, h, rows):
-            bottom = min(top + rows, h)
-            found = self.strip(top, bottom)
-            for whole, part in zip((index, mu, mu_h), found, strict=True):
-                whole[0, :, top:bottom] = part.view(shape[1], bottom - top, shape[3])
-            if rows < h:
-                release_free_memory()
+        """index (1, h, w', C) uint8, μ and μ_h (1, h, w', C) int32 with MU_BITS."""
+        group, h_s, gains = self.group, self.prior.h_s, self.prior.gains
+        _, h, w, _ = self.residuals.inside.shape
+        w, device = w if self.half is None else w // 2, gains.mean.device
+        index = torch.empty(1, h, w, group.channels, dtype=torch.uint8, device=device)
+        mu, mu_h = (torch.empty(index.shape, dtype=torch.int32, device=device) for _ in range(2))
+        scale_gain, mean_gain = gains.scale[self.channels], gains.mean[self.channels]
+        for top, bottom in row_blocks(h, w, device, multiple=2):
+            base, change = self.outputs(top, bottom, w)
+            base.clamp_(-OUTPUT_MAX, OUTPUT_MAX)
+            change.clamp_(-OUTPUT_MAX, OUTPUT_MAX).add_(base).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
+            (scale, mean), mean_h = change.chunk(2, -1), base[..., group.channels :]
+            index[0, top:bottom] = tables_of(h_s, scale, scale_gain)
+            mu[0, top:bottom] = mu_of(mean, mean_gain)
+            mu_h[0, top:bottom] = mu_of(mean_h, mean_gain)
         return index, mu, mu_h
 
-    def strip(self, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for rows `top` to `bottom` − 1, (C, n) each."""
-        group, first = self.group, self.channels.start
-        features = self.columns(self.features, _taps(1), top, bottom)  # (F, n) float64
-        last = self.h_s.layers[-1]
-        around = features if last.padding == 0 else self.columns(self.features, _taps_of(last), top, bottom)
-        base_scale, base_mean = (self.last_layer(around, part) for part in (0, 1))
-        mix = group.mix.weight.double().flatten(1)  # (hidden, F + past + near)
-        sums, used = mix[:, : len(features)] @ features, len(features)
-        for layer, source in ((group.past, self.residuals[:, :first]), (group.near, self.residuals[:, self.channels])):
-            if layer is None:
-                continue
-            width = layer.out_channels
-            if layer is group.past or self.half == 1:
-                taps = _taps_of(layer) if layer is group.past else _odd(_taps_of(layer))
-                activation = _requantised(layer, _matrix(layer, taps) @ self.columns(source, taps, top, bottom))
-                sums += mix[:, used : used + width] @ activation.double()
-            used += width
-        hidden = _requantised(replace(group.mix, bias=self.bias), sums)  # in int64: float64 could round sum + bias
-        out = group.out.weight.double().flatten(1) @ hidden.double()
-        scale, mean = _requantised(group.out, out, clamp=False).clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2)
-        scale = (base_scale + scale).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
-        mean = (base_mean + mean).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
-        index = tables_of(self.h_s, scale, self.gains.scale[self.channels, None])
-        gain = self.gains.mean[self.channels, None]
-        return index, mu_of(mean, gain), mu_of(base_mean, gain)
+    def outputs(self, top: int, bottom: int, w: int) -> tuple[Tensor, Tensor]:
+        """Scales and means of a block of rows without context, and what context adds, (rows, w', 2C) float64."""
+        group, matrices, last, mix = self.group, self.group.matrices, self.last, self.mix
+        ends = [last.layer.in_channels]
+        inputs = torch.empty(bottom - top, w, mix.layer.in_channels, dtype=torch.float64, device=mix.offset.device)
+        features = inputs[..., : ends[0]]
+        for rows, window in self.features.windows(slice(None), 1, self.half, top, bottom):
+            features[rows] = window[:, :, 0, 0]
+        k = last.layer.weight.shape[-1]
+        around = features if k == 1 else self.columns(self.features, slice(None), k, top, bottom, w)
+        base = activations(last, around.flatten(0, 1), last.weight, clamp=False)
+        if group.past is not None:
+            before = slice(0, self.channels.start)
+            columns = self.columns(self.residuals, before, group.past.weight.shape[-1], top, bottom, w)
+            found = activations(matrices["past"], columns.flatten(0, 1), matrices["past"].weight)
+            ends.append(ends[-1] + group.past.out_channels)
+            inputs[..., ends[-2] : ends[-1]] = found.view(bottom - top, w, -1)
+        if group.near is not None and self.half == 1:
+            columns = self.columns_of_other_half(group.near.weight.shape[-1], top, bottom, w)
+            found = activations(matrices["near"], columns.flatten(0, 1), group.near_weight)
+            ends.append(ends[-1] + group.near.out_channels)
+            inputs[..., ends[-2] : ends[-1]] = found.view(bottom - top, w, -1)
+        hidden = activations(mix, inputs[..., : ends[-1]].flatten(0, 1), mix.weight[: ends[-1]])
+        change = activations(matrices["out"], hidden, matrices["out"].weight, clamp=False)
+        return base.view(bottom - top, w, -1), change.view(bottom - top, w, -1)
 
-    def last_layer(self, features: Tensor, part: int) -> Tensor:
-        """Scales (part 0) or means (1) of this group without context, (C, n) int64."""
-        last, M = self.h_s.layers[-1], len(self.gains.mean)
-        rows = slice(part * M + self.channels.start, part * M + self.channels.stop)
-        layer = IntegerLayer(
-            transposed=False,
-            stride=1,
-            padding=last.padding,
-            output_padding=0,
-            weight=last.weight[rows],
-            bias=last.bias[rows],
-            shift=last.shift[rows],
-            slope=last.slope,
-        )
-        sums = _matrix(layer, _taps_of(last)) @ features
-        return _requantised(layer, sums, clamp=False).clamp_(-OUTPUT_MAX, OUTPUT_MAX)
+    def columns(self, grid: _Grid, channels: slice, k: int, top: int, bottom: int, w: int) -> Tensor:
+        """im2col at the positions of this pass in a block of rows, (rows, w', k·k·C) float64."""
+        C = len(range(grid.padded.shape[-1])[channels])
+        columns = torch.empty(bottom - top, w, k, k, C, dtype=torch.float64, device=self.mix.offset.device)
+        for rows, window in grid.windows(channels, k, self.half, top, bottom):
+            columns[rows] = window
+        return columns.flatten(2)
 
-    def columns(self, v: Tensor, taps: Taps, top: int, bottom: int) -> Tensor:
-        """im2col of v (1, C, h, w) int16 at the positions of this pass in a strip: (taps · C, n) float64."""
-        _, C, h, w = v.shape
-        pad, rows = max(abs(i) for tap in taps for i in tap), bottom - top
-        first, end = max(0, top - pad), min(h, bottom + pad)
-        x = F.pad(v[0, :, first:end], (pad, pad, pad - (top - first), pad - (end - bottom)))
-        columns = x.new_empty(len(taps), C, rows, w if self.half is None else w // 2, dtype=torch.float64)
-        for found, (i, j) in zip(columns, taps, strict=True):
-            moved = x[:, pad + i : pad + i + rows, pad + j : pad + j + w]
-            if self.half is None:
-                found.copy_(moved)
-            else:
-                found[:, 0::2] = moved[:, 0::2, self.half :: 2]
-                found[:, 1::2] = moved[:, 1::2, 1 - self.half :: 2]
-        return columns.view(len(taps) * C, -1)
-
-
-def _taps(k: int) -> Taps:
-    """The offsets (rows, columns) of the taps of a k × k kernel."""
-    return [(i, j) for i in range(-(k // 2), k // 2 + 1) for j in range(-(k // 2), k // 2 + 1)]
-
-
-def _taps_of(layer: IntegerLayer) -> Taps:
-    return _taps(layer.weight.shape[-1])
-
-
-def _odd(taps: Taps) -> Taps:
-    """Those between the halves of the checkerboard; the others see zeros."""
-    return [(i, j) for i, j in taps if (i + j) % 2]
-
-
-def _matrix(layer: IntegerLayer, taps: Taps) -> Tensor:
-    """The weights of some taps, (out, taps · in) float64."""
-    middle = layer.padding
-    return torch.cat([layer.weight[:, :, middle + i, middle + j] for i, j in taps], 1).double()
-
-
-def _requantised(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:
-    """`integer_layers.requantise` of exact sums (C, n) float64, (C, n) int64."""
-    return requantise(layer, sums.to(torch.int64)[None, :, None], clamp)[0, :, 0]
+    def columns_of_other_half(self, k: int, top: int, bottom: int, w: int) -> Tensor:
+        """The same of this group's residuals, only where they are of the other half: (rows, w', K) float64."""
+        shapes = [(k - k // 2, k // 2, self.group.channels), (k // 2, k - k // 2, self.group.channels)]
+        sizes = [math.prod(shape) for shape in shapes]
+        columns = torch.empty(bottom - top, w, sum(sizes), dtype=torch.float64, device=self.mix.offset.device)
+        first, second = (v.unflatten(-1, shape) for v, shape in zip(columns.split(sizes, -1), shapes, strict=True))
+        for rows, window in self.residuals.windows(self.channels, k, self.half, top, bottom):
+            first[rows] = window[:, :, 0::2, 1::2]
+            second[rows] = window[:, :, 1::2, 0::2]
+        return columns

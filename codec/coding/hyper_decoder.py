@@ -9,13 +9,16 @@ stored once for all levels.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from ..memory import release_free_memory
-from .integer_layers import ACTIVATION_MAX, IntegerLayer, check_layer, input_rows, per_channel, round_shift, run_layer
+from .gemm import Matrix, matrix_of, run
+from .integer_layers import ACTIVATION_MAX, IntegerLayer, check_layer, input_rows
+from .scale_index import ScaleIndex, scale_index
 from .tables import SCALES
 
 UPSAMPLING = 4  # positions of y per position of z, along each axis
@@ -48,6 +51,16 @@ class IntegerHyperDecoder:
     layers: tuple[IntegerLayer, ...]
     thresholds: Tensor
     kind: str
+
+    @functools.cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The layers, prepared for evaluation."""
+        return tuple(matrix_of(layer) for layer in self.layers)
+
+    @functools.cached_property
+    def index(self) -> ScaleIndex:
+        """The thresholds, prepared for look-up."""
+        return scale_index(self.thresholds)
 
     def to(self, device: torch.device | str) -> IntegerHyperDecoder:
         layers = tuple(layer.to(device) for layer in self.layers)
@@ -103,76 +116,78 @@ def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tu
     B, _, h, w = k.shape
     rows = max(1, _STRIP // (UPSAMPLING**2 * w * B))
     if rows >= h:
-        return _decode_strip(h_s, gains, k, 0, h)
-    shape = B, len(gains.mean), UPSAMPLING * h, UPSAMPLING * w
+        index, mu = _decode_strip(h_s, gains, k, 0, h)
+        return index.permute(0, 3, 1, 2), mu.permute(0, 3, 1, 2)
+    shape = B, UPSAMPLING * h, UPSAMPLING * w, len(gains.mean)
     index = torch.empty(shape, dtype=torch.uint8, device=k.device)
     mu = torch.empty(shape, dtype=torch.int32, device=k.device)
     for top in range(0, h, rows):
         bottom = min(top + rows, h)
         strip = slice(UPSAMPLING * top, UPSAMPLING * bottom)
-        index[:, :, strip], mu[:, :, strip] = _decode_strip(h_s, gains, k, top, bottom)
+        index[:, strip], mu[:, strip] = _decode_strip(h_s, gains, k, top, bottom)
         release_free_memory()
-    return index, mu
+    return index.permute(0, 3, 1, 2), mu.permute(0, 3, 1, 2)
 
 
 def _decode_strip(
     h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, top: int, bottom: int
 ) -> tuple[Tensor, Tensor]:
-    """The entropy parameters that belong to rows `top` to `bottom` − 1 of k (B, N, h, w)."""
-    first, end = UPSAMPLING * top, UPSAMPLING * bottom
-    for layer in reversed(h_s.layers):
+    """The entropy parameters, channels last, that belong to rows `top` to `bottom` − 1 of k (B, N, h, w)."""
+    margin = h_s.layers[-1].padding
+    first, end = max(0, UPSAMPLING * top - margin), min(UPSAMPLING * k.shape[2], UPSAMPLING * bottom + margin)
+    a = run(h_s.matrices[-1], _features(h_s, gains, k, first, end), clamp=False)  # edges of the strip are wrong
+    a = a[:, UPSAMPLING * top - first : UPSAMPLING * bottom - first]
+    scale, mean = a.clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2, -1)
+    return tables_of(h_s, scale, gains.scale), mu_of(mean, gains.mean)
+
+
+def _features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, top: int, bottom: int) -> Tensor:
+    """Rows `top` to `bottom` − 1 of the input of the last layer, (B, rows, 4w, F) float64 integers of 16 bits."""
+    first, end = top, bottom
+    for layer in reversed(h_s.layers[:-1]):
         first, end = input_rows(layer, first, end)
     first, end = max(0, first), min(k.shape[2], end)
-    top, bottom = UPSAMPLING * (top - first), UPSAMPLING * (bottom - first)  # rows of y in this strip
-
-    a = _inner_layers(h_s, gains, k[:, :, first:end])
-    last = h_s.layers[-1]  # the most channels: evaluated on the strip's own rows only
-    first = max(0, top - last.padding)
-    a = run_layer(last, a[:, :, first : bottom + last.padding], clamp=False)[:, :, top - first : bottom - first]
-    scale, mean = a.clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2, 1)
-    return tables_of(h_s, scale, per_channel(gains.scale)), mu_of(mean, per_channel(gains.mean))
-
-
-def _inner_layers(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Tensor:
-    """All layers but the last, (B, N, h, w) → (B, F, 4h, 4w) int64 of 16 bits."""
-    k = k.to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
-    a = (k * per_channel(gains.z_scale) + per_channel(gains.z_offset)) >> INPUT_BITS
-    a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX)
-    for layer in h_s.layers[:-1]:
-        a = run_layer(layer, a)
-    return a
+    k = k[:, :, first:end].permute(0, 2, 3, 1).to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
+    a = (k * gains.z_scale + gains.z_offset) >> INPUT_BITS
+    a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).double()
+    for matrix in h_s.matrices[:-1]:
+        a = run(matrix, a)
+    stretch = a.shape[1] // (end - first)
+    return a[:, top - stretch * first : bottom - stretch * first]
 
 
 def tables_of(h_s: IntegerHyperDecoder, scale: Tensor, gain: Tensor) -> Tensor:
-    """Table indexes, uint8, of scale outputs and their gains, int64 tensors that broadcast."""
-    scale = scale + gain if h_s.kind == "exp" else round_shift(scale * gain, GAIN_BITS)
-    return torch.bucketize(scale.contiguous(), h_s.thresholds).to(torch.uint8)
+    """Table indexes, uint8, of scale outputs (…, C), float64 integers, and their gains (C,) int64."""
+    if h_s.kind == "exp":
+        return h_s.index(scale + gain)
+    return h_s.index(multiplied(scale, gain, GAIN_BITS))
+
+
+def multiplied(v: Tensor, gain: Tensor, bits: int) -> Tensor:
+    """v · gain · 2^−bits, rounded half up, of float64 integers v (…, C) and gains (C,) with fractional bits.
+
+    Exact where |v · gain| < 2^53 − 2^bits; beyond, the result is inexact, but not less than 2^(52 − bits).
+    """
+    return (v * (gain.double() * 2.0**-bits)).add_(0.5).floor_()
 
 
 def mu_of(mean: Tensor, gain: Tensor) -> Tensor:
-    """μ with MU_BITS, int32, of mean outputs and their gains, int64 tensors that broadcast."""
-    mu = round_shift(mean * gain, GAIN_BITS + MEAN_BITS - MU_BITS)
-    return mu.clamp_(-(2**23), 2**23).to(torch.int32)
+    """μ with MU_BITS, int32, of mean outputs (…, C), float64 integers, and their gains (C,) int64."""
+    mu = multiplied(mean, gain, GAIN_BITS + MEAN_BITS - MU_BITS)  # inexact only where it is clamped
+    return mu.clamp_(-(2.0**23), 2.0**23).to(torch.int32)
 
 
 def hyper_features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Tensor:
-    """The input of the last layer, for the context model: (1, N, h, w) integer → (1, F, 4h, 4w) int16."""
+    """The input of the last layer, for the context model: (1, N, h, w) integer → (1, 4h, 4w, F) int16."""
     _, _, h, w = k.shape
+    shape = 1, UPSAMPLING * h, UPSAMPLING * w, h_s.layers[-1].in_channels
+    features = torch.empty(shape, dtype=torch.int16, device=k.device)
     rows = max(1, _STRIP // (UPSAMPLING**2 * w))
-    if rows >= h:
-        return _inner_layers(h_s, gains, k).to(torch.int16)
-    channels = h_s.layers[-1].in_channels
-    features = torch.empty(1, channels, UPSAMPLING * h, UPSAMPLING * w, dtype=torch.int16, device=k.device)
     for top in range(0, h, rows):
-        bottom = min(top + rows, h)
-        first, end = UPSAMPLING * top, UPSAMPLING * bottom
-        for layer in reversed(h_s.layers[:-1]):
-            first, end = input_rows(layer, first, end)
-        first, end = max(0, first), min(h, end)
-        strip = _inner_layers(h_s, gains, k[:, :, first:end])
-        strip = strip[:, :, UPSAMPLING * (top - first) : UPSAMPLING * (bottom - first)]
-        features[:, :, UPSAMPLING * top : UPSAMPLING * bottom] = strip
-        release_free_memory()
+        first, end = UPSAMPLING * top, UPSAMPLING * min(top + rows, h)
+        features[:, first:end] = _features(h_s, gains, k, first, end)
+        if rows < h:
+            release_free_memory()
     return features
 
 

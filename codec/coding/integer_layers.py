@@ -1,13 +1,11 @@
-"""Convolutions in integer arithmetic, identical on every device, and the proof that one cannot overflow.
+"""Layers in integer arithmetic, identical on every device, and the proof that one cannot overflow.
 
-    a ─► convolve: im2col + GEMM in float64 ─► + bias ─► LeakyReLU ─► rounding shift ─► clamp to 16 bits ─► a'
+    a ─► sums of weight · activation ─► + bias ─► LeakyReLU ─► rounding shift ─► clamp to 16 bits ─► a'
 
 Activations and weights have 16 bits. A GEMM in float64 on integers is exact in any order of summation, on any device,
 with any thread count, as long as no partial sum can reach 2⁵³; :func:`check_layer` proves that from the weights. All
-other arithmetic is int64. `a` is an integer with a fixed number `bits` of fractional bits: it stands for a·2^−bits.
-
-A layer with several inputs can take them concatenated along the channels. Where their kernels differ, it is the sum of
-one :func:`convolve` each, passed to :func:`requantise`; its bound is then the sum of their :func:`sum_bound`.
+other arithmetic is exact in int64; gemm.py has the evaluation. `a` is an integer with a fixed number `bits` of
+fractional bits: it stands for a·2^−bits.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATION_MAX = 2**15 - 1
@@ -31,7 +28,8 @@ class IntegerLayer:
     ----------
     transposed : bool
     stride, padding, output_padding : int
-        As in `nn.Conv2d` and `nn.ConvTranspose2d`; a convolution has stride 1 and keeps the size.
+        As in `nn.Conv2d` and `nn.ConvTranspose2d`. A convolution has stride 1 and keeps the size; a transposed one
+        multiplies it by the stride.
     weight : Tensor int16, (out, in, k, k), or (in, out, k, k) when transposed
     bias : Tensor (out,) int64
         In units of weight times activation.
@@ -63,49 +61,13 @@ class IntegerLayer:
         return replace(self, weight=weight, bias=bias, shift=shift)
 
 
-def per_channel(v: Tensor) -> Tensor:
-    """(C,) → (1, C, 1, 1), which broadcasts over an activation."""
-    return v[None, :, None, None]
-
-
-def round_shift(value: Tensor, by: Tensor | int) -> Tensor:
-    """(value + 2^(by−1)) >> by: division by 2^by, rounded half up; int64, by ≥ 1, in place."""
-    by = torch.as_tensor(by, device=value.device)
-    return value.add_(torch.ones_like(by) << (by - 1)).bitwise_right_shift_(by)
-
-
-def convolve(layer: IntegerLayer, a: Tensor) -> Tensor:
-    """Sums of weight times activation, (B, in, H, W) int64 → (B, out, H', W') int64, exact.
-
-    One GEMM in float64 after an im2col, or before a col2im when transposed. No library convolution is used: cuDNN may
-    choose Winograd or FFT algorithms, which round.
-    """
-    B, _, H, W = a.shape
-    x = a.double()
-    if layer.transposed:
-        c_in, _, k, _ = layer.weight.shape
-        columns = layer.weight.double().reshape(c_in, -1).T @ x.reshape(B, c_in, H * W)  # (B, out·k·k, HW)
-        height, width = ((s - 1) * layer.stride - 2 * layer.padding + k + layer.output_padding for s in (H, W))
-        sums = F.fold(columns, (height, width), k, padding=layer.padding, stride=layer.stride)
-    else:
-        c_out, _, k, _ = layer.weight.shape
-        columns = x.reshape(B, -1, H * W) if k == 1 else F.unfold(x, k, padding=layer.padding)
-        sums = (layer.weight.double().reshape(c_out, -1) @ columns).view(B, c_out, H, W)
-    return sums.to(torch.int64)
-
-
 def requantise(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:
-    """Bias, LeakyReLU and rounding shift of :func:`convolve`'s sums, in place."""
-    sums = sums.add_(per_channel(layer.bias))
+    """Bias, LeakyReLU and rounding shift of sums of weight times activation (n, out) int64, in place."""
+    sums = sums.add_(layer.bias)
     if layer.slope:
         sums = torch.maximum(sums, (sums * layer.slope).bitwise_right_shift_(SLOPE_BITS))  # the slope is below 1
-    a = round_shift(sums, per_channel(layer.shift))
+    a = sums.add_(torch.ones_like(layer.shift) << (layer.shift - 1)).bitwise_right_shift_(layer.shift)
     return a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX) if clamp else a
-
-
-def run_layer(layer: IntegerLayer, a: Tensor, clamp: bool = True) -> Tensor:
-    """One layer, (B, in, H, W) int64 → (B, out, H', W') int64; the last layer of a network is not clamped."""
-    return requantise(layer, convolve(layer, a), clamp)
 
 
 def input_rows(layer: IntegerLayer, first: int, end: int) -> tuple[int, int]:
@@ -135,6 +97,8 @@ def check_layer(layer: IntegerLayer, in_channels: int | None = None) -> None:
     size = (layer.out_channels,)
     if in_channels not in (None, layer.in_channels) or layer.bias.shape != size or layer.shift.shape != size:
         raise ValueError("integer layer: the numbers of channels do not match")
+    if layer.weight.shape[-1] + layer.output_padding != layer.stride + 2 * layer.padding:
+        raise ValueError("integer layer: padding and kernel do not keep the size, times the stride")
     bound = sum_bound(layer)
     if bound >= 2**53:
         raise ValueError("integer layer: a sum could reach 2^53")

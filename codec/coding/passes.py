@@ -55,18 +55,18 @@ def run_passes(prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tens
     sequence = passes(prior, k_z.to(prior.device))
     current = next(sequence)
     _, _, h, w = k_z.shape
-    shape = 1, len(prior.gains.mean), UPSAMPLING * h, UPSAMPLING * w
-    if current.mu.shape == shape:
+    shape = 1, UPSAMPLING * h, UPSAMPLING * w, len(prior.gains.mean)
+    if current.half is None and current.mu.shape[1] == shape[-1]:
         return symbols_of(current).to(prior.device), current.index, current.mu
-    whole = tuple(torch.empty(shape, dtype=t, device=prior.device) for t in (torch.int32, torch.uint8, torch.int32))
-    symbols, index, mu = whole
+    whole = [torch.empty(shape, dtype=t, device=prior.device) for t in (torch.int32, torch.uint8, torch.int32)]
     while True:
         sent = symbols_of(current).to(prior.device)
         for v, part in zip(whole, (sent, current.index, current.mu), strict=True):
-            place(v[:, current.channels].permute(0, 2, 3, 1), current.half, part.permute(0, 2, 3, 1))
+            place(v[..., current.channels], current.half, part.permute(0, 2, 3, 1))
         try:
             current = sequence.send(sent)
         except StopIteration:
+            symbols, index, mu = (v.permute(0, 3, 1, 2) for v in whole)
             return symbols, index, mu
 
 
