@@ -30,6 +30,7 @@ from .pixels import to_grey
 from .rate_control import has_target, search
 from .refine.loop import Progress, refine
 from .refine.problem import Problem
+from .refine.start import starting_point
 from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement, decoding_report, encoding_report
 from .settings import Settings
@@ -220,7 +221,7 @@ def _encode_batch(
     problems = [
         Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
     ]
-    best = [problem.start() for problem in problems]
+    best = [starting_point(problem) for problem in problems]
     unrefined = [candidate.loss for candidate in best]
     steps = 0
     if settings.method != "none":

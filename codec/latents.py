@@ -93,20 +93,43 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     networks, architecture = level.folded.networks, level.folded.architecture
     height, width = padded_size(*pixels.shape[:2])
     y = torch.empty(1, architecture.M, height // STRIDE, width // STRIDE, device=level.device)
-    z = torch.empty(1, architecture.N, height // HYPER_STRIDE, width // HYPER_STRIDE, device=level.device)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, architecture.reach.g_a, height, width)
         cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
+    return y, hyper_analyse(level, y)
+
+
+@torch.no_grad()
+def hyper_analyse(level: LevelModel, y: Tensor) -> Tensor:
+    """z (1, N, H/64, W/64) of y (1, M, H/16, W/16), float32."""
+    networks, architecture = level.folded.networks, level.folded.architecture
+    height, width = _size(y)
+    z = torch.empty(1, architecture.N, height // HYPER_STRIDE, width // HYPER_STRIDE, device=level.device)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, architecture.reach.h_a, height, width)
         cut(z, tile, HYPER_STRIDE)[:] = cut(networks.h_a(cut(y, box, STRIDE)), tile, HYPER_STRIDE, box)
-    return y, z
+    return z
 
 
 @torch.no_grad()
 def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ)."""
     return _quantize(level, y, z, [])
+
+
+@torch.no_grad()
+def zero_padding(level: LevelModel, y: Tensor, z: Tensor, height: int, width: int) -> Tensor:
+    """y, with μ in place of the latents whose 16×16 pixels are all padding: their symbols become 0.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the picture without padding.
+    """
+    inside = torch.zeros(1, 1, *y.shape[2:], dtype=torch.bool, device=y.device)
+    inside[:, :, : -(-height // STRIDE), : -(-width // STRIDE)] = True
+    mu = _quantize(level, y, z, [], inside.expand_as(y)).mu
+    return torch.where(inside, y, mu.float() / 2**MU_BITS)
 
 
 @torch.no_grad()
@@ -122,8 +145,13 @@ def pack(level: LevelModel, y: Tensor, z: Tensor) -> Payload:
     return Payload(z=encode(_flat(k_z), _channel_indexes(k_z.shape), level.z_tables), y=encoder.finish(), digest=digest)
 
 
-def _quantize(level: LevelModel, y: Tensor, z: Tensor, coded: list[tuple[Tensor, Tensor]]) -> Latents:
-    """As :func:`quantize`; appends (symbols, index) of each pass to `coded`."""
+def _quantize(
+    level: LevelModel, y: Tensor, z: Tensor, coded: list[tuple[Tensor, Tensor]], inside: Tensor | None = None
+) -> Latents:
+    """As :func:`quantize`; appends (symbols, index) of each pass to `coded`.
+
+    `inside` is a mask (1, M, H/16, W/16) of symbols outside which all are 0; None: there are none outside.
+    """
     k_z = torch.round(z - level.folded.density.median[None, :, None, None])
     k_z = k_z.clamp(-_SYMBOL_MAX, _SYMBOL_MAX).to(torch.int32)
 
@@ -132,6 +160,8 @@ def _quantize(level: LevelModel, y: Tensor, z: Tensor, coded: list[tuple[Tensor,
         symbols = torch.empty_like(mu)
         for k, v, m in zip(*(t.split(_CHANNELS, 1) for t in (symbols, one.of(y), mu)), strict=True):
             k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-_SYMBOL_MAX, _SYMBOL_MAX))
+        if inside is not None:
+            symbols.masked_fill_(~one.of(inside), 0)
         coded.append((symbols, one.index))
         return symbols
 

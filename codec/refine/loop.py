@@ -59,7 +59,7 @@ def refine(
     Parameters
     ----------
     unrefined : list of Candidate
-        `Problem.start` of each problem.
+        `start.starting_point` of each problem.
     progress : callable, optional
         Called before the first step, after every step, and at the end.
 

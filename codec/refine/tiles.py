@@ -34,6 +34,7 @@ from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
 from .objective import Batch
 from .problem import Candidate, Problem
+from .start import starting_point
 from .steps import prepare
 
 TILE = 1024  # largest side of a tile in pixels, a multiple of 64
@@ -84,7 +85,7 @@ def refine_tiles(
     Parameters
     ----------
     start : Candidate
-        The unrefined latents. Its tensors are changed in place.
+        `start.starting_point` of the problem. Its tensors are changed in place.
 
     Returns
     -------
@@ -120,7 +121,7 @@ def refine_tiles(
         done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
         report(0, 0.0, 0.0)
     refined = problem.evaluate(y, z)
-    return (refined if refined.loss <= start.loss else problem.start()), steps
+    return (refined if refined.loss <= start.loss else starting_point(problem)), steps
 
 
 @keep_freed_memory()
