@@ -10,8 +10,10 @@ import pytest
 import torch
 from integer_reference import reference_passes
 
+from sgacodec.coding import context_model
 from sgacodec.coding.context_layers import CONTEXT_SLOPE, IntegerContextGroup, check_context, check_context_biases
-from sgacodec.coding.integer_layers import IntegerLayer
+from sgacodec.coding.context_model import residual
+from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer
 from sgacodec.coding.passes import fingerprint
 from sgacodec.coding.prior import ExactPrior
 from sgacodec.models.level import Model
@@ -114,3 +116,18 @@ def test_the_fingerprint_by_the_specification(contexts: dict[str, Model], kind: 
 
     reference_passes(model.prior(0), numbered(4 * 3 * 5).reshape(1, 4, 3, 5), symbols_of)
     assert content.hexdigest() == model.fingerprint
+
+
+def test_the_fingerprint_tries_large_residuals(contexts: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a self-test that only small values enter, for which inexact arithmetic would do."""
+    largest = []
+
+    def watch(*given: torch.Tensor) -> torch.Tensor:
+        found = residual(*given)
+        largest.append(int(found.abs().max()))
+        return found
+
+    monkeypatch.setattr(context_model, "residual", watch)
+    fingerprint(contexts["exp"].prior(0))
+    assert len(largest) == 5  # nothing follows the last of six passes
+    assert min(largest) == ACTIVATION_MAX

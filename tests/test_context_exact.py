@@ -71,7 +71,7 @@ def random_layer(rng: np.random.Generator, out: int, into: int, k: int, slope: i
         output_padding=int(transposed),
         weight=torch.from_numpy(weight.astype(np.int16)),
         bias=torch.from_numpy(rng.integers(-bias, bias, out, endpoint=True)),
-        shift=torch.from_numpy(rng.integers(13, 22, out)),
+        shift=torch.from_numpy(rng.integers(13, 22, out) if slope else rng.integers(1, 22, out)),
         slope=slope,
     )
 
@@ -84,7 +84,7 @@ def random_prior(seed: int, kind: str, checkerboard: bool) -> ExactPrior:
     h_s = (
         random_layer(rng, 3, N, 5, 655, transposed=True),
         random_layer(rng, F, 3, 5, 655, transposed=True),
-        random_layer(rng, 2 * M, F, 1 + 2 * (seed % 3 == 0), 0),
+        random_layer(rng, 2 * M, F, 1 + 2 * (seed % 3 == 0), 0, bias=2**36),
     )
     context, done = [], 0
     for own in groups:
@@ -94,14 +94,16 @@ def random_prior(seed: int, kind: str, checkerboard: bool) -> ExactPrior:
                 past=random_layer(rng, past, done, 3, CONTEXT_SLOPE) if done else None,
                 near=random_layer(rng, near, own, 3 + 2 * (own == 1), CONTEXT_SLOPE) if checkerboard else None,
                 mix=random_layer(rng, hidden, width, 1, CONTEXT_SLOPE, bias=0),
-                out=random_layer(rng, 2 * own, hidden, 1, 0),
+                out=random_layer(rng, 2 * own, hidden, 1, 0, bias=2**36),
             )
         )
         done += own
     gains = IntegerGains(
         z_scale=torch.from_numpy(rng.integers(0, 2**24, N)),
         z_offset=torch.from_numpy(rng.integers(-(2**30), 2**30, N)),
-        scale=torch.from_numpy(rng.integers(0 if kind == "linear" else -(2**19), 2**22, M)),
+        scale=torch.from_numpy(
+            rng.choice([0, 2**18, 2**20, 2**31] if kind == "linear" else [-(2**31), -(2**19), 0, 2**18], M)
+        ),
         mean=torch.from_numpy(rng.choice([0, 1, 2**16, 2**20, 2**26, 2**31], M)),
         context=torch.from_numpy(
             rng.choice([-BIAS_MAX, -(2**30), 0, 2**30, 2**40, BIAS_MAX], (len(groups), 1 + checkerboard, hidden))
