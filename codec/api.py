@@ -233,7 +233,7 @@ def _encode_batch(
     for picture, loss in zip(pictures, unrefined, strict=True):
         found = best.pop(0)
         refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss)
-        payload = latents.pack(level, found.y, found.z)
+        payload = latents.pack(level, found.y, found.z, found.quantized)
         del found  # the float latents of a large picture take more memory than its pixels
         if latents.unpack(level, payload.z, payload.y, *picture.pixels.shape[:2]).digest() != payload.digest:
             raise RuntimeError("internal error: the coded bytes do not decode to the same integers")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .coding.hyper_decoder import MU_BITS
 from .coding.passes import Pass, run_passes
+from .coding.prior import part_of
 from .coding.range_coder import Decoder, Encoder, cost, decode, encode
 from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, STRIDE, padded_size
@@ -44,12 +45,15 @@ class Latents:
         Gaussian table of each symbol of y.
     mu : Tensor (1, M, 4h, 4w) int32
         μ with MU_BITS fractional bits.
+    passes : tuple of (slice, int or None)
+        Channels of y and half of the checkerboard of each pass, in coding order; empty where that is not known.
     """
 
     z: Tensor
     y: Tensor
     index: Tensor
     mu: Tensor
+    passes: tuple[tuple[slice, int | None], ...] = ()
 
     def y_hat(self, box: Box | None = None) -> Tensor:
         """ŷ = y + μ of the picture, or of a box of it, float32."""
@@ -114,7 +118,7 @@ def hyper_analyse(level: LevelModel, y: Tensor) -> Tensor:
 @torch.no_grad()
 def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
     """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ)."""
-    return _quantize(level, y, z, [])
+    return _quantize(level, y, z)
 
 
 @torch.no_grad()
@@ -128,30 +132,24 @@ def zero_padding(level: LevelModel, y: Tensor, z: Tensor, height: int, width: in
     """
     inside = torch.zeros(1, 1, *y.shape[2:], dtype=torch.bool, device=y.device)
     inside[:, :, : -(-height // STRIDE), : -(-width // STRIDE)] = True
-    mu = _quantize(level, y, z, [], inside.expand_as(y)).mu
+    mu = _quantize(level, y, z, inside.expand_as(y)).mu
     return torch.where(inside, y, mu.float() / 2**MU_BITS)
 
 
 @torch.no_grad()
-def pack(level: LevelModel, y: Tensor, z: Tensor) -> Payload:
-    """Quantize latents of one image (1, …) and entropy-code them."""
-    coded: list[tuple[Tensor, Tensor]] = []
-    found = _quantize(level, y, z, coded)
-    k_z, digest = found.z, found.digest()
+def pack(level: LevelModel, y: Tensor, z: Tensor, quantized: Latents | None = None) -> Payload:
+    """Quantize latents of one image (1, …) and entropy-code them; `quantized` is `quantize` of them if it is known."""
+    found = quantized or _quantize(level, y, z)
+    k_z, k_y, index, passes, digest = found.z, found.y, found.index, found.passes, found.digest()
     del found  # frees μ of a large picture before its symbols are sorted
     encoder = Encoder()
-    for symbols, index in coded:
-        encoder.push(_flat(symbols), _flat(index), level.y_tables)
+    for one in passes:
+        encoder.push(_flat(part_of(k_y, *one)), _flat(part_of(index, *one)), level.y_tables)
     return Payload(z=encode(_flat(k_z), _channel_indexes(k_z.shape), level.z_tables), y=encoder.finish(), digest=digest)
 
 
-def _quantize(
-    level: LevelModel, y: Tensor, z: Tensor, coded: list[tuple[Tensor, Tensor]], inside: Tensor | None = None
-) -> Latents:
-    """As :func:`quantize`; appends (symbols, index) of each pass to `coded`.
-
-    `inside` is a mask (1, M, H/16, W/16) of symbols outside which all are 0; None: there are none outside.
-    """
+def _quantize(level: LevelModel, y: Tensor, z: Tensor, inside: Tensor | None = None) -> Latents:
+    """As :func:`quantize`; `inside` is a mask (1, M, H/16, W/16) of symbols outside which all are 0."""
     k_z = torch.round(z - level.folded.density.median[None, :, None, None])
     k_z = k_z.clamp(-_SYMBOL_MAX, _SYMBOL_MAX).to(torch.int32)
 
@@ -162,15 +160,16 @@ def _quantize(
             k.copy_(torch.round(v - m.float() / 2**MU_BITS).clamp(-_SYMBOL_MAX, _SYMBOL_MAX))
         if inside is not None:
             symbols.masked_fill_(~one.of(inside), 0)
-        coded.append((symbols, one.index))
+        passes.append((one.channels, one.half))
         return symbols
 
+    passes: list[tuple[slice, int | None]] = []
     k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of))
-    return Latents(z=k_z, y=k_y, index=index, mu=mu)
+    return Latents(z=k_z, y=k_y, index=index, mu=mu, passes=tuple(passes))
 
 
-def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.ndarray, float]]:
-    """Pixels and bits of the file that latents of one image would become, tile by tile.
+def preview(level: LevelModel, found: Latents) -> Iterator[tuple[Box, np.ndarray, float]]:
+    """Pixels and bits of the file that has these integers, tile by tile.
 
     Yields
     ------
@@ -180,8 +179,7 @@ def preview(level: LevelModel, y: Tensor, z: Tensor) -> Iterator[tuple[Box, np.n
     bits : float
         Bits of the latents in the box.
     """
-    height, width = _size(y)
-    found = quantize(level, y, z)
+    height, width = _size(found.y)
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         own = Latents(
             z=cut(found.z, tile, HYPER_STRIDE),

@@ -198,7 +198,7 @@ def test_encoder_checks_its_own_bytes(small: Codec, photograph: np.ndarray, monk
     """Guards against a faulty coder: a file that does not decode to the encoder's integers is never written."""
     pack = latents.pack
 
-    def careless(level: LevelModel, y: torch.Tensor, z: torch.Tensor) -> latents.Payload:
+    def careless(level: LevelModel, y: torch.Tensor, z: torch.Tensor, _: object) -> latents.Payload:
         changed = y.clone()
         changed[0, 0, 0, 0] += 1
         return dataclasses.replace(pack(level, changed, z), digest=pack(level, y, z).digest)
@@ -224,7 +224,7 @@ def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np
                 patch.setattr(latents, "_SYNTHESIS_TILE", 64)
                 y_tiled, z_tiled = latents.analyse(level, picture)
                 tiled = latents.render(level, found, 330, 460)
-                pieces = list(latents.preview(level, y, z))
+                pieces = list(latents.preview(level, found))
             assert float((y - y_tiled).abs().max()) < 1e-3
             assert float((z - z_tiled).abs().max()) < 1e-3
             assert np.abs(whole.astype(int) - tiled).max() <= 1

@@ -55,4 +55,9 @@ class Pass:
 
     def of(self, v: Tensor) -> Tensor:
         """What v (1, M, 4h, 4w) holds for the symbols of this pass, of the shape of `mu`."""
-        return pick(v[:, self.channels].permute(0, 2, 3, 1), self.half).permute(0, 3, 1, 2)
+        return part_of(v, self.channels, self.half)
+
+
+def part_of(v: Tensor, channels: slice, half: int | None) -> Tensor:
+    """What v (1, M, 4h, 4w) holds for a pass, (1, Mk, 4h, 4w or 2w)."""
+    return pick(v[:, channels].permute(0, 2, 3, 1), half).permute(0, 3, 1, 2)

@@ -70,7 +70,7 @@ def polish(
     if reduced_precision(level.device):  # bfloat16 is too coarse for the gain of single changes
         level = problem.level
     batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
-    latents = quantize(level, candidate.y, candidate.z)
+    latents = candidate.quantized or quantize(level, candidate.y, candidate.z)
     loss = _Loss(level, batch, problem.lmbda, symbol_coder(level, latents))
     symbols = latents.y.float()
     release_free_memory()

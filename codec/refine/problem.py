@@ -6,6 +6,7 @@ y, z ─► quantize ─► integers ─► bits under the integer tables
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..alpha import fill_transparent
-from ..latents import analyse, preview
+from ..latents import Latents, analyse, preview, quantize
 from ..memory import release_free_memory
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
@@ -23,6 +24,7 @@ from ..pixels import to_grey, window
 from ..tiling import Box, slices
 
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ
+_KEPT = 2**20  # padded pixels of a picture whose integers are kept
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Candidate:
         Code length of z and y under the integer tables.
     loss : float
         λ·255²·distortion + bits per pixel. The distortion is the weighted MSE, or a scaled 1 − MS-SSIM.
+    quantized : Latents, optional
+        The integers; None for pictures of more than one megapixel, whose memory they would take.
     """
 
     y: Tensor
@@ -46,6 +50,7 @@ class Candidate:
     mse: float
     bits: float
     loss: float
+    quantized: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ class Problem:
         """The true loss of y (1, M, H/16, W/16) and z (1, N, H/64, W/64), tile by tile."""
         squares = weighted = bits = 0.0
         decoded = self.original.copy() if self.metric == "ms-ssim" else None
-        for box, shown, bits_of_box in preview(self.level, y, z):
+        found = quantize(self.level, y, z)
+        for box, shown, bits_of_box in preview(self.level, found):
             part = self.part(box)
             shown = shown[: part.original.shape[0], : part.original.shape[1]]
             if self.grey:
@@ -188,6 +194,7 @@ class Problem:
             mse=squares / max(1, self.visible_pixels),
             bits=bits,
             loss=self.lmbda * distortion + bits / self.pixels,
+            quantized=found if math.prod(self.shape) <= _KEPT else None,
         )
 
 
