@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from .picture import ImageError
 
-_CALLS = 2**18  # reads of a header; parsers look for its next part byte by byte
+_CALLS = 2**22  # reads of a header: some seconds, as parsers look for its next part byte by byte
 
 
 class Spool:

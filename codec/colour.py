@@ -80,7 +80,7 @@ def _gamma(value: Any) -> float | None:
 
 def _chromaticity(value: Any) -> Primaries | None:
     """The primaries of a cHRM chunk, unless they are those of sRGB or enclose no colours."""
-    if not isinstance(value, tuple) or len(value) != 8 or min(value) < 0 or min(value[1::2]) == 0:
+    if not isinstance(value, tuple) or len(value) != 8 or max(value) > 1 or min(value[1::2]) == 0:
         return None
     if np.abs(np.subtract(value, _SRGB)).max() <= _SAME_CHROMATICITY:
         return None
@@ -156,5 +156,6 @@ def matrix_profile(primaries: Primaries) -> bytes:
 
 
 def _numbers(kind: bytes, values: Any) -> bytes:
-    """An ICC element of fixed-point numbers."""
-    return kind + bytes(4) + struct.pack(f">{len(values)}i", *(round(65536 * float(value)) for value in values))
+    """An ICC element of fixed-point numbers; those of impossible colours are clamped."""
+    fixed = np.rint(np.clip(np.multiply(values, 65536), -(2**31), 2**31 - 1)).astype(">i4")
+    return kind + bytes(4) + fixed.tobytes()

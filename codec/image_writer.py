@@ -19,6 +19,8 @@ _METADATA_FORMATS = {"PNG", "JPEG", "WEBP", "TIFF", "AVIF"}
 _COLOUR_ONLY_FORMATS = {"WEBP", "AVIF"}  # a grey profile would not fit
 _RESOLUTION_FORMATS = {"PNG", "JPEG", "BMP", "DIB", "PDF"}
 _NO_MODES = {("L", "QOI"), ("LA", "QOI"), ("LA", "SGI")}
+_MOST_SIDE = {"ICO": 256, "WEBP": 16383, "JPEG": 65500, "PDF": 65500, "AVIF": 65535}  # pixels
+_MOST_SIDE |= dict.fromkeys(("GIF", "TGA", "PCX", "SGI"), 65535)
 _NAMES = {"icc": "ICC profile", "exif": "EXIF", "xmp": "XMP"}
 _LEFT_OUT = ((), ("exif",), ("xmp",), ("exif", "xmp"), ("icc",), ("icc", "exif", "xmp"))  # one after the other
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -80,6 +82,9 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
     if picture.alpha is not None and kind not in _ALPHA_FORMATS:
         problem = f"{kind} cannot hold the image's transparency: write PNG, WebP or TIFF"
         raise ImageError(named(destination, problem))
+    height, width = picture.pixels.shape[:2]
+    if max(height, width) > _MOST_SIDE.get(kind, sys.maxsize):
+        raise ImageError(named(destination, _too_large(kind, width, height)))
     try:
         with limited_pillow(sys.maxsize):
             data, written = _encoded(picture, kind)
@@ -216,5 +221,10 @@ def _saved(im: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
     if kind in Image.OPEN:
         with Image.open(stream, formats=[kind]) as back:
             if sorted(back.size) != sorted(im.size):  # some readers turn it upright
-                raise ImageError(f"{kind} cannot hold an image of {im.width} x {im.height} pixels")
+                raise ImageError(_too_large(kind, im.width, im.height))
     return stream.getvalue()
+
+
+def _too_large(kind: str, width: int, height: int) -> str:
+    limit = f": at most {_MOST_SIDE[kind]} a side" if kind in _MOST_SIDE else ""
+    return f"{kind} cannot hold an image of {width} x {height} pixels{limit}"

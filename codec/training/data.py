@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..pillow import silent_libtiff
+
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -77,7 +79,7 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
         try:
             for name, content in _files(source):
                 try:
-                    with Image.open(io.BytesIO(content)) as opened:
+                    with Image.open(io.BytesIO(content)) as opened, silent_libtiff(opened):
                         pixels = np.array(opened.convert("RGB"))
                 except Exception as error:  # damaged files raise many types of error in Pillow
                     log.warning("skipped %s: %s", name, error)
