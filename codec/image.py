@@ -30,6 +30,7 @@ from .pillow import (
 
 _HEADER_BYTES = 2**26  # read of the smallest image file, at most
 _PIXEL_BYTES = 16  # read more for each pixel: twice those of four 16-bit samples, which take two passes
+_PIPE_BYTES = 4  # of a pipe, as they are kept in memory
 
 
 def read_image(
@@ -88,7 +89,7 @@ def _open_stream(source: str | os.PathLike[str] | BinaryIO, max_pixels: int) -> 
         if stream is not source and stream.seekable():
             yield BoundedFile(stream, limit)
             return
-        spool = Spool(stream, limit)
+        spool = Spool(stream, _HEADER_BYTES + _PIPE_BYTES * max_pixels)
         yield BoundedFile(spool, limit)
         spool.drain()
 
