@@ -27,7 +27,7 @@ from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, padded_size
 from .picture import Picture
 from .pixels import to_grey
-from .rate_control import has_target, search
+from .rate_control import Figures, has_target, search
 from .refine.loop import Progress, refine
 from .refine.problem import Problem
 from .refine.start import starting_point
@@ -44,10 +44,11 @@ _PADDED_MINIMUM = 2**20  # padded pixels that are decoded whatever `max_pixels` 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The content of a .sga file, and the report of `Codec.encode`."""
+    """The content of a .sga file, and the report of `Codec.encode`; `warnings` are one line each."""
 
     data: bytes
     report: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Codec:
         ValueError
             When the settings contradict each other.
         TargetError
-            When a target cannot be reached.
+            When a target cannot be reached. A `target_bpp` of more bits than the picture can use is a warning only.
         """
         settings = settings or Settings()
         settings.validate()
@@ -148,13 +149,16 @@ class Codec:
         def encode_at(chosen: Settings) -> Encoded:
             return self.encode([picture], chosen, rois=[roi], progress=progress)[0]
 
-        def figures(result: Encoded) -> tuple[int, float, float]:
+        def figures(result: Encoded) -> Figures:
             psnr = result.report["psnr"]
-            return len(result.data), result.report["bpp"], math.inf if psnr is None else psnr
+            file = bitstream.read(result.data, math.prod(picture.pixels.shape[:2]))
+            beside = sum(len(v) for v in (file.alpha, file.icc, file.exif, file.xmp) if v is not None)
+            return Figures(len(result.data), result.report["bpp"], math.inf if psnr is None else psnr, beside)
 
         start = time.perf_counter()
-        found = search(settings, encode_at, figures)
-        return Encoded(found.data, {**found.report, "seconds": round(time.perf_counter() - start, 3)})
+        found, warning = search(settings, encode_at, figures)
+        report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
+        return Encoded(found.data, report, (warning,) if warning else ())
 
     # ------------------------------------------------------------------------------------------------- decode
 

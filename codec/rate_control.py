@@ -6,6 +6,9 @@ the target by secants inside the bracket, and the best of them is the result.
 A time limit holds for the whole search. The bracket takes at most a third of it; the rest is divided into equal parts
 for a few refined encodings, so that all of them have about the same number of steps. Where no time is left for a
 refined encoding that meets the target, bisection goes on, and the result is unrefined.
+
+A picture may not have as many bits as `target_bpp` asks for (a black one has hardly any): the best file below it is the
+result then. All other targets that cannot be reached are errors.
 """
 
 from __future__ import annotations
@@ -33,11 +36,25 @@ class TargetError(ValueError):
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
+
+    `beside` are the bytes of metadata and alpha, which do not depend on λ.
+    """
+
+    size: int
+    bpp: float
+    psnr: float
+    beside: int = 0
+
+
+@dataclass(frozen=True)
 class Trial(Generic[Result]):
     """One encoding: its λ, its result, and `error`, by how much it is above the target (a logarithm, or dB)."""
 
     lmbda: float
     error: float
+    figures: Figures
     result: Result
 
 
@@ -49,9 +66,9 @@ def has_target(settings: Settings) -> bool:
 def search(
     settings: Settings,
     encode: Callable[[Settings], Result],
-    figures: Callable[[Result], tuple[int, float, float]],
+    figures: Callable[[Result], Figures],
     clock: Callable[[], float] = time.monotonic,
-) -> Result:
+) -> tuple[Result, str]:
     """Encode at the λ that meets the target.
 
     Parameters
@@ -61,7 +78,7 @@ def search(
     encode : callable
         Encodes the picture with settings that have a λ and no target.
     figures : callable
-        Bytes, bits a pixel and PSNR (dB, inf when lossless) of a result.
+        The figures of a result.
     clock : callable
         Seconds since an arbitrary moment.
 
@@ -69,7 +86,10 @@ def search(
     -------
     Result
         For `target_size` the largest that is not above it; for `target_psnr` the smallest that is not below it; for
-        `target_bpp` the nearest. It is unrefined where the time limit ends before a refined encoding meets the target.
+        `target_bpp` the nearest, or the best below it where no λ comes near. It is unrefined where the time limit ends
+        before a refined encoding meets the target.
+    str
+        One line if the result is below a `target_bpp` that was not reached; else empty.
 
     Raises
     ------
@@ -82,7 +102,8 @@ def search(
 
     def attempt(chosen: Settings) -> Trial[Result]:
         result = encode(chosen)
-        return Trial(chosen.lmbda, _error(settings, *figures(result)), result)
+        found = figures(result)
+        return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
 
     low, high = math.log(LAMBDA_MIN), math.log(LAMBDA_MAX)
     middle = math.log(settings.lmbda)
@@ -120,24 +141,31 @@ def search(
     best = _best(settings, trials)
     if best is None and late:
         bracket(math.inf)
-        best = _best(settings, unrefined)
     if best is None:
-        raise TargetError(_unreached(settings, trials or unrefined) + (" within the time limit" if late else ""))
-    return best.result
+        best = _best(settings, unrefined)
+    if best is not None:
+        return best.result, ""
+    when = " within the time limit" if late else ""
+    below = [t for t in trials or unrefined if t.error < 0]
+    if settings.target_bpp is None or not below:
+        raise TargetError(_unreached(settings, [*trials, *unrefined], when))
+    best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))
+    wanted = f"no λ gives {settings.target_bpp:g} bits a pixel{when}"
+    return best.result, f"{wanted}; the best below is {_shown(best.figures)}"
 
 
 def _unrefined(settings: Settings) -> Settings:
     return Settings(lmbda=settings.lmbda, level_lambda=settings.level_lambda, method="none")
 
 
-def _error(settings: Settings, size: int, bpp: float, psnr: float) -> float:
+def _error(settings: Settings, found: Figures) -> float:
     """By how much a result is above the target: the logarithm of the ratio for size and rate, dB for PSNR."""
     if settings.target_size is not None:
-        return math.log(size / settings.target_size)
+        return math.log(found.size / settings.target_size)
     if settings.target_bpp is not None:
-        return math.log(bpp / settings.target_bpp)
+        return math.log(found.bpp / settings.target_bpp)
     assert settings.target_psnr is not None
-    return psnr - settings.target_psnr
+    return found.psnr - settings.target_psnr
 
 
 def _is_hit(settings: Settings, error: float) -> bool:
@@ -181,12 +209,16 @@ def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result] | No
     return min((t for t in trials if t.error >= 0), key=lambda t: t.error, default=None)
 
 
-def _unreached(settings: Settings, trials: list[Trial[Result]]) -> str:
-    """Why no trial was chosen, in one line."""
-    if settings.target_bpp is not None:
-        nearest = min((t.error for t in trials), key=abs)
-        percent = 100 * (math.exp(nearest) - 1)
-        return f"no λ gives {settings.target_bpp} bits a pixel; the nearest is {percent:+.0f} %"
+def _unreached(settings: Settings, trials: list[Trial[Result]], when: str) -> str:
+    """Why no trial was chosen, and the nearest one, in one line."""
+    nearest = min(trials, key=lambda t: abs(t.error)).figures
+    if settings.target_psnr is not None:
+        return f"no λ gives {settings.target_psnr:g} dB{when}; the nearest is {nearest.psnr:.2f} dB"
     if settings.target_size is not None:
-        return f"no λ gives a file of at most {settings.target_size} bytes"
-    return f"no λ gives {settings.target_psnr} dB"
+        return f"no λ gives a file of at most {settings.target_size} bytes{when}; the smallest is {_shown(nearest)}"
+    return f"no λ gives {settings.target_bpp:g} bits a pixel{when}; the nearest is {_shown(nearest)}"
+
+
+def _shown(found: Figures) -> str:
+    beside = f", {found.beside} of them metadata and alpha" if found.beside else ""
+    return f"{found.bpp:.4g} bits a pixel, {found.size} bytes{beside}"

@@ -31,6 +31,7 @@ BAD_RED = 14  # value of the first pixel that cannot be encoded
 class Encoded:
     data: bytes
     report: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -367,6 +367,20 @@ def test_binary_is_not_sent_to_a_terminal(run: Run, photo: Path, monkeypatch: py
     assert "terminal" in result.stderr
 
 
+def test_an_output_larger_than_the_input_is_a_warning(run: Run, photo: Path) -> None:
+    """Guards against users who enlarge what other formats code better, without a word."""
+    bits = np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8)
+    Image.fromarray(bits * 255).convert("1").save("bits.png")
+    result = run("encode", "bits.png", "bits.sga")
+    assert result.exit_code == 0
+    sizes = Path("bits.sga").stat().st_size, Path("bits.png").stat().st_size
+    line = "sgacodec: bits.png: the output is larger than the input: {} bytes, not {}"
+    assert line.format(*sizes) in result.stderr
+    assert "larger" not in run("encode", "bits.png", "bits.sga", "-q").stderr
+    assert "larger" not in run("encode", "photo.png", "photo.sga").stderr
+    assert run("encode", "-", "bits.sga", data=Path("bits.png").read_bytes()).stderr == ""
+
+
 def test_lambda_outside_the_ladder_works_with_a_warning(run: Run, photo: Path) -> None:
     """A lambda outside the ladder is accepted, with a warning about the level."""
     result = run("encode", "photo.png", "out.sga", "--lambda", "0.1")

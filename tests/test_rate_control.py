@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sgacodec.api import Codec
 from sgacodec.picture import Picture
-from sgacodec.rate_control import TargetError, search
+from sgacodec.rate_control import Figures, TargetError, search
 from sgacodec.settings import LADDER, LEVELS, Settings, level_lambda
 
 PIXELS = 400_000
@@ -29,8 +32,8 @@ class Result:
 class Encoder:
     """Bytes and PSNR rise with λ; refinement lowers the bytes, and reaches rates between and beyond the 64 levels."""
 
-    def __init__(self, step: float = STEP, coding: float = CODING, largest: float = math.inf) -> None:
-        self.now = 1000.0
+    def __init__(self, step: float = STEP, coding: float = CODING, largest: float = math.inf, beside: int = 0) -> None:
+        self.now, self.beside = 1000.0, beside
         self.step, self.coding, self.largest = step, coding, largest
         self.results: list[Result] = []
 
@@ -48,13 +51,19 @@ class Encoder:
         if steps:
             lmbda *= (settings.lmbda / lmbda) ** 0.5
         size = 900_000 * lmbda**0.65 * (1 - 0.1 * gain)
-        result = Result(settings, steps, round(min(size, self.largest)), 44 + 3 * math.log(lmbda) + 0.2 * gain)
+        size = round(min(size, self.largest)) + self.beside
+        result = Result(settings, steps, size, 44 + 3 * math.log(lmbda) + 0.2 * gain)
         self.results.append(result)
         return result
 
     def search(self, settings: Settings) -> Result:
-        def figures(result: Result) -> tuple[int, float, float]:
-            return result.size, 8 * result.size / PIXELS, result.psnr
+        found, warning = self.search_with_warning(settings)
+        assert not warning
+        return found
+
+    def search_with_warning(self, settings: Settings) -> tuple[Result, str]:
+        def figures(result: Result) -> Figures:
+            return Figures(result.size, 8 * result.size / PIXELS, result.psnr, self.beside)
 
         return search(settings, self.encode, figures, self.clock)
 
@@ -129,12 +138,34 @@ def test_a_target_beyond_the_ladder_is_met_by_refinement(factor: float) -> None:
 
 @pytest.mark.parametrize("steps", [None, 2])
 @pytest.mark.parametrize(
-    "target", [{"target_size": 40}, {"target_bpp": 100.0}, {"target_bpp": 1e-3}, {"target_psnr": 80.0}]
+    ("target", "nearest"),
+    [
+        ({"target_size": 40}, r"40 bytes; the smallest is 0\.\d+ bits a pixel, \d+ bytes$"),
+        ({"target_bpp": 1e-3}, r"0\.001 bits a pixel; the nearest is 0\.\d+ bits a pixel, \d+ bytes$"),
+        ({"target_psnr": 80.0}, r"80 dB; the nearest is \d\d\.\d\d dB$"),
+    ],
 )
-def test_an_unreachable_target_is_an_error(target: dict[str, float], steps: int | None) -> None:
-    """Guards against a file that is larger, or worse, than the user allows."""
-    with pytest.raises(TargetError, match="no λ gives"):
+def test_an_unreachable_target_is_an_error(target: dict[str, float], nearest: str, steps: int | None) -> None:
+    """Guards against a file that is larger, or worse, than the user allows; the message says what can be had."""
+    with pytest.raises(TargetError, match="no λ gives .*" + nearest):
         Encoder().search(searching(steps, **target))
+
+
+@pytest.mark.parametrize("target", [{"target_size": 4000}, {"target_bpp": 0.05}])
+def test_the_share_of_metadata_is_named(target: dict[str, float]) -> None:
+    """Guards against a target that nobody can reach, as metadata and alpha alone take more."""
+    with pytest.raises(TargetError, match=r"bytes, 30000 of them metadata and alpha$"):
+        Encoder(beside=30_000).search(searching(2, **target))
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_more_bits_than_a_picture_can_use(steps: int | None) -> None:
+    """Guards against an error for a black picture, which has a small and perfect file."""
+    found, warning = Encoder().search_with_warning(searching(steps, target_bpp=100.0))
+    assert found.size >= Encoder().encode(Settings(lmbda=1.0, method="none")).size
+    assert re.fullmatch(
+        rf"no λ gives 100 bits a pixel; the best below is [\d.]+ bits a pixel, {found.size} bytes", warning
+    )
 
 
 def searching(steps: int | None, **target: float) -> Settings:
@@ -146,10 +177,12 @@ def searching(steps: int | None, **target: float) -> Settings:
 def test_an_unreachable_target_does_not_blame_the_time() -> None:
     """Guards against a user who waits longer for what no λ gives."""
     for limit in (None, 1e6):
-        with pytest.raises(TargetError, match=r"no λ gives .* the nearest is -\d+ %$"):
-            Encoder(largest=10_000).search(Settings(steps=500, time_limit=limit, target_bpp=1.0))
-    with pytest.raises(TargetError, match=r"within the time limit$"):
-        Encoder(largest=10_000).search(Settings(steps=500, time_limit=2.0, target_bpp=1.0))
+        settings = Settings(steps=500, time_limit=limit, target_bpp=1.0)
+        assert "time" not in Encoder(largest=10_000).search_with_warning(settings)[1]
+    settings = Settings(steps=500, time_limit=2.0, target_bpp=1.0)
+    found, warning = Encoder(largest=10_000).search_with_warning(settings)
+    assert found.size == 10_000
+    assert "bits a pixel within the time limit; the best below is 0.2 bits a pixel" in warning
 
 
 @pytest.mark.parametrize("target", [{"target_size": 600}, {"target_bpp": 1.0}, {"target_psnr": 34.0}])
@@ -168,3 +201,30 @@ def test_the_codec_meets_a_target(photograph: np.ndarray, target: dict[str, floa
     else:
         assert settings.target_psnr is not None
         assert 0 <= report["psnr"] - settings.target_psnr <= 0.15
+
+
+def test_a_black_picture_has_few_bits() -> None:
+    """Guards against a failure where the best file is smaller than the target."""
+    black = Picture(np.zeros((64, 64, 3), np.uint8))
+    (encoded,) = Codec("lite", device="cpu").encode([black], searching(None, target_bpp=1.0))
+    assert encoded.report["bpp"] < 1
+    assert encoded.report["psnr"] is None or encoded.report["psnr"] > 45
+    (warning,) = encoded.warnings
+    assert warning.startswith("no λ gives 1 bits a pixel; the best below is ")
+
+
+@pytest.mark.parametrize("target", [{"target_size": 160}, {"target_bpp": 0.3}])
+def test_a_dithered_picture_can_be_small(target: dict[str, float]) -> None:
+    """Guards against low targets that no λ reaches, as the latents of such pictures took 11 bits a pixel at any λ."""
+    gradient = np.tile(np.linspace(0, 255, 64), (64, 1)).astype(np.uint8)
+    picture = Picture(np.array(Image.fromarray(gradient).convert("1").convert("RGB")))
+    (encoded,) = Codec("lite", device="cpu").encode([picture], searching(None, **target))
+    assert len(encoded.data) <= target.get("target_size", 1.2 * 0.3 * 64**2 / 8)
+
+
+def test_the_codec_names_the_share_of_alpha(photograph: np.ndarray, tiny_path: Path) -> None:
+    """The message is true of the file: EXIF and alpha of noise take most of it."""
+    alpha = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    picture = Picture(photograph[:32, :32], alpha=alpha, exif=b"II*\0\x08\0\0\0\0\0")
+    with pytest.raises(TargetError, match=r"the smallest is .* bytes, 1\d\d\d of them metadata and alpha$"):
+        Codec(str(tiny_path), device="cpu").encode([picture], searching(None, target_size=500))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import stat
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -174,7 +176,19 @@ def _encode(
             yield from _encode(codec, [one], job, step)
         return
     for one, result in zip(inputs, encoded, strict=True):
-        yield Outcome(one.task, result.data, result.report, one.picture.warnings)
+        notes = (*one.picture.warnings, *result.warnings, *_size_warning(one.task, result.data))
+        yield Outcome(one.task, result.data, result.report, notes)
+
+
+def _size_warning(task: Task, data: bytes) -> tuple[str, ...]:
+    """A warning when the output is larger than the input file; not for a stream."""
+    try:
+        status = None if task.source == STREAM else os.stat(task.source)
+    except OSError:  # removed since
+        return ()
+    if status is None or not stat.S_ISREG(status.st_mode) or len(data) <= status.st_size:
+        return ()
+    return (f"the output is larger than the input: {len(data)} bytes, not {status.st_size}",)
 
 
 def read_input(task: Task, job: Job) -> Input:

@@ -29,7 +29,7 @@ _OPTIONS = (
         metavar="B",
         type=_above_0,
         callback=options.finite,
-        help="Search for the lambda that gives B bits a pixel.",
+        help="Search for the lambda that gives B bits a pixel, or as many as the image can use.",
     ),
     click.option(
         "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
