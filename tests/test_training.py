@@ -31,6 +31,7 @@ from sgacodec.networks.architecture import Architecture, Context
 from sgacodec.picture import Picture
 from sgacodec.training import checkpoint, loop
 from sgacodec.training import export as training_export
+from sgacodec.training.cached import CachedLatents
 from sgacodec.training.checkpoint import State, load_checkpoint, save_checkpoint, start
 from sgacodec.training.crops import Crops, cut, cut_batch
 from sgacodec.training.data import DataError, read_photographs, split
@@ -38,9 +39,11 @@ from sgacodec.training.export import export_checkpoint
 from sgacodec.training.initial import initial_model
 from sgacodec.training.initial_weights import read_initial
 from sgacodec.training.loop import progress, step, train
-from sgacodec.training.objective import forward
+from sgacodec.training.objective import forward, forward_decoder, lambdas
 from sgacodec.training.optimizer import set_learning_rate
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
+from sgacodec.training.refined import refine_latents
+from sgacodec.training.stages import Source, source_of, stage_losses
 
 CPU = torch.device("cpu")
 PLAIN = Architecture("lite", N=8, M=24, scale="exp", width=12, hidden=4, inner=8)
@@ -172,6 +175,75 @@ def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, crops: Crops) -> 
     old = load_checkpoint(tmp_path / "old.ckpt", CPU)
     assert same(old, state)
     assert old.optimizers["adam"].param_groups[0]["fused"]
+
+
+# ------------------------------------------------------------------------------------------------------ stages
+
+
+@pytest.mark.parametrize("stage", ["joint", "prior", "decoder"])
+def test_stages(stage: str, tmp_path: Path, crops: Crops, trained: State) -> None:
+    """A stage lowers its loss, leaves the rest of the model as it is, and resumes exactly."""
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(trained, path)
+    initial = read_initial(path)
+    recipe = replace(RECIPE, stage=stage, steps=30, batch=4, lr=3e-3, warmup=1, refine_steps=3)
+
+    def begin() -> tuple[State, Source]:
+        begun = start(recipe, Crops([]), CPU, initial)
+        return begun, source_of(begun, crops.images, CPU)
+
+    @torch.no_grad()
+    def loss(state: State) -> float:
+        changed = replace(state, noise=torch.Generator().manual_seed(1))
+        batch, anchor = source.sample(6, 64, torch.Generator().manual_seed(2)), torch.arange(6)
+        return float(stage_losses(changed, batch, anchor).loss)
+
+    state, source = begin()
+    before = loss(state)
+    train(state, source, CPU, path)
+    assert loss(state) < 0.99 * before
+
+    moved = {name for name, value in initial.tensors.items() if not torch.equal(value, state.model.state_dict()[name])}
+    parameters = {name for name, _ in state.model.named_parameters()}
+    frozen = {"joint": (), "prior": ("g_a", "g_s", "log_gain_y", "log_gain_d")}
+    kept = frozen.get(stage, ("g_a", "h_a", "log_gain_y", "log_gain_z"))
+    assert moved & parameters == {name for name in parameters if not name.startswith(kept)}
+
+    second, source = begin()
+    train(second, source, CPU, path, tick=lambda s: s.step < 17)
+    resumed = load_checkpoint(path, CPU)
+    assert (resumed.step, resumed.recipe.stage) == (17, stage)
+    assert same(train(resumed, source_of(resumed, crops.images, CPU), CPU, path), state)
+
+
+def test_latents_are_cached_at_two_scales(trained: State) -> None:
+    """Windows of the cache are latents of the photograph; photographs smaller than a window are left out."""
+    image = photograph(3, 128, 208)
+    state = replace(trained, recipe=replace(RECIPE, stage="prior"))
+    source = source_of(state, [image, photograph(4, 63, 300)], CPU)
+    assert isinstance(source, CachedLatents)
+    assert [tuple(v.shape) for v in source.latents] == [(8, 13, TINY.M), (4, 8, TINY.M)]
+    with torch.no_grad():
+        expected = trained.model.g_a(image[None].float() / 255)[0]
+    window = source.sample(1, 64, torch.Generator().manual_seed(0))[0]
+    assert window.shape == (TINY.M, 4, 4)
+    places = [expected[:, y : y + 4, x : x + 4] for y in range(5) for x in range(10)]
+    assert min(float((place - window).abs().max()) for place in places) < 1e-2
+    with pytest.raises(TrainingError, match="no photograph has 64 pixels"):
+        source_of(state, [photograph(4, 63, 300)], CPU)
+
+
+def test_refinement_in_the_loop_lowers_the_loss(trained: State, crops: Crops) -> None:
+    """The decoder is trained on latents whose true loss is lower than that of the encoder's."""
+    model = trained.ema
+    x, anchor = crops.sample(4, 64, torch.Generator().manual_seed(4)), torch.tensor([0, 2, 4, 5])
+    lmbda = lambdas(model, anchor)
+
+    def loss(steps: int) -> float:
+        sent = refine_latents(model, x, anchor, lmbda, steps, torch.Generator().manual_seed(0))
+        return float(forward_decoder(model, x, anchor, sent).loss.detach())
+
+    assert loss(40) < 0.99 * loss(0)
 
 
 # -------------------------------------------------------------------------------------------------- objective
@@ -556,7 +628,10 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         ([], 2, "give the length"),
         (["--steps", "3", "--crop", "100"], 2, "not a multiple of 64"),
         (["--steps", "3", "--device", "cuda:99"], 2, "no such device"),
-        (["--resume", "a.ckpt", "--optimizer", "adam"], 2, "keeps its"),
+        (["--resume", "a.ckpt", "--optimizer", "adam"], 2, "keeps its optimizer"),
+        (["--resume", "a.ckpt", "--stage", "prior"], 2, "keeps its stage"),
+        (["--steps", "3", "--stage", "prior"], 2, "--stage prior needs --init"),
+        (["--steps", "3", "--refine-steps", "9"], 2, "--refine-steps is for --stage decoder"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),

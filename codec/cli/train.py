@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..training.recipe import OPTIMIZERS
+from ..training.recipe import OPTIMIZERS, STAGES
 from . import options, output, training_start, training_view
 from .exits import INTERRUPTED
 from .output import Output
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..training.checkpoint import State
-    from ..training.crops import Crops
     from ..training.data import Photograph
+    from ..training.stages import Source
 
 _VALIDATION = 24  # photographs in a validation, at most
 _MIN_SIDE = 64  # pixels; smaller photographs are skipped
@@ -36,6 +36,18 @@ _PATH = click.Path(path_type=Path)
 @click.option("--name", help="Name of the model.  [default: FILE without folder and suffix]")
 @click.option("--licence", default="not stated", help="Licence of the weights, stored in the model.")
 @click.option("--architecture", metavar="lite|mshyper-128|mshyper-192", help="[default: lite]")
+@click.option(
+    "--stage",
+    type=click.Choice(STAGES),
+    help="Train everything (joint), the prior on latents that are computed once, or the decoder on refined latents.  "
+    "[default: joint]",
+)
+@click.option(
+    "--refine-steps",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Refinement steps of each batch with --stage decoder.  [default: 20]",
+)
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(
     "--minutes",
@@ -105,12 +117,21 @@ def command(
 
     DATA are folders, tars or image files. One model covers all rates. A checkpoint is written beside FILE (.ckpt)
     every few minutes, at the end, and when the run is interrupted with Ctrl-C. --resume continues from it exactly,
-    also with more --steps or --minutes. --init starts a new run from the weights of a model.
+    also with more --steps or --minutes. --init starts a new run from the weights of a model or checkpoint.
+
+    Stage joint trains everything. Stage prior trains the hyperprior and the context model on latents of all
+    photographs, which are computed once: several times as many crops per second, but the transforms stay as they are.
+    Use it first when --init gives a model without context. Stage decoder comes last: the encoder stays as it is, and
+    the decoder is fitted to latents that are refined by a short annealing, as the encoder sends them.
 
     \b
     sgacodec train photos/ --out mine.safetensors --minutes 120
     sgacodec train photos/ --out mine.safetensors --resume mine.ckpt --minutes 240
     sgacodec encode photo.png photo.sga --model mine.safetensors
+    \b
+    sgacodec train photos/ --out prior.safetensors --init lite --stage prior --minutes 60
+    sgacodec train photos/ --out joint.safetensors --init prior.ckpt --minutes 600
+    sgacodec train photos/ --out final.safetensors --init joint.ckpt --stage decoder --minutes 120
     """
     console = Output(quiet=quiet)
     checkpoint = out.with_suffix(".ckpt")
@@ -122,6 +143,7 @@ def command(
     from ..training.crops import Crops
     from ..training.data import read_photographs, split
     from ..training.export import export_checkpoint
+    from ..training.stages import source_of
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -139,9 +161,10 @@ def command(
         interrupted = 0
         if not export_only:
             log_file = log_file or out.with_suffix(".jsonl")
-            crops = Crops([p.pixels for p in photographs], chosen)
-            state = state or training_start.new_run(initial, crops, chosen, wanted)
-            state, interrupted = _train(state, crops, validated, chosen, checkpoint, log_file, save_every, console)
+            images = [p.pixels for p in photographs]
+            state = state or training_start.new_run(initial, Crops(images), chosen, wanted)
+            source = source_of(state, images, chosen)
+            state, interrupted = _train(state, source, validated, chosen, checkpoint, log_file, save_every, console)
         assert state is not None
         if interrupted:
             output.problem(console, f"interrupted after {state.step} steps; continue with --resume {checkpoint}")
@@ -154,7 +177,7 @@ def command(
 
 def _train(
     state: State,
-    crops: Crops,
+    source: Source,
     validation: list[Photograph],
     device: torch.device,
     checkpoint: Path,
@@ -175,7 +198,7 @@ def _train(
         def report(line: dict[str, Any]) -> None:
             training_view.report(view, line)
 
-        state = train(state, crops, device, checkpoint, images, log_file, save_every, report, tick)
+        state = train(state, source, device, checkpoint, images, log_file, save_every, report, tick)
         return state, caught[0] if caught and progress(state) < 1.0 else 0
 
 

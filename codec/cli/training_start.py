@@ -42,14 +42,20 @@ def check_options(
         if wanted[key] is not None and wanted[key] % 64:
             raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
     if resume is not None:
-        for key in ("seed", "optimizer"):
+        for key in ("seed", "optimizer", "stage", "refine_steps"):
             if wanted[key] is not None:
+                key = key.replace("_", "-")
                 raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
         if init is not None:
             raise click.UsageError("give either --resume, which continues a run, or --init, which starts one")
-    elif wanted["steps"] is None and wanted["minutes"] is None:
+        return
+    if init is None and wanted["stage"] in ("prior", "decoder"):
+        raise click.UsageError(f"--stage {wanted['stage']} needs --init: it trains a part of a model that exists")
+    if wanted["refine_steps"] is not None and wanted["stage"] != "decoder":
+        raise click.UsageError("--refine-steps is for --stage decoder")
+    if wanted["steps"] is None and wanted["minutes"] is None:
         raise click.UsageError("give the length of the run: --steps or --minutes")
-    elif checkpoint.exists():
+    if checkpoint.exists():
         raise click.UsageError(f"{checkpoint} exists: continue with --resume {checkpoint}, or remove it")
 
 

@@ -1,6 +1,6 @@
 """The training loop: limited by steps or by time, with checkpoints from which a run resumes exactly.
 
-photographs ─► crops ─► forward ─► SOAP and Adam ─► EMA ─► checkpoint ─► (export.py) model file
+photographs ─► batches ─► losses of the stage ─► SOAP and Adam ─► EMA ─► checkpoint ─► (export.py) model file
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..metrics import psnr_of_mse, rd_loss
 from ..settings import ANCHORS
 from .checkpoint import State, save_checkpoint
-from .crops import Crops, upload
-from .objective import compiled_losses, forward
+from .crops import upload
 from .optimizer import set_learning_rate, update
 from .recipe import TrainingError
+from .stages import Source, stage_losses
 from .validation import validate
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _batch_shape(state: State) -> tuple[int, int]:
     return recipe.batch, recipe.crop
 
 
-def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(state: State, source: Source, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One optimisation step.
 
     The host synchronizes with a GPU only in every 250th step, which updates the medians of z.
@@ -73,14 +73,13 @@ def step(state: State, crops: Crops, device: torch.device) -> tuple[Tensor, Tens
     """
     recipe, model = state.recipe, state.model
     batch, size = _batch_shape(state)
-    x = crops.sample(batch, size, state.data)
+    x = source.sample(batch, size, state.data)
     anchor = upload(torch.randint(len(ANCHORS), (batch,), generator=state.data), device)
     if state.step % _MEDIAN_EVERY == 0:
         model.density.update_median()
         state.ema.density.update_median()
     set_learning_rate(state.optimizers, recipe, state.step, progress(state))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-        losses = forward(model, x, anchor, state.noise, compiled_losses() if recipe.compile else None)
+    losses = stage_losses(state, x, anchor)
     model.zero_grad(set_to_none=True)
     losses.loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -116,16 +115,15 @@ def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, A
         "loss": [],
     }
     for lmbda, (count, bpp, mse) in zip(state.model.anchors, sums.tolist(), strict=True):
-        valid = count > 0 and mse > 0
-        line["bpp"].append(round(bpp / count, 4) if valid else None)
-        line["psnr"].append(round(psnr_of_mse(mse / count), 3) if valid else None)
-        line["loss"].append(round(rd_loss(bpp / count, mse / count, lmbda), 4) if valid else None)
+        line["bpp"].append(round(bpp / count, 4) if count else None)
+        line["psnr"].append(round(psnr_of_mse(mse / count), 3) if mse > 0 else None)
+        line["loss"].append(round(rd_loss(bpp / count, mse / count, lmbda), 4) if count else None)
     return line
 
 
 def train(
     state: State,
-    crops: Crops,
+    source: Source,
     device: torch.device,
     checkpoint: Path,
     validation: list[Tensor] | None = None,
@@ -140,6 +138,8 @@ def train(
     ----------
     state : State
         Changed in place.
+    source : Crops or CachedLatents
+        From `stages.source_of`.
     checkpoint : Path
         Written every `save_every` seconds and at the end.
     validation : list of Tensor (3, H, W) uint8, optional
@@ -178,7 +178,7 @@ def train(
     while running and progress(state) < 1.0:
         started, crops_before = time.monotonic(), state.crops
         try:
-            _, anchor, bpp, mse = step(state, crops, device)
+            _, anchor, bpp, mse = step(state, source, device)
         except torch.linalg.LinAlgError:  # SOAP's preconditioners are not finite
             raise _diverged(state, checkpoint) from None
         sums.index_add_(0, anchor, torch.stack([torch.ones_like(bpp), bpp, mse], 1))

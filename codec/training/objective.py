@@ -45,9 +45,9 @@ def forward(
     x: Tensor,
     anchor: Tensor,
     generator: torch.Generator | None,
-    run: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
+    compiled: bool = False,
 ) -> Losses:
-    """The losses of a batch with noise drawn from `generator`.
+    """The losses of a batch of images, with noise drawn from `generator`.
 
     Parameters
     ----------
@@ -57,23 +57,47 @@ def forward(
         Index of each image's λ among the anchors.
     generator : torch.Generator or None
         Source of the additive noise; None: torch's default generator.
-    run : callable, optional
-        `losses` or its compiled version.
+    compiled : bool
+        Compile the computation.
     """
     B, _, H, W = x.shape
+    noise_z = _uniform((B, model.architecture.N, H // HYPER_STRIDE, W // HYPER_STRIDE), x.device, generator)
+    noise_y = _uniform((B, model.architecture.M, H // STRIDE, W // STRIDE), x.device, generator)
+    run = compile_once(losses) if compiled else losses
+    return Losses(*run(model, x, anchor, lambdas(model, anchor), noise_z, noise_y))
 
-    def noise(channels: int, stride: int) -> Tensor:
-        shape = (B, channels, H // stride, W // stride)
-        return torch.rand(shape, generator=generator, device=x.device) - 0.5
 
-    noise_z = noise(model.architecture.N, HYPER_STRIDE)
-    noise_y = noise(model.architecture.M, STRIDE)
-    lmbda = _lambdas(model.anchors, x.device)[anchor]
-    return Losses(*(run or losses)(model, x, anchor, lmbda, noise_z, noise_y))
+def forward_prior(
+    model: GainedHyperprior,
+    y_0: Tensor,
+    anchor: Tensor,
+    generator: torch.Generator | None,
+    compiled: bool = False,
+) -> Losses:
+    """The same for the rate alone of latents y₀ (B, M, H/16, W/16) without gain, which are constants; the MSE is 0."""
+    B, _, h, w = y_0.shape
+    factor = HYPER_STRIDE // STRIDE
+    noise_z = _uniform((B, model.architecture.N, h // factor, w // factor), y_0.device, generator)
+    run = compile_once(prior_losses) if compiled else prior_losses
+    return Losses(*run(model, y_0, anchor, lambdas(model, anchor), noise_z))
+
+
+def forward_decoder(
+    model: GainedHyperprior, x: Tensor, anchor: Tensor, sent: tuple[Tensor, Tensor], compiled: bool = False
+) -> Losses:
+    """The same for an encoder that sends the latents y₀ and z₀, without gains and not rounded."""
+    run = compile_once(losses) if compiled else losses
+    return Losses(*run(model, x, anchor, lambdas(model, anchor), None, None, sent))
 
 
 def losses(
-    model: GainedHyperprior, x: Tensor, anchor: Tensor, lmbda: Tensor, noise_z: Tensor, noise_y: Tensor
+    model: GainedHyperprior,
+    x: Tensor,
+    anchor: Tensor,
+    lmbda: Tensor,
+    noise_z: Tensor | None,
+    noise_y: Tensor | None,
+    sent: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, bpp and MSE as in `Losses`; a pure function without host synchronisation, so that it can be compiled.
 
@@ -85,22 +109,35 @@ def losses(
         As in `forward`.
     lmbda : Tensor (B,) float32
         λ of each image.
-    noise_z, noise_y : Tensor (B, N, H/64, W/64), (B, M, H/16, W/16) float32
-        Samples of U(−½, ½).
+    noise_z, noise_y : Tensor (B, N, H/64, W/64), (B, M, H/16, W/16) float32, optional
+        Samples of U(−½, ½); None for latents that are constants.
+    sent : pair of Tensor, optional
+        y₀ and z₀; None: those of g_a and h_a.
     """
-    y_0 = _apply(model.g_a, x).float()  # (B, M, H/16, W/16)
-    coded = rate(model, y_0, anchor, noise_z, noise_y)
-    x_hat = _apply(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat).float()
-
-    pixels = x.shape[2] * x.shape[3]
+    y_0, z_0 = (apply_transform(model.g_a, x).float(), None) if sent is None else sent  # (B, M, H/16, W/16)
+    coded = rate(model, y_0, anchor, noise_z, noise_y, z_0)
+    x_hat = apply_transform(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat).float()
     mse = (x - x_hat).square().mean(dim=(1, 2, 3))
-    bpp = (coded.z + coded.y) / pixels
-    weight = (LAMBDA_REFERENCE / lmbda).sqrt()
-    loss = (weight * (lmbda * 255**2 * mse + bpp)).mean()
+    bpp = (coded.z + coded.y) / (x.shape[2] * x.shape[3])
+    loss = (loss_weight(lmbda) * (lmbda * 255**2 * mse + bpp)).mean()
     return loss, bpp.detach(), mse.detach()
 
 
-def _apply(network: nn.Module, x: Tensor) -> Tensor:
+def prior_losses(
+    model: GainedHyperprior, y_0: Tensor, anchor: Tensor, lmbda: Tensor, noise_z: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for the rate of constant latents y₀ (B, M, H/16, W/16)."""
+    coded = rate(model, y_0, anchor, noise_z, None)
+    bpp = (coded.z + coded.y) / (y_0.shape[2] * y_0.shape[3] * STRIDE**2)
+    return (loss_weight(lmbda) * bpp).mean(), bpp.detach(), torch.zeros_like(bpp)
+
+
+def loss_weight(lmbda: Tensor) -> Tensor:
+    """Weight of the images of each λ: the loss grows about as √λ."""
+    return (LAMBDA_REFERENCE / lmbda).sqrt()
+
+
+def apply_transform(network: nn.Module, x: Tensor) -> Tensor:
     """Run g_a or g_s; under autocast GDN stays in float32, because its norm sums squares over all channels."""
     if not isinstance(network, nn.Sequential):
         return network(x)
@@ -113,12 +150,24 @@ def _apply(network: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
+def lambdas(model: GainedHyperprior, anchor: Tensor) -> Tensor:
+    """λ of each image (B,) of its anchor."""
+    return _anchors(model.anchors, anchor.device)[anchor]
+
+
 @functools.cache
-def _lambdas(anchors: tuple[float, ...], device: torch.device) -> Tensor:
+def _anchors(anchors: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(anchors, device=device)  # cached: the copy to a GPU synchronizes
 
 
+def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Samples of U(−½, ½)."""
+    return torch.rand(shape, generator=generator, device=device) - 0.5
+
+
 @functools.cache
-def compiled_losses() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """`losses` compiled, with fused elementwise operations."""
-    return torch.compile(losses, dynamic=False)
+def compile_once(
+    function: Callable[..., tuple[Tensor, Tensor, Tensor]],
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """The function compiled, with fused elementwise operations."""
+    return torch.compile(function, dynamic=False)

@@ -37,23 +37,40 @@ def anchor_gain(log: Tensor, anchor: Tensor) -> Tensor:
     return torch.exp(log[anchor])[:, :, None, None]
 
 
-def rate(model: GainedHyperprior, y_0: Tensor, anchor: Tensor, noise_z: Tensor, noise_y: Tensor) -> Rate:
+def rate(
+    model: GainedHyperprior,
+    y_0: Tensor,
+    anchor: Tensor,
+    noise_z: Tensor | None,
+    noise_y: Tensor | None,
+    z_0: Tensor | None = None,
+) -> Rate:
     """Code latents y₀ (B, M, h, w) without gain, each image at its anchor λ (B,).
 
-    `noise_z` (B, N, h/4, w/4) and `noise_y` (B, M, h, w) are in U(−½, ½). Under autocast convolutions run in bf16.
+    Under autocast convolutions run in bf16.
+
+    Parameters
+    ----------
+    noise_z, noise_y : Tensor (B, N, h/4, w/4), (B, M, h, w), optional
+        In U(−½, ½). None: z or y is a constant, of which the bits of the rounded symbols are counted.
+    z_0 : Tensor (B, N, h/4, w/4), optional
+        Hyper-latents without gain; None: those of h_a.
     """
     g_y, g_z = anchor_gain(model.log_gain_y, anchor), anchor_gain(model.log_gain_z, anchor)
     unit = model.y_unit[None, :, None, None]
     median = model.density.median[None, :, None, None]
-    z_0 = model.h_a(y_0 / unit).float()
+    if z_0 is None:
+        z_0 = model.h_a(y_0 / unit).float()
     v_z = g_z * (z_0 - median)
     with torch.autocast(y_0.device.type, enabled=False):
-        likelihood = model.density.likelihood((v_z + noise_z) / g_z + median, 1 / g_z)
+        counted = torch.round(v_z) if noise_z is None else v_z + noise_z
+        likelihood = model.density.likelihood(counted / g_z + median, 1 / g_z)
     z_bits = bits(likelihood).sum(dim=(1, 2, 3))
 
     features = model.h_s[:-1](round_ste(v_z) / g_z + median).permute(0, 2, 3, 1)
     mixed = [] if model.context is None else model.context.mix_features(features)
-    y, gain, noise = (v.permute(0, 2, 3, 1) for v in (g_y * y_0, unit * g_y, noise_y))
+    y, gain = (v.permute(0, 2, 3, 1) for v in (g_y * y_0, unit * g_y))
+    noise = None if noise_y is None else noise_y.permute(0, 2, 3, 1)
     symbols, noisy, sigmas, halves, groups = (list[Tensor]() for _ in range(5))
 
     def code(current: ContextPass) -> Tensor:
@@ -64,7 +81,8 @@ def rate(model: GainedHyperprior, y_0: Tensor, anchor: Tensor, noise_z: Tensor, 
         mu = mean * own_gain
         rounded = torch.round(own - mu).detach()
         symbols.append((rounded + (mu.detach() - mu)).flatten(1))
-        noisy.append((own - mu.detach() + pick(noise[..., channels], half)).flatten(1))
+        if noise is not None:
+            noisy.append((own - mu.detach() + pick(noise[..., channels], half)).flatten(1))
         sigmas.append((sigma * own_gain).flatten(1))
         y_hat = own + (rounded + mu - own).detach()
         halves.append(y_hat)
@@ -77,6 +95,7 @@ def rate(model: GainedHyperprior, y_0: Tensor, anchor: Tensor, noise_z: Tensor, 
     code_passes(model.context, mixed, last_layer(model.h_s, features), ones, anchor, code)
     sigma = lower_bound(torch.cat(sigmas, 1), SCALE_BOUND)
     y_bits = gaussian_bits(torch.cat(symbols, 1), sigma).sum(dim=1)
-    smooth = gaussian_bits(torch.cat(noisy, 1), sigma.detach()).sum(dim=1)
-    y_bits = y_bits + (smooth - smooth.detach())
+    if noisy:
+        smooth = gaussian_bits(torch.cat(noisy, 1), sigma.detach()).sum(dim=1)
+        y_bits = y_bits + (smooth - smooth.detach())
     return Rate(z=z_bits, y=y_bits, y_hat=torch.cat(groups, -1).permute(0, 3, 1, 2))

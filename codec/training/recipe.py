@@ -58,6 +58,8 @@ class Recipe:
         The optimiser of all parameters but those of the transforms, which Adam trains.
     stage : {"joint", "prior", "decoder"}
         What is trained: everything, the prior on cached latents, or the decoder on refined latents.
+    refine_steps : int
+        Steps of SGA of each batch in stage "decoder".
     new : tuple of str
         Modules that the initial weights lacked.
     """
@@ -83,13 +85,15 @@ class Recipe:
     init: str = ""
     optimizer: str = "adam"
     stage: str = "joint"
+    refine_steps: int = 20
     new: tuple[str, ...] = ()
 
 
 def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """The default recipe of an architecture and a stage, with `changed` fields replaced.
 
-    With initial weights (`init`) the warm-up is short, and what is not new is trained at a lower learning rate.
+    With initial weights (`init`) the warm-up is short, and what is not new is trained at a lower learning rate. Stage
+    "prior" has twice the learning rate for what is new.
 
     Raises
     ------
@@ -105,4 +109,6 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
             defaults["rest"] = 0.4
         else:
             defaults["lr"] *= 0.3
+    if changed.get("stage") == "prior":
+        defaults.update(lr=2 * defaults["lr"], rest=defaults.get("rest", 1.0) / 2, final_crop=0)
     return Recipe(**{"architecture": architecture, **defaults, **changed})
