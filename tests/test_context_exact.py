@@ -62,7 +62,11 @@ def inputs(prior: ExactPrior, seed: int, h: int, w: int, largest: int) -> tuple[
 
 def random_layer(rng: np.random.Generator, out: int, into: int, k: int, slope: int, transposed: bool = False,
                  bias: int = 2**24) -> IntegerLayer:  # fmt: skip
-    """Any weights; shifts that give outputs of all sizes, beyond 16 bits as well."""
+    """Any weights; shifts that give outputs of all sizes, beyond 16 bits as well.
+
+    With the largest biases and shifts a layer needs more than float64.
+    """
+    large = bool(bias) and rng.random() < 0.2
     weight = rng.integers(-32767, 32767, (into, out, k, k) if transposed else (out, into, k, k), endpoint=True)
     return IntegerLayer(
         transposed=transposed,
@@ -70,8 +74,8 @@ def random_layer(rng: np.random.Generator, out: int, into: int, k: int, slope: i
         padding=k // 2,
         output_padding=int(transposed),
         weight=torch.from_numpy(weight.astype(np.int16)),
-        bias=torch.from_numpy(rng.integers(-bias, bias, out, endpoint=True)),
-        shift=torch.from_numpy(rng.integers(13, 22, out) if slope else rng.integers(1, 22, out)),
+        bias=torch.from_numpy(rng.integers(-bias, bias, out, endpoint=True) << 25 * large),
+        shift=torch.from_numpy(rng.integers(13 if slope else 1, 22, out) + 25 * large),
         slope=slope,
     )
 

@@ -296,6 +296,8 @@ def test_check_refuses_what_is_not_proved(tiny: Model) -> None:
         (replace(h_s, thresholds=h_s.thresholds[1:]), "thresholds"),
         (replace(h_s, thresholds=h_s.thresholds.double()), "thresholds"),
         (replace(h_s, thresholds=h_s.thresholds.flip(0)), "ascend"),
+        (replace(h_s, thresholds=h_s.thresholds + 2**32), "range"),
+        (replace(h_s, thresholds=h_s.thresholds - 2**33), "range"),
     ):
         with pytest.raises(ValueError, match=message):
             check(bad)

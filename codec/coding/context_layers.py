@@ -60,6 +60,9 @@ class IntegerContextGroup:
         return self.out.out_channels // 2
 
     def to(self, device: torch.device | str) -> IntegerContextGroup:
+        """On a device; itself where it is there, so that levels share `matrices`."""
+        if self.out.weight.device == torch.device(device):
+            return self
         moved = {name: layer.to(device) for name, layer in self.layers().items()}
         return IntegerContextGroup(moved.get("past"), moved.get("near"), moved["mix"], moved["out"])
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..memory import release_free_memory
 from .gemm import Matrix, matrix_of, run
 from .integer_layers import ACTIVATION_MAX, IntegerLayer, check_layer, input_rows
-from .scale_index import ScaleIndex, scale_index
+from .scale_index import MAX_THRESHOLD, ScaleIndex, scale_index
 from .tables import SCALES
 
 UPSAMPLING = 4  # positions of y per position of z, along each axis
@@ -63,6 +63,9 @@ class IntegerHyperDecoder:
         return scale_index(self.thresholds)
 
     def to(self, device: torch.device | str) -> IntegerHyperDecoder:
+        """On a device; itself where it is there, so that levels share `matrices`."""
+        if self.thresholds.device == torch.device(device):
+            return self
         layers = tuple(layer.to(device) for layer in self.layers)
         return replace(self, layers=layers, thresholds=self.thresholds.to(device))
 
@@ -207,6 +210,8 @@ def check(h_s: IntegerHyperDecoder) -> None:
         raise ValueError(f"the scale thresholds are not {SCALES - 1} int64 numbers")
     if not bool((h_s.thresholds.diff() > 0).all()):
         raise ValueError("the scale thresholds are not strictly ascending")
+    if max(-int(h_s.thresholds[0]), int(h_s.thresholds[-1])) > MAX_THRESHOLD:
+        raise ValueError("the scale thresholds are out of range")
 
 
 def check_gains(gains: IntegerGains, N: int, M: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _MAX_CELLS = 2**16
-_MAX_THRESHOLD = 2**32  # up to here, scales that float64 rounds are beyond all thresholds and stay there
+MAX_THRESHOLD = 2**32 - 1  # up to here, scales that float64 rounds are beyond all thresholds and stay there
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def scale_index(thresholds: Tensor) -> ScaleIndex:
     first, last = int(thresholds[0]), int(thresholds[-1])
     width = 1 << (int(thresholds.diff().min()).bit_length() - 1)
     cells = (last - first) // width + 3
-    if cells > _MAX_CELLS or max(-first, last) > _MAX_THRESHOLD:
+    if cells > _MAX_CELLS or max(-first, last) > MAX_THRESHOLD:
         cells = 0
     begin = first + width * (torch.arange(cells, device=thresholds.device) - 1)
     below = torch.bucketize(begin, thresholds)
