@@ -27,10 +27,10 @@ DEFAULT_TAU_OF = {
     ("linear", 2): (0.7, 0.2),
     ("ssl", 3): (0.5, 0.1),
 }
-DEFAULT_LR = 0.04
+DEFAULT_LR = 0.02
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
-DEFAULT_LR_MAX = 6e-2
+DEFAULT_LR_MAX = 3e-2
 DEFAULT_Z_PART = 0.6  # part of the steps that refine z: more does not lower the loss, and steps without z are faster
 DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # methods without a temperature
 
