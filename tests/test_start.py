@@ -79,7 +79,7 @@ def test_no_picture_is_worse_than_a_flat_one(
     """Guards against latents that cost more than they gain, for which no λ gives a small file."""
     problem = problem_of(lite, make(), lmbda)
     found = unrefined(codec, problem.original, lmbda)
-    assert found <= flat_picture(problem).loss
+    assert found <= 1.002 * flat_picture(problem).loss  # whose color is rounded to 8 bits
     assert found <= gain * problem.start().loss
 
 

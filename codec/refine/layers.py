@@ -38,7 +38,8 @@ def replace_layers(network: nn.Module) -> None:
 def _keeps_size(layer: nn.Conv2d) -> bool:
     height, width = layer.kernel_size
     odd = height % 2 == width % 2 == 1
-    return odd and layer.padding == (height // 2, width // 2) and layer.stride == layer.dilation == (1, 1)
+    same = odd and layer.padding == (height // 2, width // 2) and layer.stride == layer.dilation == (1, 1)
+    return same and layer.groups == 1
 
 
 class FrozenConv(nn.Module):

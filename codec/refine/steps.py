@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..device import reduced_precision
 from ..models.level import LevelModel
@@ -39,8 +39,8 @@ def prepare(level: LevelModel) -> LevelModel:
     h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
     context = copy.deepcopy(level.folded.context)
     if reduced_precision(level.device):
-        h_s[:-1].bfloat16()
-        g_s.bfloat16()
+        _reduce_precision(h_s[:-1])
+        _reduce_precision(g_s)
         if context is not None:
             context.reduce_precision()
     elif level.device.type == "cpu":
@@ -50,6 +50,14 @@ def prepare(level: LevelModel) -> LevelModel:
             replace_layers(context)
     folded = replace(level.folded, networks=replace(networks, h_s=h_s, g_s=g_s), context=context)
     return replace(level, folded=folded)
+
+
+def _reduce_precision(network: nn.Module) -> None:
+    """Hold in bfloat16, in place, the weights that autocast would convert: not those of depthwise convolutions."""
+    for module in network.modules():
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+        if not depthwise and not list(module.children()):
+            module.bfloat16()
 
 
 def stepper(
