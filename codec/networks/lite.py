@@ -68,6 +68,30 @@ class BlockTranspose(nn.Module):
         return out.permute(0, 3, 1, 2)  # (B, out, 8H, 8W), channels-last in memory
 
 
+class _LappedTransform(torch.autograd.Function):
+    """The 24×24 convolution of stride 16 and padding 4 as a float32 GEMM; the gradient of its weight as a bfloat16 one.
+
+    For training on CPUs with fast bfloat16, with channels-last x, which gets no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        B, _, H, W = x.shape
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 4, 4, 4, 4))
+        patches = padded.unfold(1, 24, 16).unfold(2, 24, 16).permute(0, 1, 2, 4, 5, 3)  # (B, h, w, 24, 24, 3)
+        columns = patches.reshape(B * (H // 16) * (W // 16), -1)
+        ctx.save_for_backward(columns.bfloat16())
+        y = torch.addmm(bias, columns, weight.permute(0, 2, 3, 1).reshape(len(weight), -1).T)
+        return y.view(B, H // 16, W // 16, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
+        (columns,) = ctx.saved_tensors
+        grad = grads[0].permute(0, 2, 3, 1).flatten(0, 2)
+        grad_weight = (grad.bfloat16().T @ columns).float().view(-1, 24, 24, 3).permute(0, 3, 1, 2)
+        return None, grad_weight, grad.sum(dim=0)
+
+
 class DepthwiseBlock(nn.Module):
     """x + project(LeakyReLU(expand(depthwise(x)))): a depthwise k×k and two 1×1 convolutions, twice as wide between."""
 
@@ -117,8 +141,10 @@ class LiteAnalysis(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - 0.5
+        weight = self.linear.weight
+        lapped = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and weight.requires_grad
         with torch.autocast(x.device.type, enabled=False):  # block means need more precision than bfloat16 has
-            y = self.linear(x)
+            y = _LappedTransform.apply(x, weight, self.linear.bias) if lapped else self.linear(x)
         features = self.residual[:-1](x)  # (B, hidden, H/8, W/8)
         y = y + self.residual[-1](features)
         return y if self.deep is None else y + self.deep(F.pixel_unshuffle(features, 2))

@@ -87,7 +87,9 @@ class _CodedLatents(torch.autograd.Function):
                 value = torch.where(flat_active[part], value, v.round_())
                 slope[part] *= flat_active[part]
             torch.add(value, mu, out=y_hat[part])
-            _gaussian(value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part])
+            gaussian_derivatives(
+                value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part]
+            )
         ctx.save_for_backward(slope, by_v, by_scale)
         return y_hat.view(y.shape), bits.view(y.shape[0], -1).sum(dim=1)
 
@@ -109,7 +111,7 @@ class _CodedLatents(torch.autograd.Function):
         return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None, None, None, None
 
 
-def _gaussian(
+def gaussian_derivatives(
     value: Tensor, scale: Tensor, log_scale: bool, bits: Tensor, by_v: Tensor, by_scale: Tensor | None
 ) -> None:
     """Write into the last three arguments: bits of each position, and their derivatives by v̂ and by the scale."""

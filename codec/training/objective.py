@@ -12,9 +12,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import HYPER_STRIDE, STRIDE
@@ -116,8 +119,7 @@ def losses(
     """
     y_0, z_0 = (apply_transform(model.g_a, x).float(), None) if sent is None else sent  # (B, M, H/16, W/16)
     coded = rate(model, y_0, anchor, noise_z, noise_y, z_0)
-    x_hat = apply_transform(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat).float()
-    mse = (x - x_hat).square().mean(dim=(1, 2, 3))
+    mse = squared_error(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat, x)
     bpp = (coded.z + coded.y) / (x.shape[2] * x.shape[3])
     loss = (loss_weight(lmbda) * (lmbda * 255**2 * mse + bpp)).mean()
     return loss, bpp.detach(), mse.detach()
@@ -130,6 +132,32 @@ def prior_losses(
     coded = rate(model, y_0, anchor, noise_z, None)
     bpp = (coded.z + coded.y) / (y_0.shape[2] * y_0.shape[3] * STRIDE**2)
     return (loss_weight(lmbda) * bpp).mean(), bpp.detach(), torch.zeros_like(bpp)
+
+
+def squared_error(g_s: nn.Module, y_hat: Tensor, x: Tensor) -> Tensor:
+    """The mean squared error of each image, (B,); where g_s ends in a pixel shuffle, pixels are compared before it."""
+    unshuffled: Any = getattr(g_s, "unshuffled", None)
+    if unshuffled is None:
+        return _MeanSquares.apply(apply_transform(g_s, y_hat), x)
+    return _MeanSquares.apply(unshuffled(y_hat), F.pixel_unshuffle(x, int(getattr(g_s, "shuffle", 1))))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Mean of (x̂ − x)² over each image, (B,) float32, for x̂ of any precision, with a closed-form backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor) -> Tensor:
+        difference = x_hat.float() - x
+        ctx.save_for_backward(difference)
+        ctx.dtype = x_hat.dtype
+        return difference.square().mean(dim=(1, 2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        scale = (2 / difference[0].numel()) * grads[0].view(-1, 1, 1, 1)
+        return (difference * scale).to(ctx.dtype), None
 
 
 def loss_weight(lmbda: Tensor) -> Tensor:

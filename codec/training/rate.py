@@ -8,14 +8,18 @@ later passes and the synthesis see, is rounded with a straight-through gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..checkerboard import merge, pick
-from ..density import SCALE_BOUND, bits, gaussian_bits, lower_bound
+from ..density import bits
 from ..hyperprior import GainedHyperprior
 from ..networks.context import ContextPass, code_passes, last_layer
+from ..refine.fused import gaussian_derivatives
+from ..refine.objective import relaxed_parts, whole_grid
+from ..refine.relaxations import BLOCK
 
 
 @dataclass(frozen=True)
@@ -69,33 +73,98 @@ def rate(
 
     features = model.h_s[:-1](round_ste(v_z) / g_z + median).permute(0, 2, 3, 1)
     mixed = [] if model.context is None else model.context.mix_features(features)
-    y, gain = (v.permute(0, 2, 3, 1) for v in (g_y * y_0, unit * g_y))
-    noise = None if noise_y is None else noise_y.permute(0, 2, 3, 1)
-    symbols, noisy, sigmas, halves, groups = (list[Tensor]() for _ in range(5))
+    log_gain = (model.log_gain_y[anchor] + model.y_unit.log())[:, None, None]  # (B, 1, 1, M)
+    sources = _parts(model, g_y * y_0)
+    noises = [] if noise_y is None else _parts(model, noise_y)
+    parts, spent = list[Tensor](), list[Tensor]()
 
     def code(current: ContextPass) -> Tensor:
-        channels, half = current.channels, current.half
-        scale, mean = current.parameters.chunk(2, -1)
-        own, own_gain = pick(y[..., channels], half), gain[..., channels]
-        sigma = torch.exp(scale.clamp(-20, 20)) if model.architecture.scale == "exp" else scale
-        mu = mean * own_gain
-        rounded = torch.round(own - mu).detach()
-        symbols.append((rounded + (mu.detach() - mu)).flatten(1))
-        if noise is not None:
-            noisy.append((own - mu.detach() + pick(noise[..., channels], half)).flatten(1))
-        sigmas.append((sigma * own_gain).flatten(1))
-        y_hat = own + (rounded + mu - own).detach()
-        halves.append(y_hat)
-        if half != 0:
-            groups.append(merge(*halves) if half == 1 else y_hat)
-            halves.clear()
-        return y_hat / own_gain
+        k, own_gain = len(parts), log_gain[..., current.channels]
+        y_hat, bits_of_pass = coded_symbols(
+            sources[k], current.parameters, own_gain, noises[k] if noises else None, model.architecture.scale == "exp"
+        )
+        parts.append(y_hat)
+        spent.append(bits_of_pass)
+        return y_hat / own_gain.exp()
 
     ones = torch.ones_like(model.y_unit)
     code_passes(model.context, mixed, last_layer(model.h_s, features), ones, anchor, code)
-    sigma = lower_bound(torch.cat(sigmas, 1), SCALE_BOUND)
-    y_bits = gaussian_bits(torch.cat(symbols, 1), sigma).sum(dim=1)
-    if noisy:
-        smooth = gaussian_bits(torch.cat(noisy, 1), sigma.detach()).sum(dim=1)
-        y_bits = y_bits + (smooth - smooth.detach())
-    return Rate(z=z_bits, y=y_bits, y_hat=torch.cat(groups, -1).permute(0, 3, 1, 2))
+    y_hat = parts[0] if model.context is None else whole_grid(parts, model.context.context)
+    return Rate(z=z_bits, y=torch.stack(spent).sum(dim=0), y_hat=y_hat.permute(0, 3, 1, 2))
+
+
+def _parts(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
+    """The latents (B, M, h, w) of each pass, channels-last."""
+    v = v.permute(0, 2, 3, 1)
+    return [v] if model.context is None else relaxed_parts(v, model.context.context)
+
+
+def coded_symbols(
+    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
+) -> tuple[Tensor, Tensor]:
+    """ŷ = round(y − μ) + μ and its bits, with gradients as this module says, in closed form.
+
+    Parameters
+    ----------
+    y : Tensor (B, h, w, C) float32
+        Latents with gain.
+    parameters : Tensor (B, h, w, 2C) float32
+        Scale, log σ or σ as `log_scale` says, and mean, without gain.
+    log_gain : Tensor (B, 1, 1, C) float32
+        Logarithm of what σ and μ are multiplied by.
+    noise : Tensor (B, h, w, C), optional
+        In U(−½, ½); None: y is a constant.
+
+    Returns
+    -------
+    y_hat (B, h, w, C), bits (B,)
+        ŷ has the gradient of y. The incoming gradient of the bits must not be negative: a σ below its bound has a
+        gradient only where descent would raise it.
+    """
+    return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale)
+
+
+class _CodedSymbols(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
+    ) -> tuple[Tensor, Tensor]:
+        C = y.shape[-1]
+        y, parameters = y.contiguous(), parameters.contiguous()
+        y_hat, by_y, by_mu, by_scale = (torch.empty(y.shape, device=y.device) for _ in range(4))
+        bits_of_image = y.new_empty(len(y))
+        images = max(1, BLOCK // y[0].numel()) if y.device.type == "cpu" else len(y)
+        for first in range(0, len(y), images):
+            part = slice(first, first + images)
+            scale, mean = parameters[part].split(C, -1)
+            gain = log_gain[part].exp()
+            scale = (scale.clamp(-20, 20) + log_gain[part]) if log_scale else scale * gain
+            mu = mean * gain
+            v = y[part] - mu
+            symbols = v.round()
+            torch.add(symbols, mu, out=y_hat[part])
+            spent = y.new_empty(v.shape[:-1]).view(-1)
+            symbols, scale, to_mu, to_scale = (t.view(-1, C) for t in (symbols, scale, by_mu[part], by_scale[part]))
+            gaussian_derivatives(symbols, scale, log_scale, spent, to_mu, to_scale)
+            bits_of_image[part] = spent.view(len(v), -1).sum(dim=1)
+            if noise is not None:
+                v += noise[part]
+                gaussian_derivatives(v.view(-1, C), scale, log_scale, spent, by_y[part].view(-1, C), None)
+        ctx.save_for_backward(by_y if noise is not None else None, by_mu, by_scale, parameters, log_gain)
+        ctx.log_scale = log_scale
+        return y_hat, bits_of_image
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_y, by_mu, by_scale, parameters, log_gain = ctx.saved_tensors
+        grad, grad_bits = grads
+        weight = grad_bits.view(-1, 1, 1, 1)
+        scale, mean = parameters.split(grad.shape[-1], -1)
+        gain = log_gain.exp()
+        to_scale = by_scale * weight  # of log σ or σ with gain
+        to_mean = by_mu * (-weight * gain)
+        to_gain = torch.addcmul(to_scale if ctx.log_scale else to_scale * scale * gain, to_mean, mean)
+        to_parameters = torch.cat((to_scale if ctx.log_scale else to_scale * gain, to_mean), -1)
+        to_y = None if by_y is None else torch.addcmul(grad, by_y, weight)
+        return to_y, to_parameters, to_gain.sum(dim=(1, 2), keepdim=True), None, None

@@ -19,7 +19,7 @@ from ..refine.noise import sample_noise
 from ..refine.objective import relaxed_parts, whole_grid
 from ..refine.relaxations import relax
 from ..rounding import Rounding, rounding
-from .objective import apply_transform
+from .objective import apply_transform, squared_error
 from .rate import anchor_gain
 
 METHOD = "ssl"
@@ -51,7 +51,7 @@ def refine_latents(
         y_0 = apply_transform(model.g_a, x).float()
         z_0 = model.h_a(y_0 / model.y_unit[None, :, None, None]).float()
         y = (g_y * y_0).permute(0, 2, 3, 1).contiguous()
-        v_z = (g_z * (z_0 - median)).contiguous()
+        v_z = (g_z * (z_0 - median)).permute(0, 2, 3, 1).contiguous()
     y.requires_grad_(True)
     v_z.requires_grad_(True)
     method, annealing = rounding(METHOD), replace(Annealing.default(METHOD, steps), lr=LR)
@@ -62,7 +62,7 @@ def refine_latents(
         y.grad, v_z.grad = (gradient.contiguous() for gradient in torch.autograd.grad(loss, (y, v_z)))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
-    return y.detach().permute(0, 3, 1, 2) / g_y, v_z.detach() / g_z + median
+    return y.detach().permute(0, 3, 1, 2) / g_y, v_z.detach().permute(0, 3, 1, 2) / g_z + median
 
 
 def _relaxed_loss(
@@ -76,12 +76,12 @@ def _relaxed_loss(
     method: Rounding,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Σ over the images of λ·255²·MSE + bpp for softly rounded y (B, h, w, M) and v_z (B, N, h/4, w/4), with gains."""
+    """Σ over the images of λ·255²·MSE + bpp for softly rounded y (B, h, w, M) and v_z (B, h/4, w/4, N), with gains."""
     g_y, g_z = anchor_gain(model.log_gain_y, anchor), anchor_gain(model.log_gain_z, anchor)
     median = model.density.median[None, :, None, None]
     log_scale = model.architecture.scale == "exp"
     gain = (g_y * model.y_unit[None, :, None, None]).permute(0, 2, 3, 1)  # (B, 1, 1, M)
-    z_hat = relax(v_z, tau, method, generator) / g_z + median
+    z_hat = relax(v_z, tau, method, generator).permute(0, 3, 1, 2) / g_z + median
     with torch.autocast(x.device.type, enabled=False):
         spent = [bits(model.density.likelihood(z_hat, 1 / g_z)).sum(dim=(1, 2, 3))]
     features = model.h_s[:-1](z_hat).permute(0, 2, 3, 1)
@@ -104,7 +104,6 @@ def _relaxed_loss(
     code_passes(model.context, mixed, last_layer(model.h_s, features), ones, anchor, code)
     y_hat = parts[0] if model.context is None else whole_grid(parts, model.context.context)
     g_d = anchor_gain(model.log_gain_d, anchor)
-    x_hat = apply_transform(model.g_s, g_d * y_hat.permute(0, 3, 1, 2)).float()
-    mse = (x - x_hat).square().mean(dim=(1, 2, 3))
+    mse = squared_error(model.g_s, g_d * y_hat.permute(0, 3, 1, 2), x)
     bpp = torch.stack(spent).sum(dim=0) / (x.shape[2] * x.shape[3])
     return (lmbda * 255**2 * mse + bpp).sum()
