@@ -85,11 +85,8 @@ def _soap() -> Any:
 
 
 def _split_kernels(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Convolution kernels in a group of their own, in which SOAP merges short dimensions: 5×5 taps become 25.
-
-    That takes a fifth less time. SOAP fails where all dimensions of a tensor would be merged into one.
-    """
-    kernels = [p for p in group["params"] if p.dim() == 4 and p.numel() > _MAX_DIM]
+    """1×1 kernels in a group of their own, in which SOAP leaves out the dimensions of length 1, to save time."""
+    kernels = [p for p in group["params"] if p.shape[2:] == (1, 1) and p.numel() > _MAX_DIM]  # it fails on smaller ones
     chosen = {id(p) for p in kernels}
     others = [p for p in group["params"] if id(p) not in chosen]
     return [{**group, "params": kernels, "merge_dims": True}, {**group, "params": others}]
