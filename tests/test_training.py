@@ -40,7 +40,7 @@ from sgacodec.training.initial import initial_model
 from sgacodec.training.initial_weights import read_initial
 from sgacodec.training.loop import progress, step, train
 from sgacodec.training.objective import forward, forward_decoder, lambdas
-from sgacodec.training.optimizer import set_learning_rate
+from sgacodec.training.optimizer import _SOAP, _soap, _split_kernels, set_learning_rate
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 from sgacodec.training.refined import refine_latents
 from sgacodec.training.stages import Source, source_of, stage_losses
@@ -319,6 +319,25 @@ def test_learning_rate_schedule(crops: Crops) -> None:
         ):
             assert all(rates[optimizer, id(p)] == pytest.approx(factor) for p in parameters)
     assert len(rates) == len(list(state.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "merged"),
+    [
+        ((48, 192, 5, 5), [48, 192, 25]),
+        ((24, 40, 1, 1), [24, 40]),
+        ((64, 8, 5, 5), [64, 8, 5, 5]),
+        ((30, 4, 3, 3), [30, 4, 3, 3]),
+    ],
+)
+def test_soap_merges_the_taps_of_kernels_only(shape: tuple[int, ...], merged: list[int]) -> None:
+    """Guards against preconditioners of output and input channels together, with which training is slower."""
+    kernel = torch.nn.Parameter(torch.zeros(shape))
+    kernel.grad = torch.randn(shape)
+    groups = _split_kernels({"params": [kernel], "factor": 1.0})
+    soap = _soap()([group for group in groups if group["params"]], **_SOAP)
+    soap.step()
+    assert [len(basis) for basis in soap.state[kernel]["Q"]] == merged
 
 
 def test_soap_without_its_package_is_an_error(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:

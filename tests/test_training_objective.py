@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
+from sgacodec.hyperprior import GainedHyperprior
+from sgacodec.networks.architecture import Architecture, Context
 from sgacodec.networks.lite import LiteAnalysis, LiteSynthesis
-from sgacodec.training.objective import squared_error
+from sgacodec.training.objective import lambdas, losses, squared_error
 from sgacodec.training.rate import coded_symbols
 
 
@@ -90,3 +92,21 @@ def test_lapped_transform_is_the_convolution() -> None:
         found.append((y.detach().float(), g_a.linear.weight.grad, g_a.linear.bias.grad))
     for ours, expected in zip(found[1], found[0], strict=True):
         assert float((ours - expected).norm()) < 0.01 * float(expected.norm())
+
+
+@pytest.mark.slow  # tracing takes ten seconds
+def test_the_loss_compiles_as_one_graph() -> None:
+    """Guards against graph breaks, which make compiled training on a GPU slow."""
+    torch.manual_seed(0)
+    context = Context((8, 16), past=8, near=8, hidden=8)
+    model = GainedHyperprior(Architecture("lite", N=8, M=24, scale="exp", width=4, hidden=4, inner=4, context=context))
+    x, anchor = torch.rand(2, 3, 64, 64), torch.tensor([0, 3])
+    noise = torch.rand(2, 8, 1, 1) - 0.5, torch.rand(2, 24, 4, 4) - 0.5
+    found = []
+    for run in (losses, torch.compile(losses, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        loss = run(model, x, anchor, lambdas(model, anchor), *noise)[0]
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)

@@ -145,7 +145,8 @@ class ContextModel(nn.Module):
         groups = self.context.groups
         parts = base.split([*groups, *groups], -1)  # the backward of one split is faster than that of slices
         scales, means = parts[: len(groups)], parts[len(groups) :]
-        done, past = 0, list[Tensor]()
+        done = 0
+        past: list[Tensor] = []
         for group, h, own, scale_h, mean_h in zip(self.members, mixed, groups, scales, means, strict=True):
             channels = slice(done, done + own)
             bias = group.bias_by_anchor[anchor][:, None, None]  # (B, 1, 1, halves, hidden)

@@ -85,11 +85,20 @@ def _soap() -> Any:
 
 
 def _split_kernels(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """1×1 kernels in a group of their own, in which SOAP leaves out the dimensions of length 1, to save time."""
-    kernels = [p for p in group["params"] if p.shape[2:] == (1, 1) and p.numel() > _MAX_DIM]  # it fails on smaller ones
+    """Kernels in which SOAP may merge the taps, 5×5 to 25, in a group of their own: that takes half of the time.
+
+    SOAP merges dimensions from the first one on, as long as their product is at most `_MAX_DIM`. Kernels in which it
+    would merge channels are left out: with preconditioners of output and input channels together the loss falls more
+    slowly.
+    """
+    kernels = [p for p in group["params"] if p.dim() == 4 and _merges_taps_only(*p.shape)]
     chosen = {id(p) for p in kernels}
     others = [p for p in group["params"] if id(p) not in chosen]
     return [{**group, "params": kernels, "merge_dims": True}, {**group, "params": others}]
+
+
+def _merges_taps_only(o: int, i: int, height: int, width: int) -> bool:
+    return o * i > _MAX_DIM and (height * width == 1 or i * height > _MAX_DIM)
 
 
 def update(optimizers: Optimizers, bf16: bool) -> None:

@@ -76,7 +76,8 @@ def rate(
     log_gain = (model.log_gain_y[anchor] + model.y_unit.log())[:, None, None]  # (B, 1, 1, M)
     sources = _parts(model, g_y * y_0)
     noises = [] if noise_y is None else _parts(model, noise_y)
-    parts, spent = list[Tensor](), list[Tensor]()
+    parts: list[Tensor] = []
+    spent: list[Tensor] = []
 
     def code(current: ContextPass) -> Tensor:
         k, own_gain = len(parts), log_gain[..., current.channels]

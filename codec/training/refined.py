@@ -87,7 +87,7 @@ def _relaxed_loss(
     features = model.h_s[:-1](z_hat).permute(0, 2, 3, 1)
     mixed = [] if model.context is None else model.context.mix_features(features)
     sources = [y] if model.context is None else relaxed_parts(y, model.context.context)
-    parts = list[Tensor]()
+    parts: list[Tensor] = []
 
     def code(current: ContextPass) -> Tensor:
         own, own_gain = sources[len(parts)], gain[..., current.channels]
