@@ -114,13 +114,6 @@ class ContextModel(nn.Module):
             group.out.bias.data *= gain
             done = own.stop
 
-    def reduce_precision(self) -> None:
-        """Hold the weights in bfloat16, in place, but those of the last layers."""
-        for group in self.members:
-            for layer in (group.past, group.near, group.mix):
-                if layer is not None:
-                    layer.bfloat16()
-
     def mix_features(self, features: Tensor) -> list[Tensor]:
         """The part of each group's first activation that depends on ẑ only, from the features of h_s (B, h, w, F)."""
         return [group.mix_features(features) for group in self.members]
@@ -203,3 +196,16 @@ def code_passes(
             current = passes.send(y_hat)
         except StopIteration:
             current = None
+
+
+def parts_of(y: Tensor, context: Context) -> list[Tensor]:
+    """y (B, h, w, M) split into the latents of each pass, differentiable."""
+    groups = y.split(context.groups, dim=-1)
+    return [half for group in groups for half in (halves(group) if context.checkerboard else (group,))]
+
+
+def whole_grid(parts: list[Tensor], context: Context) -> Tensor:
+    """The inverse of `parts_of`."""
+    if context.checkerboard:
+        parts = [merge(first, second) for first, second in zip(parts[::2], parts[1::2], strict=True)]
+    return torch.cat(parts, dim=-1)

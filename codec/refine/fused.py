@@ -17,6 +17,10 @@ from ..density import LIKELIHOOD_BOUND, SCALE_BOUND
 from ..rounding import Rounding
 from .relaxations import BLOCK, value_and_slope
 
+_BELOW_BOUND = SCALE_BOUND * (1 - 2**-24)  # the last float32 below SCALE_BOUND
+
+_threshold_backward: Any = torch.ops.aten.threshold_backward
+
 
 def coded_latents(
     y: Tensor,
@@ -71,21 +75,15 @@ class _CodedLatents(torch.autograd.Function):
         y_hat, by_v, slope = (torch.empty_like(flat_y) for _ in range(3))
         by_scale = torch.empty_like(flat_y) if ctx.needs_input_grad[1] else None
         bits = flat_y.new_empty(flat_y.shape[0])  # of each position
-        rows = max(1, BLOCK * torch.get_num_threads() // M) if y.device.type == "cpu" else flat_y.shape[0]
-        for top in range(0, flat_y.shape[0], rows):
-            part = slice(top, top + rows)
+        for part in _blocks(flat_y):
             scale, mu = flat_parameters[part].split(M, dim=1)
-            v = flat_y[part] - mu
-            value, part_slope = value_and_slope(
-                v, tau, rounding, None if flat_noise is None else flat_noise[..., part, :]
+            value, slope[part] = _relaxed(
+                flat_y[part] - mu,
+                tau,
+                rounding,
+                None if flat_noise is None else flat_noise[..., part, :],
+                None if flat_active is None else flat_active[part],
             )
-            if part_slope is None:
-                slope[part] = 1
-            else:
-                slope[part] = part_slope
-            if flat_active is not None:
-                value = torch.where(flat_active[part], value, v.round_())
-                slope[part] *= flat_active[part]
             torch.add(value, mu, out=y_hat[part])
             gaussian_derivatives(
                 value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part]
@@ -111,6 +109,58 @@ class _CodedLatents(torch.autograd.Function):
         return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None, None, None, None
 
 
+def relaxed_into(
+    value: Tensor, v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None
+) -> Tensor:
+    """Write relax(v) into `value`, (n, C), and return its derivative; `noise` (…, n, C) and `active` (n, 1).
+
+    v is overwritten.
+    """
+    blocks = _blocks(v)
+    if len(blocks) == 1:
+        found, slope = _relaxed(v, tau, rounding, noise, active)
+        value.copy_(found)
+        return slope
+    slope = torch.empty_like(v)
+    for part in blocks:
+        found, slope[part] = _relaxed(
+            v[part],
+            tau,
+            rounding,
+            None if noise is None else noise[..., part, :],
+            None if active is None else active[part],
+        )
+        value[part] = found
+    return slope
+
+
+def _relaxed(
+    v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """relax(v) (n, C) where `active`, round(v) elsewhere, and the derivative; v is overwritten."""
+    value, slope = value_and_slope(v, tau, rounding, noise)
+    if slope is None:
+        slope = torch.ones_like(value)
+    if active is None:
+        return value, slope
+    return torch.where(active, value, v.round_()), slope.mul_(active)
+
+
+def rate_of(value: Tensor, scale: Tensor, log_scale: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits (n,) of relaxed v̂ (n, M), and their derivatives by v̂ and by the scale (n, M), in blocks."""
+    by_v, by_scale, bits = torch.empty_like(value), torch.empty_like(value), value.new_empty(len(value))
+    for part in _blocks(value):
+        gaussian_derivatives(value[part], scale[part], log_scale, bits[part], by_v[part], by_scale[part])
+    return bits, by_v, by_scale
+
+
+def _blocks(v: Tensor) -> list[slice]:
+    """Parts of the rows of v (n, C) that fit into a CPU's cache; all rows on other devices."""
+    n, C = v.shape
+    rows = max(1, BLOCK * torch.get_num_threads() // C) if v.device.type == "cpu" else n
+    return [slice(top, top + rows) for top in range(0, n, rows)]
+
+
 def gaussian_derivatives(
     value: Tensor, scale: Tensor, log_scale: bool, bits: Tensor, by_v: Tensor, by_scale: Tensor | None
 ) -> None:
@@ -122,18 +172,19 @@ def gaussian_derivatives(
     lower = upper - inverse  # (−½ − |v̂|)/σ
     mass = torch.special.erfc(upper * -math.sqrt(0.5)).sub_(torch.special.erfc(lower * -math.sqrt(0.5)))
     mass = mass.mul_(0.5).clamp_(min=LIKELIHOOD_BOUND)
-    torch.sum(torch.log2(mass).neg_(), dim=1, out=bits)
+    torch.sum(torch.log2(mass), dim=1, out=bits).neg_()
 
     factor = inverse.div_(mass).mul_(1 / (math.log(2) * math.sqrt(2 * math.pi)))
     density_upper = upper.square().mul_(-0.5).exp_()
     density_lower = lower.square().mul_(-0.5).exp_()
     torch.sub(density_upper, density_lower, out=by_v)
-    by_v.mul_(factor).mul_(torch.sign(value))
+    by_v.mul_(factor).copysign_(value)
     if by_scale is None:
         return
     torch.sub(upper.mul_(density_upper), lower.mul_(density_lower), out=by_scale)
     by_scale.mul_(factor)
-    by_scale.mul_((sigma >= SCALE_BOUND).logical_or_(by_scale < 0))
+    positive = by_scale.clamp(min=0)
+    by_scale.clamp_(max=0).add_(_threshold_backward(positive, sigma, _BELOW_BOUND))  # 0 where σ is below its bound
     if log_scale:
         by_scale.mul_(sigma)
 

@@ -10,18 +10,19 @@ Densities and h_s are floats here, and rounding is soft. The true loss, of integ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkerboard import halves, merge, pick
 from ..density import bits
 from ..metrics import ms_ssim_of_tensors
 from ..models.level import LevelModel
-from ..networks.architecture import Context
-from ..networks.context import ContextPass, code_passes, last_layer
+from ..networks.context import last_layer
 from ..rounding import Rounding
+from .context import GroupInputs, relaxed_passes
+from .frozen_context import FrozenContext, freeze_context
 from .fused import coded_latents, weighted_squares
 from .noise import sample_noise
 from .problem import MS_SSIM_SCALE, Problem
@@ -82,17 +83,24 @@ class EntropyParameters:
 
     Attributes
     ----------
-    parameters : Tensor (B, H/16, W/16, 2M) float32
-        Scale and mean of y, channels last: the output of h_s. The scale is log σ or σ, as the architecture says.
+    parameters : Tensor float32
+        Scale and mean of y: the output of h_s, (B, H/16, W/16, 2M), or `FrozenContext.parameters`. The scale is log σ
+        or σ, as the architecture says.
     z_bits : Tensor (B,)
         Bits of ẑ.
-    mixed : tuple of Tensor (B, H/16, W/16, hidden)
-        Features of ẑ for the passes of the context model (`ContextModel.mix_features`); empty without one.
+    mixed : Tensor, optional
+        Features of ẑ for the passes of the context model: `FrozenContext.parameters`.
+    context : FrozenContext, optional
+        The context model.
+    inputs : list of GroupInputs, optional
+        `context.group_inputs` of all that, where ẑ is fixed.
     """
 
     parameters: Tensor
     z_bits: Tensor
-    mixed: tuple[Tensor, ...] = ()
+    mixed: Tensor | None = None
+    context: FrozenContext | None = None
+    inputs: list[GroupInputs] | None = None
 
 
 def relaxed_parameters(
@@ -103,17 +111,30 @@ def relaxed_parameters(
     rounding: Rounding,
     noise: Tensor | None,
     bf16: bool = False,
+    context: FrozenContext | None = None,
 ) -> EntropyParameters:
-    """The entropy parameters of y for softly rounded z (B, H/64, W/64, N); the arguments are as in `relaxed_loss`."""
+    """The entropy parameters of y for softly rounded z (B, H/64, W/64, N); the arguments are as in `relaxed_loss`.
+
+    `context` is `frozen_context` of the level, which is made here where it is None.
+    """
     networks, density = level.folded.networks, level.folded.density
     v_z = _relax(z - density.median, tau, rounding, noise, batch.active_z)
     z_hat = (v_z + density.median).permute(0, 3, 1, 2)  # (B, N, H/64, W/64)
     z_bits = bits(density.likelihood(z_hat)).sum(dim=(1, 2, 3))
-    context = level.folded.context
+    context = context or frozen_context(level, bf16)
     with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=bf16):
         features = networks.h_s[:-1](z_hat).permute(0, 2, 3, 1)
-        mixed = () if context is None else tuple(context.mix_features(features))
-    return EntropyParameters(parameters=last_layer(networks.h_s, features), z_bits=z_bits, mixed=mixed)
+        if context is None:
+            return EntropyParameters(parameters=last_layer(networks.h_s, features), z_bits=z_bits)
+        parameters, mixed = context.parameters(features)
+    return EntropyParameters(parameters=parameters, z_bits=z_bits, mixed=mixed, context=context)
+
+
+def frozen_context(level: LevelModel, bf16: bool) -> FrozenContext | None:
+    """The context model of a level, if it has one, prepared for `relaxed_parameters`."""
+    folded = level.folded
+    last: Any = folded.networks.h_s[-1]
+    return None if folded.context is None else freeze_context(folded.context, last, folded.y_unit, bf16)
 
 
 def relaxed_latents(
@@ -124,56 +145,20 @@ def relaxed_latents(
     tau: float | Tensor,
     rounding: Rounding,
     noise: Tensor | None,
-    bf16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ŷ (B, H/16, W/16, M) and its bits (B,) for softly rounded y; the arguments are as in `relaxed_loss`.
 
-    With a context model the passes see the relaxed ŷ of earlier passes, and their gradients flow back into it.
+    With a context model the passes depend on the relaxed ŷ of earlier passes, and their gradients flow back into it.
     """
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
     log_scale = level.folded.architecture.scale == "exp"
-    context = level.folded.context
-    if context is None:
-        return coded_latents(y, given.parameters, tau, rounding, noise, batch.active_y, log_scale)
-    sources = relaxed_parts(y, context.context)
-    parts: list[Tensor] = []
-    spent: list[Tensor] = []
-
-    def code(current: ContextPass) -> Tensor:
-        own_noise, active = (_own(v, current) for v in (noise, batch.active_y))
-        own, parameters = sources[len(parts)], current.parameters
-        y_hat, bits_of_pass = coded_latents(own, parameters, tau, rounding, own_noise, active, log_scale)
-        parts.append(y_hat)
-        spent.append(bits_of_pass)
-        return y_hat
-
-    anchor = torch.zeros(1, dtype=torch.int64, device=y.device)
-    with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        code_passes(context, list(given.mixed), given.parameters, level.folded.y_unit, anchor, code)
-    return whole_grid(parts, context.context), torch.stack(spent).sum(dim=0)
-
-
-def relaxed_parts(y: Tensor, context: Context) -> list[Tensor]:
-    """y (B, h, w, M) split into the latents of each pass, differentiable."""
-    groups = y.split(context.groups, dim=-1)
-    return [half for group in groups for half in (halves(group) if context.checkerboard else (group,))]
-
-
-def whole_grid(parts: list[Tensor], context: Context) -> Tensor:
-    """The inverse of `relaxed_parts`."""
-    if context.checkerboard:
-        parts = [merge(first, second) for first, second in zip(parts[::2], parts[1::2], strict=True)]
-    return torch.cat(parts, dim=-1)
-
-
-def _own(v: Tensor | None, current: ContextPass) -> Tensor | None:
-    """What noise (…, h, w, M) or a mask (1, h, w, 1) holds for the latents of a pass."""
-    if v is None:
-        return None
-    own = v if v.shape[-1] == 1 else v[..., current.channels]
-    grids = pick(own.reshape(-1, *own.shape[-3:]), current.half)
-    return grids.reshape(*own.shape[:-3], *grids.shape[1:]).contiguous()
+    active = batch.active_y
+    if given.context is None or given.mixed is None:
+        return coded_latents(y, given.parameters, tau, rounding, noise, active, log_scale)
+    return relaxed_passes(
+        y, given.parameters, given.mixed, given.context, given.inputs, tau, rounding, noise, active, log_scale
+    )
 
 
 def relaxed_loss(
@@ -199,13 +184,14 @@ def relaxed_loss(
     tau : float or Tensor
         Temperature, as in `relaxations.relax`.
     noise : Tensor, optional
-        Noise of the rounding of y, as `noise.sample_noise` returns it; None draws it.
+        Noise of the rounding of y, as `noise.sample_noise` returns it; None draws it. With a context model, its
+        positions are in the order of rows of frozen_context.py.
     metric : {"mse", "ms-ssim"}
         The distortion.
     bf16 : bool
         Run the convolutions in bfloat16; loss and likelihoods stay float32.
     """
-    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise, bf16)
+    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise)
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = synthesise(level, batch, y_hat)
     if metric == "ms-ssim":

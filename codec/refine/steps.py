@@ -20,9 +20,11 @@ from ..device import reduced_precision
 from ..models.level import LevelModel
 from ..rounding import Rounding
 from ..settings import Settings
+from .context import group_inputs
+from .frozen_context import FrozenContext
 from .layers import replace_layers, subpixel
 from .noise import noise_pool, noise_window
-from .objective import Batch, EntropyParameters, relaxed_loss, relaxed_parameters
+from .objective import Batch, EntropyParameters, frozen_context, relaxed_loss, relaxed_parameters
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,6 @@ def prepare(level: LevelModel) -> LevelModel:
     if reduced_precision(level.device):
         _reduce_precision(h_s[:-1])
         _reduce_precision(g_s)
-        if context is not None:
-            context.reduce_precision()
     elif level.device.type == "cpu":
         replace_layers(h_s)
         replace_layers(g_s)
@@ -91,6 +91,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
     offsets = torch.Generator().manual_seed(settings.seed)
     pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
     bf16 = reduced_precision(level.device)
+    context = frozen_context(level, bf16)
     optimizer = torch.optim.Adam([y, z], fused=True)
     given: EntropyParameters
 
@@ -105,9 +106,11 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         done, (tau, rate) = next(schedule)
         noise = window(pools[0], y)
         if done < steps_of_z:
-            given = relaxed_parameters(level, batch, z, tau, rounding, window(pools[1], z), bf16)
+            given = relaxed_parameters(level, batch, z, tau, rounding, window(pools[1], z), bf16, context)
         elif done == steps_of_z:
-            given = freeze_z(level, batch, z, bf16)
+            given = freeze_z(level, batch, z, bf16, context)
+            if given.context is not None and given.mixed is not None:
+                given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
         loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
         y.grad, z.grad = _gradients(loss, y, z if done < steps_of_z else None)
         optimizer.param_groups[0]["lr"] = rate
@@ -117,11 +120,13 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
 
 
 @torch.no_grad()
-def freeze_z(level: LevelModel, batch: Batch, z: Tensor, bf16: bool) -> EntropyParameters:
+def freeze_z(
+    level: LevelModel, batch: Batch, z: Tensor, bf16: bool, context: FrozenContext | None
+) -> EntropyParameters:
     """Round z in place, and return what is computed from ẑ, which is constant from here on."""
     median = level.folded.density.median
     z.sub_(median).round_().add_(median)
-    return relaxed_parameters(level, batch, z, 1.0, Rounding("ste"), None, bf16)
+    return relaxed_parameters(level, batch, z, 1.0, Rounding("ste"), None, bf16, context)
 
 
 def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -148,13 +153,14 @@ def _captured(
     tau = torch.ones((), device=device)
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     start = y.detach().clone(), z.detach().clone()
-    frozen = freeze_z(level, batch, z.detach().clone(), bf16=True)  # its tensors are read by the second graph
+    context = frozen_context(level, bf16=True)
+    frozen = freeze_z(level, batch, z.detach().clone(), True, context)  # its tensors are read by the second graph
 
     def body(y_only: bool) -> None:
         tau.copy_(temperatures[count].squeeze(0))
         rate.copy_(rates[count].squeeze(0))
         with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
-            given = frozen if y_only else relaxed_parameters(level, batch, z, tau, rounding, None, bf16=True)
+            given = frozen if y_only else relaxed_parameters(level, batch, z, tau, rounding, None, True, context)
             loss = relaxed_loss(level, batch, y, given, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
@@ -175,11 +181,11 @@ def _captured(
     def step() -> None:
         number = next(done)
         if number == steps_of_z:
-            found = freeze_z(level, batch, z, bf16=True)
+            found = freeze_z(level, batch, z, True, context)
             frozen.parameters.copy_(found.parameters)
             frozen.z_bits.copy_(found.z_bits)
-            for constant, current in zip(frozen.mixed, found.mixed, strict=True):
-                constant.copy_(current)
+            if frozen.mixed is not None and found.mixed is not None:
+                frozen.mixed.copy_(found.mixed)
         graphs[number >= steps_of_z].replay()
 
     return step

@@ -19,8 +19,7 @@ from ..coding.range_coder import Tables
 from ..density import SCALE_BOUND, gaussian_bits
 from ..latents import Latents
 from ..models.level import LevelModel
-from ..networks.context import ContextPass, code_passes, last_layer
-from .objective import relaxed_parts, whole_grid
+from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def symbol_coder(level: LevelModel, latents: Latents) -> Callable[[Tensor], Code
     def coder(symbols: Tensor) -> Coded:
         parts: list[Tensor] = []
         bits: list[Tensor] = []
-        sources = relaxed_parts(symbols.permute(0, 2, 3, 1), context.context)
+        sources = parts_of(symbols.permute(0, 2, 3, 1), context.context)
         index = torch.empty(1, *base.shape[1:3], base.shape[3] // 2, dtype=torch.int64, device=level.device)
 
         def code(current: ContextPass) -> Tensor:

@@ -16,9 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from ..density import bits
 from ..hyperprior import GainedHyperprior
-from ..networks.context import ContextPass, code_passes, last_layer
+from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from ..refine.fused import gaussian_derivatives
-from ..refine.objective import relaxed_parts, whole_grid
 from ..refine.relaxations import BLOCK
 
 
@@ -97,7 +96,7 @@ def rate(
 def _parts(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
     """The latents (B, M, h, w) of each pass, channels-last."""
     v = v.permute(0, 2, 3, 1)
-    return [v] if model.context is None else relaxed_parts(v, model.context.context)
+    return [v] if model.context is None else parts_of(v, model.context.context)
 
 
 def coded_symbols(

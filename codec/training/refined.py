@@ -13,10 +13,9 @@ from torch import Tensor
 from ..annealing import Annealing
 from ..density import bits
 from ..hyperprior import GainedHyperprior
-from ..networks.context import ContextPass, code_passes, last_layer
+from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from ..refine.fused import coded_latents
 from ..refine.noise import sample_noise
-from ..refine.objective import relaxed_parts, whole_grid
 from ..refine.relaxations import relax
 from ..rounding import Rounding, rounding
 from .objective import apply_transform, squared_error
@@ -86,7 +85,7 @@ def _relaxed_loss(
         spent = [bits(model.density.likelihood(z_hat, 1 / g_z)).sum(dim=(1, 2, 3))]
     features = model.h_s[:-1](z_hat).permute(0, 2, 3, 1)
     mixed = [] if model.context is None else model.context.mix_features(features)
-    sources = [y] if model.context is None else relaxed_parts(y, model.context.context)
+    sources = [y] if model.context is None else parts_of(y, model.context.context)
     parts: list[Tensor] = []
 
     def code(current: ContextPass) -> Tensor:
