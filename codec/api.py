@@ -28,14 +28,14 @@ from .networks.architecture import HYPER_STRIDE, padded_size
 from .picture import Picture
 from .pixels import to_grey
 from .rate_control import Figures, has_target, search
-from .refine.loop import Progress, refine
+from .refine.loop import Progress, Trace, TracePoint, refine
 from .refine.problem import Problem
 from .refine.start import starting_point
 from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement, decoding_report, encoding_report
 from .settings import Settings
 
-__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "decode", "encode"]
+__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "Trace", "TracePoint", "decode", "encode"]
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,6 @@ class Codec:
         self.device = device_of(device)
         self.levels = LevelCache(model, self.device)
 
-    # ------------------------------------------------------------------------------------------------- encode
-
     def encode(
         self,
         pictures: Sequence[Picture],
@@ -96,6 +94,7 @@ class Codec:
         *,
         rois: Sequence[np.ndarray | None] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        trace: Trace | None = None,
     ) -> list[Encoded]:
         """Encode pictures; those of one padded size are refined together as one batch.
 
@@ -105,6 +104,8 @@ class Codec:
             Region of interest of each picture: weights of its pixels' distortion.
         progress : callable
             Called with the state of the refinement every few steps.
+        trace : Trace
+            Records losses of one picture.
 
         Returns
         -------
@@ -123,6 +124,10 @@ class Codec:
         """
         settings = settings or Settings()
         settings.validate()
+        if trace is not None and (
+            len(pictures) != 1 or has_target(settings) or needs_tiles(*padded_size(*pictures[0].pixels.shape[:2]))
+        ):
+            raise ValueError("a trace is of one picture, refined without tiles and without a target")
         if has_target(settings):
             maps = rois or [None] * len(pictures)
             return [self._search(p, settings, roi, progress) for p, roi in zip(pictures, maps, strict=True)]
@@ -132,7 +137,7 @@ class Codec:
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = _encode_batch(level, chosen, weights, settings, progress)
+            coded = _encode_batch(level, chosen, weights, settings, progress, trace)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
                 report = encoding_report(level, pictures[i], settings, refinement, data, seconds)
@@ -159,8 +164,6 @@ class Codec:
         found, warning = search(settings, encode_at, figures)
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())
-
-    # ------------------------------------------------------------------------------------------------- decode
 
     def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
         """Decode a .sga file.
@@ -214,6 +217,7 @@ def _encode_batch(
     rois: list[np.ndarray | None],
     settings: Settings,
     progress: Callable[[Progress], None] | None,
+    trace: Trace | None = None,
 ) -> list[tuple[bytes, Refinement]]:
     """The .sga files of pictures of one padded size, refined together.
 
@@ -232,7 +236,7 @@ def _encode_batch(
         if needs_tiles(*problems[0].shape):
             best[0], steps = refine_tiles(level, problems[0], best[0], settings, progress)
         else:
-            best, steps = refine(level, problems, best, settings, progress)
+            best, steps = refine(level, problems, best, settings, progress, trace)
     coded = []
     for picture, loss in zip(pictures, unrefined, strict=True):
         found = best.pop(0)

@@ -8,7 +8,7 @@ without extrapolation. On CompressAI's published Kodak curves against mbt2018-me
 JPEG +138 %. The older single cubic ("cubic", VCEG-M33) is meant for four points; fitted to JPEG's nineteen points
 it gives +139.3 %.
 
-torch, pytorch_msssim and bjontegaard are imported inside the functions that need them.
+torch, pytorch_msssim, flip_evaluator and bjontegaard are imported inside the functions that need them.
 """
 
 from __future__ import annotations
@@ -108,6 +108,23 @@ def ms_ssim_of_tensors(a: Tensor, b: Tensor, data_range: float = 1.0) -> Tensor:
 
     similarity: Tensor = pytorch_msssim.ms_ssim(a, b, data_range=data_range, size_average=False)
     return similarity
+
+
+def flip(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean FLIP error (0..1, perceptual, 0: equal) of two uint8 images (H, W, 3), from the package flip-evaluator.
+
+    FLIP (Andersson et al. 2020) models the difference that is seen when two images are shown in turn, here at its
+    default of 67 pixels a degree.
+
+    Raises
+    ------
+    ImportError
+        If the package is not installed.
+    """
+    import flip_evaluator
+
+    x, y = (image.astype(np.float32) / 255 for image in (a, b))
+    return float(flip_evaluator.evaluate(x, y, "LDR", applyMagma=False, computeMeanError=True)[1])
 
 
 def rd_loss(bpp: float, mse: float, lmbda: float) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,15 +20,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sgacodec import bitstream, metrics
-from sgacodec.api import Settings
+from sgacodec.api import Settings, Trace, TracePoint
 from sgacodec.bitstream import SgaFile
 from sgacodec.cli import batch, main
-from sgacodec.evaluate import curves, report, rows, summary, sweep
+from sgacodec.evaluate import coders, curves, peers, report, rows, summary, sweep
 from sgacodec.metrics import Curve
 from sgacodec.picture import Picture
 
 LAMBDAS = (0.0016, 0.0075, 0.03)
-ALL = sweep.settings_grid(LAMBDAS, ["none", "ssl"], [50])
+ALL = coders.settings_grid(LAMBDAS, ["none", "ssl"], [50])
 UNREADABLE_RED = 14  # value of the first pixel that the fake cannot encode
 
 
@@ -41,14 +43,17 @@ class FakeCodec:
         self.encoded: list[tuple[int, Settings]] = []  # sum of the pixels, settings
         self.stop_after = math.inf
 
-    def encode(self, pictures: Sequence[Picture], settings: Settings, **_: Any) -> list[Any]:
+    def encode(self, pictures: Sequence[Picture], settings: Settings, trace: Trace | None = None) -> list[Any]:
+        if trace is not None:
+            trace.record(0, TracePoint(step=0, true_loss=2.0, relaxed_loss=None, bpp=1.0, psnr=30.0))
+            trace.record(0, TracePoint(step=10, true_loss=1.0, relaxed_loss=2.5, bpp=0.5, psnr=30.0))
         return [self._encode(picture, settings) for picture in pictures]
 
     def _encode(self, picture: Picture, settings: Settings) -> Any:
         pixels = picture.pixels
         if len(self.encoded) >= self.stop_after:
             raise KeyboardInterrupt
-        if pixels.shape[:2] != (64, 64):  # not the grey image of sweep._model_at
+        if pixels.shape[:2] != (64, 64):  # not the grey image of coders._model_id
             self.encoded.append((int(pixels.sum()), settings))
         if pixels[0, 0, 0] == UNREADABLE_RED:
             raise RuntimeError("not enough\nmemory")
@@ -94,6 +99,18 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "out" / "results.tsv"
 
 
+def sweep_of(
+    codec: FakeCodec,
+    images: dict[str, Path],
+    grid: list[Settings],
+    out: Path,
+    *,
+    crop: int | None = None,
+    **options: Any,
+) -> sweep.Sweep:
+    return sweep.run(coders.own_coders(codec, grid, crop), images, out, **options)
+
+
 def lines(table: Path) -> list[str]:
     return table.read_text(encoding="utf-8").splitlines()
 
@@ -104,7 +121,7 @@ def lines(table: Path) -> list[str]:
 def test_rows_are_of_the_real_files(images: dict[str, Path], tmp_path: Path) -> None:
     """Guards against rates and PSNR that are not those of the files."""
     codec = FakeCodec()
-    measured = sweep.run(codec, images, ALL, tmp_path / "out")
+    measured = sweep_of(codec, images, ALL, tmp_path / "out")
     files = {file: file.stat().st_size for file in (tmp_path / "out" / "files").rglob("*.sga")}
     assert len(measured.rows) == len(files) == 3 * len(ALL)
     for row in measured.rows:
@@ -130,13 +147,13 @@ def test_rows_are_of_the_real_files(images: dict[str, Path], tmp_path: Path) -> 
 @pytest.mark.parametrize("keep", [0, 5, 200, 700, -1])
 def test_killed_sweep_continues_where_it_stopped(images: dict[str, Path], table: Path, keep: int) -> None:
     """Guards against measuring everything again, and against incomplete rows."""
-    whole = sweep.run(FakeCodec(), images, ALL, table.parent)
+    whole = sweep_of(FakeCodec(), images, ALL, table.parent)
     content = table.read_bytes()
     table.write_bytes(content[:keep])
     complete = max(0, content[:keep].count(b"\n") - 1)
 
     codec = FakeCodec()
-    again = sweep.run(codec, images, ALL, table.parent)
+    again = sweep_of(codec, images, ALL, table.parent)
     assert len(codec.encoded) == 3 * len(ALL) - complete
     assert len(lines(table)) == 1 + 3 * len(ALL)
     timeless = [{k: v for k, v in row.items() if "seconds" not in k} for row in again.rows]
@@ -148,38 +165,38 @@ def test_interrupted_sweep_has_written_every_row_that_it_measured(images: dict[s
     codec = FakeCodec()
     codec.stop_after = 4
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(codec, images, ALL, table.parent)
+        sweep_of(codec, images, ALL, table.parent)
     assert len(lines(table)) == 1 + 4
     codec = FakeCodec()
-    sweep.run(codec, images, ALL, table.parent)
+    sweep_of(codec, images, ALL, table.parent)
     assert len(codec.encoded) == 3 * len(ALL) - 4
 
 
 def test_finished_sweep_measures_nothing_again(images: dict[str, Path], table: Path) -> None:
     """Guards against measuring existing rows again."""
-    sweep.run(FakeCodec(), images, ALL, table.parent)
+    sweep_of(FakeCodec(), images, ALL, table.parent)
     codec = FakeCodec()
-    sweep.run(codec, images, [*ALL, replace(ALL[-1], steps=51)], table.parent)
+    sweep_of(codec, images, [*ALL, replace(ALL[-1], steps=51)], table.parent)
     assert {settings.steps for _, settings in codec.encoded} == {51}
     assert len(codec.encoded) == 3
 
 
 def test_another_model_crop_or_image_is_measured_again(images: dict[str, Path], table: Path) -> None:
     """Guards against reporting old rows for a new model, crop or image."""
-    sweep.run(FakeCodec(), images, ALL[:1], table.parent)
+    sweep_of(FakeCodec(), images, ALL[:1], table.parent)
     codec = FakeCodec(model_id="0a0b0c0d")
-    measured = sweep.run(codec, images, ALL[:1], table.parent)
+    measured = sweep_of(codec, images, ALL[:1], table.parent)
     assert len(codec.encoded) == 3
     assert {row["model_id"] for row in measured.rows} == {"0a0b0c0d"}
 
     codec = FakeCodec()
-    measured = sweep.run(codec, images, ALL[:1], table.parent, crop=20)
+    measured = sweep_of(codec, images, ALL[:1], table.parent, crop=20)
     assert len(codec.encoded) == 3
     assert {(row["crop"], row["pixels"]) for row in measured.rows} == {(20, 400)}
 
     codec = FakeCodec()
     write_image(images["photo1.png"], 77)
-    measured = sweep.run(codec, images, ALL[:1], table.parent)
+    measured = sweep_of(codec, images, ALL[:1], table.parent)
     assert len(codec.encoded) == 1
     assert sum(row in measured.rows for row in rows.read_rows(table)) == 3
 
@@ -191,7 +208,7 @@ def test_one_bad_image_does_not_stop_the_rest(tmp_path: Path, images: dict[str, 
     greedy = tmp_path / "images" / "greedy.png"
     Image.new("RGB", (30, 30), (UNREADABLE_RED, 0, 0)).save(greedy)
     calls: list[str] = []
-    measured = sweep.run(
+    measured = sweep_of(
         FakeCodec(),
         images | {"broken.png": broken, "greedy.png": greedy},
         ALL,
@@ -213,7 +230,7 @@ def test_full_disk_ends_the_sweep(images: dict[str, Path], table: Path, monkeypa
     monkeypatch.setattr(Path, "write_bytes", full)
     codec = FakeCodec()
     with pytest.raises(OSError, match="No space"):
-        sweep.run(codec, images, ALL, table.parent)
+        sweep_of(codec, images, ALL, table.parent)
     assert len(codec.encoded) == 1
 
 
@@ -224,7 +241,7 @@ def test_metadata_and_transparency_cost_no_rate(tmp_path: Path) -> None:
     for name, extra in (("bare", {}), ("rich", {"icc_profile": bytes(900)})):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png", **extra)
     found = sweep.find_images([tmp_path])
-    measured = sweep.run(FakeCodec(), found, ALL[:1], tmp_path / "out")
+    measured = sweep_of(FakeCodec(), found, ALL[:1], tmp_path / "out")
     assert len({row["bytes"] for row in measured.rows}) == 1
 
 
@@ -251,25 +268,131 @@ def test_crop_is_from_the_centre() -> None:
 
 def test_grid_measures_no_setting_twice() -> None:
     """Method "none" does not depend on the steps; invalid combinations are an error."""
-    grid = sweep.settings_grid([0.01, 0.01], ["none", "ssl", "ssl"], [10, 20], classes=3, seed=5)
+    grid = coders.settings_grid([0.01, 0.01], ["none", "ssl", "ssl"], [10, 20], classes=3, seed=5)
     assert [(s.method, s.steps, s.classes, s.seed) for s in grid[1:]] == [("ssl", 10, 3, 5), ("ssl", 20, 3, 5)]
     assert grid[0].method == "none"
     with pytest.raises(ValueError, match="two classes"):
-        sweep.settings_grid([0.01], ["atanh"], [10], classes=3)
+        coders.settings_grid([0.01], ["atanh"], [10], classes=3)
 
 
 @pytest.mark.parametrize("damage", ["other\tcolumns\n", "row"])
 def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str, Path], damage: str) -> None:
     """Guards against overwriting other files, and against ignoring damaged rows."""
     if damage == "row":
-        sweep.run(FakeCodec(), images, ALL[:1], table.parent)
+        sweep_of(FakeCodec(), images, ALL[:1], table.parent)
         damage = table.read_text().replace("photo1.png\t", "photo1.png\tx", 1)
     else:
         table.parent.mkdir()
     table.write_text(damage)
     with pytest.raises(ValueError, match=r"other columns|line 3: damaged"):
-        sweep.run(FakeCodec(), images, ALL, table.parent)
+        sweep_of(FakeCodec(), images, ALL, table.parent)
     assert table.read_text() == damage
+
+
+def test_trace_is_a_table_of_its_own(images: dict[str, Path], table: Path) -> None:
+    """Guards against traces of a part of the steps, and against taking the seconds of a traced run for others."""
+    refined = ALL[3:4]
+    measured = sweep.run(coders.own_coders(FakeCodec(), refined, trace=10), images, table.parent)
+    traces = rows.read_traces(table.parent / "traces.tsv")
+    assert {(t["name"], t["step"]) for t in traces} == {(name, step) for name in images for step in (0, 10)}
+    assert {r["options"] for r in [*traces, *measured.rows]} == {"trace=10"}
+    assert [t["relaxed_loss"] for t in traces] == [None, 2.5] * 3
+    with (table.parent / "traces.tsv").open("a") as file:
+        file.write(lines(table.parent / "traces.tsv")[1][:30])  # an interrupted run
+    sweep.run(coders.own_coders(FakeCodec(), refined, trace=10), images, table.parent)
+    assert rows.read_traces(table.parent / "traces.tsv") == traces
+
+
+def test_tables_of_older_versions_are_read_but_not_continued(images: dict[str, Path], table: Path) -> None:
+    """Guards against losing old results, and against rows of two layouts in one table."""
+    measured = sweep_of(FakeCodec(), images, ALL[:1], table.parent)
+    dropped = [rows.COLUMNS.index(column) for column in ("flip", "options", "quality")]
+    old = [[c for i, c in enumerate(line.split("\t")) if i not in dropped] for line in lines(table)]
+    table.write_text("".join("\t".join(cells) + "\n" for cells in old))
+    assert rows.read_rows(table) == measured.rows
+    with pytest.raises(ValueError, match="other columns"):
+        sweep_of(FakeCodec(), images, ALL[:1], table.parent)
+
+
+# --------------------------------------------------------------------------------------------------------- peers
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif", "jxl"])
+def test_rows_of_a_peer_are_those_of_its_files(tmp_path: Path, name: str) -> None:
+    """Guards against peers whose rate or PSNR is not that of real files."""
+    images = sweep.find_images([write_image(tmp_path / "a.png", 1)])
+    chosen, missing = coders.peer_coders([name])
+    if missing:
+        pytest.skip(missing[0])
+    chosen = [c for c in chosen if 30 <= c.setting["quality"] <= 60]
+    measured = sweep.run(chosen, images, tmp_path / "out")
+    assert not measured.failed
+    original = np.array(Image.open(tmp_path / "a.png"))
+    for row, coder in zip(measured.rows, chosen, strict=True):
+        (file,) = [
+            f
+            for f in (tmp_path / "out" / "files").glob(f"*quality{row['quality']:g}-*/*")
+            if row["options"].split()[0].replace(":", "") in f.parent.name
+        ]
+        with Image.open(file) as image:
+            assert image.format.lower() == name
+            shown = np.array(image.convert("RGB"))
+        assert row["bytes"] == file.stat().st_size
+        assert row["psnr"] == pytest.approx(metrics.psnr(original, shown), rel=1e-6)
+        assert (row["lambda"], row["rd_loss"], row["method"]) == (None, None, name)
+        assert row["model_id"] == coder.setting["model_id"] != ""
+    (chroma,) = {len({r["options"] for r in measured.rows})}
+    assert chroma == (2 if name in ("jpeg", "avif") else 1)
+    again = sweep.run(chosen, images, tmp_path / "out")
+    assert again.rows == measured.rows  # with their seconds: nothing was measured again
+
+
+def test_chroma_formats_are_what_they_say() -> None:
+    """Guards against 4:2:0 files that are counted as 4:4:4."""
+    pixels = np.array(Image.open(Path(__file__).parents[1] / "docs" / "images" / "coffee.png").convert("RGB"))[:64, :64]
+    for chroma, sampling in (("4:4:4", [1, 1]), ("4:2:0", [2, 2])):
+        with Image.open(io.BytesIO(peers.encode(peers.PEERS["jpeg"], chroma, 50, pixels))) as image:
+            assert list(image.layer[0][1:3]) == sampling
+
+
+def test_matching_quality_is_the_nearest_of_all() -> None:
+    """Guards against comparisons at sizes that differ more than they must."""
+    pixels = np.array(Image.open(Path(__file__).parents[1] / "docs" / "images" / "coffee.png").convert("RGB"))[:96, :96]
+    jpeg = peers.PEERS["jpeg"]
+    sizes = [len(peers.encode(jpeg, "4:2:0", q, pixels)) for q in range(101)]
+    for wanted in (0, 1500, 10**6):
+        quality, data = peers.matching(jpeg, "4:2:0", pixels, wanted)
+        assert len(data) == sizes[quality]
+        assert abs(len(data) - wanted) == min(abs(size - wanted) for size in sizes)
+
+
+def test_peer_that_is_not_installed_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a sweep that ends, or is silently incomplete, without an optional package."""
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    chosen, missing = coders.peer_coders(["jxl", "webp"])
+    assert missing == ["peer jxl is not available (pip install 'sgacodec[peers]')"]
+    assert {c.setting["method"] for c in chosen} == {"webp"}
+
+
+def test_curves_are_compared_with_peers(images: dict[str, Path], tmp_path: Path) -> None:
+    """BD-rates of our curves against each peer, and the cost of every curve."""
+    coarse = coders.settings_grid((2e-5, 5e-5, 1e-4, 2e-4), ["none", "ssl"], [50])
+    chosen = coders.own_coders(FakeCodec(), coarse) + coders.peer_coders(["jpeg"])[0]
+    result = summary.summarise(sweep.run(chosen, images, tmp_path / "out"), [], tmp_path / "out")
+    assert [c.name for c in result.curves] == ["none", "ssl, 50 steps"]
+    assert [c.name for c in result.peers] == ["jpeg, 4:2:0", "jpeg, 4:4:4"]
+    deltas = {(c.curve, c.anchor): c.bd_rate for c in result.comparisons}
+    assert set(deltas) == {
+        (c, a) for c in ("none", "ssl, 50 steps") for a in ("none", "jpeg, 4:2:0", "jpeg, 4:4:4")
+    } - {("none", "none")}
+    expected = metrics.bd_rate(result.curves[1], result.peers[0])
+    assert deltas["ssl, 50 steps", "jpeg, 4:2:0"] == expected
+    costs = {c.curve: c for c in result.costs}
+    assert costs["ssl, 50 steps"].bd_rate == expected
+    assert costs["jpeg, 4:2:0"].bd_rate == 0
+    points = [p for p in result.points if p["method"] == "none"]
+    seconds = np.mean([p["seconds_encode"] for p in points]) / (48 * 40 / 1e6)
+    assert costs["none"].seconds_encode == pytest.approx(seconds)
 
 
 # ---------------------------------------------------------------------------------------------- means and curves
@@ -277,7 +400,7 @@ def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str
 
 def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path) -> None:
     """Guards against means that do not follow from the table."""
-    measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
+    measured = sweep_of(FakeCodec(), images, ALL, tmp_path / "out")
     result = summary.summarise(measured, [], tmp_path / "out")
     assert len(result.points) == len(ALL)
     for point in result.points:
@@ -297,7 +420,7 @@ def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path
 
 def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path], tmp_path: Path) -> None:
     """Guards against curves whose points are means over different images."""
-    measured = sweep.run(FakeCodec(), images, ALL, tmp_path / "out")
+    measured = sweep_of(FakeCodec(), images, ALL, tmp_path / "out")
     measured.rows.remove(next(r for r in measured.rows if r["name"] == "photo2.png"))
     result = summary.summarise(measured, [], tmp_path / "out")
     assert result.left_out == ["photo2.png"]
@@ -306,7 +429,7 @@ def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path]
 
 def test_unfinished_table_is_no_curve(images: dict[str, Path], table: Path) -> None:
     """Guards against anchors over a part of the images."""
-    sweep.run(FakeCodec(), images, ALL, table.parent)
+    sweep_of(FakeCodec(), images, ALL, table.parent)
     table.write_text("\n".join(lines(table)[:-1]) + "\n")
     with pytest.raises(ValueError, match=r"unfinished sweep.*photo2\.png"):
         curves.load_curves(table)
@@ -317,8 +440,8 @@ def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
     path = tmp_path / "flat.png"
     Image.new("RGB", (30, 30), (6, 6, 6)).save(path)  # the middle of a quantisation cell
     other = write_image(tmp_path / "other.png", 3)
-    grid = sweep.settings_grid([0.0006], ["none"])  # step 12
-    measured = sweep.run(FakeCodec(), {"flat": path, "other": other}, grid, tmp_path / "out")
+    grid = coders.settings_grid([0.0006], ["none"])  # step 12
+    measured = sweep_of(FakeCodec(), {"flat": path, "other": other}, grid, tmp_path / "out")
     assert [row["psnr"] is None for row in measured.rows] == [True, False]
     result = summary.summarise(measured, [], tmp_path / "out")
     assert result.points[0]["psnr"] is None
@@ -329,7 +452,7 @@ def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
 def test_curves_of_two_models_are_kept_apart(images: dict[str, Path], table: Path) -> None:
     """Guards against one curve through the points of two models."""
     for model_id in ("01020304", "0a0b0c0d"):
-        sweep.run(FakeCodec(model_id=model_id), images, ALL[:3], table.parent)
+        sweep_of(FakeCodec(model_id=model_id), images, ALL[:3], table.parent)
     loaded = curves.load_curves(table)
     assert [len(curve.bpp) for curve in loaded] == [3, 3]
     assert {curve.name for curve in loaded} == {"none, 01020304", "none, 0a0b0c0d"}
@@ -386,7 +509,7 @@ def test_comparison_without_overlap_is_a_note() -> None:
 def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path], tmp_path: Path) -> None:
     """The report is self-contained and has the numbers of the table."""
     out = tmp_path / "out"
-    measured = sweep.run(FakeCodec(), images, ALL, out)
+    measured = sweep_of(FakeCodec(), images, ALL, out)
     anchor = Curve("<b>JPEG</b>", (0.5, 20.0), (10.0, 60.0))
     result = summary.summarise(measured, [anchor], out)
     figure = report.plot(result.curves, [anchor])
@@ -452,6 +575,32 @@ def test_command_writes_everything_and_prints_the_deltas(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("fake", "images")
+def test_command_measures_what_it_can_without_a_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for the peer that is not installed, rows for the others, and exit code 1."""
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    arguments = (tmp_path / "images", "--lambda", "0.003,0.01", "--method", "none", "--peers", "jxl,webp", "--no-plot")
+    result = run(*arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "peer jxl is not available (pip install" in result.stderr
+    found = rows.read_rows(tmp_path / "out" / "results.tsv")
+    assert {r["method"] for r in found} == {"none", "webp"}
+    assert "webp" in result.output
+
+
+@pytest.mark.usefixtures("fake", "images")
+def test_command_passes_the_settings_of_the_refinement(tmp_path: Path) -> None:
+    """Guards against rows whose settings are not those that were asked for."""
+    arguments = (tmp_path / "images", "--lambda", "0.01", "--method", "none,ssl", "--steps", 50, "--no-plot")
+    arguments += ("--schedule", "exp", "--rounds", 0, "--lr", 0.02, "--level-lambda", 0.0075, "--ssl-a", 1.4)
+    assert run(*arguments, "--out", tmp_path / "out").exit_code == 0
+    found = rows.read_rows(tmp_path / "out" / "results.tsv")
+    options = {r["method"]: r["options"] for r in found}
+    assert options["none"] == "level_lambda=0.0075"
+    assert options["ssl"] == "level_lambda=0.0075 schedule=exp lr=0.02 rounds=0 ssl_a=1.4"
+
+
+@pytest.mark.usefixtures("fake", "images")
 def test_command_reports_a_failed_image(tmp_path: Path) -> None:
     """Guards against exit code 0 for incomplete results."""
     (tmp_path / "images" / "broken.png").write_bytes(b"nonsense")
@@ -480,6 +629,10 @@ def test_command_with_nothing_that_can_be_read(tmp_path: Path) -> None:
         (["--method", "magic"], "none of none, ste"),
         (["--steps", "ten"], "not a list of whole numbers"),
         (["--steps", "-1"], "negative"),
+        (["--peers", "jpeg,heic"], "none of jpeg, webp, avif, jxl"),
+        (["--method", "none", "--trace", "5"], "--trace has no meaning"),
+        (["--method", "none", "--tau-max", "1"], "--tau-max has no meaning"),
+        (["--schedule", "cold", "--rate", "1"], "belongs to the schedules"),
         (["--method", "atanh", "--classes", "3"], "two classes"),
         (["--against", "photo.txt"], "does not exist"),
         (["--lambda", ","], "list is empty"),

@@ -18,7 +18,7 @@ from sgacodec.metrics import psnr
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import ImageError, Picture
 from sgacodec.refine import loop, steps
-from sgacodec.refine.loop import Progress
+from sgacodec.refine.loop import Progress, Trace, TracePoint
 from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Problem
 from sgacodec.rounding import METHODS, THREE_CLASS_METHODS
@@ -189,6 +189,27 @@ def test_progress_counts_to_the_end_and_reports_the_best(codec: Codec, crop: Pic
 
 
 # ------------------------------------------------------------------------------------------------------ the steps
+
+
+def test_a_trace_has_the_losses_of_the_steps_and_changes_nothing(codec: Codec, crop: Picture) -> None:
+    """Guards against convergence plots of other latents than those of the run, and traces that change the file."""
+    settings = Settings(steps=6, rounds=2, lr=0.02)
+    points: list[TracePoint] = []
+    traced = one(codec, crop, settings, trace=Trace(2, lambda image, point: points.append(point)))
+    plain = one(codec, crop, settings)
+    assert traced.data == plain.data
+    assert [p.step for p in points] == [0, 2, 4, 6, 6]
+    assert [p.relaxed_loss is None for p in points] == [True, False, False, False, True]
+    assert points[0].true_loss == plain.report["rd_loss_unrefined"]
+    assert points[-1].true_loss == plain.report["rd_loss"] < points[0].true_loss
+    assert points[-1].psnr == pytest.approx(plain.report["psnr"])
+    for point in points:
+        distortion = settings.lmbda * 255**2 * 10 ** (-point.psnr / 10)
+        assert point.true_loss == pytest.approx(point.bpp + distortion)
+        assert point.relaxed_loss is None or point.relaxed_loss == pytest.approx(point.true_loss, rel=0.2)
+    assert len({p.true_loss for p in points}) == 5
+    with pytest.raises(ValueError, match="a trace is of one picture"):
+        codec.encode([crop, crop], settings, trace=Trace(2, lambda *_: None))
 
 
 def test_z_is_rounded_after_its_steps_and_y_goes_on(lite_level: LevelModel, crop: Picture) -> None:

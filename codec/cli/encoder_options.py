@@ -15,6 +15,34 @@ _TARGETS = ("target_bpp", "target_size", "target_psnr")
 
 _above_0 = click.FloatRange(min=0, min_open=True)
 
+_REFINEMENT = (
+    click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature."),
+    click.option(
+        "--rate",
+        metavar="C",
+        type=click.FloatRange(0),
+        callback=options.finite,
+        help="Rate of the schedules exp and sga.",
+    ),
+    click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement."),
+    click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]"),
+    click.option(
+        "--rounds",
+        metavar="N",
+        type=click.IntRange(0),
+        help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
+    ),
+    click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope of ssl."),
+    click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor of three classes."),
+    click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power of three classes."),
+    click.option(
+        "--level-lambda",
+        metavar="L",
+        type=_above_0,
+        callback=options.finite,
+        help="Lambda that selects the model's level.  [default: that of the refinement]",
+    ),
+)
 _OPTIONS = (
     click.option(
         "--lambda",
@@ -73,35 +101,11 @@ _OPTIONS = (
     click.option(
         "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
     ),
-    click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature."),
-    click.option(
-        "--rate",
-        metavar="C",
-        type=click.FloatRange(0),
-        callback=options.finite,
-        help="Rate of the schedules exp and sga.",
-    ),
-    click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement."),
-    click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]"),
-    click.option(
-        "--rounds",
-        metavar="N",
-        type=click.IntRange(0),
-        help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
-    ),
-    click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope of ssl."),
-    click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor of three classes."),
-    click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power of three classes."),
-    click.option(
-        "--level-lambda",
-        metavar="L",
-        type=_above_0,
-        callback=options.finite,
-        help="Lambda that selects the model's level.  [default: that of the refinement]",
-    ),
+    *_REFINEMENT,
 )
 
 encoder_options = options.applied(_OPTIONS)
+refinement_options = options.applied(_REFINEMENT)
 
 
 def settings_of(chosen: dict[str, Any]) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.core import ParameterSource
 
 from ..settings import ANCHORS, METHODS
 from . import batch, options, output
+from .encoder_options import refinement_options
 from .exits import DONE, FAILED, one_line
 from .streams import is_terminal
 
@@ -27,7 +29,7 @@ def _list_of(kind: Callable[[str], T], what: str) -> Callable[..., tuple[T, ...]
 
     def split(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[T, ...]:
         items = [item.strip() for value in values for item in value.split(",") if item.strip()]
-        if not items:
+        if values and not items:
             raise click.BadParameter("the list is empty")
         try:
             return tuple(kind(item) for item in items)
@@ -47,6 +49,13 @@ def _lambda(text: str) -> float:
 def _method(text: str) -> str:
     if text not in METHODS:
         raise click.BadParameter(f"'{text}' is none of {', '.join(METHODS)}")
+    return text
+
+
+def _peer(text: str) -> str:
+    names = ("jpeg", "webp", "avif", "jxl")
+    if text not in names:
+        raise click.BadParameter(f"'{text}' is none of {', '.join(names)}")
     return text
 
 
@@ -92,6 +101,16 @@ def _steps(text: str) -> int:
 @click.option(
     "--seed", metavar="S", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Random seed."
 )
+@refinement_options
+@click.option(
+    "--peers",
+    metavar="NAME[,NAME...]",
+    multiple=True,
+    callback=_list_of(_peer, "names"),
+    help="Encoders of Pillow to measure as well: jpeg, webp, avif, jxl (JPEG XL: pip install 'sgacodec[peers]').",
+)
+@click.option("--trace", metavar="N", type=click.IntRange(1), help="Record the refinement every N steps in traces.tsv.")
+@click.option("--flip", is_flag=True, help="Measure the perceptual error FLIP (pip install 'sgacodec[peers]').")
 @click.option("--crop", metavar="SIZE", type=click.IntRange(1), help="Measure only a central square of this side.")
 @click.option("--model", metavar="NAME|PATH", help="Use this model.")
 @click.option(
@@ -126,6 +145,9 @@ def command(
     steps: tuple[int, ...],
     classes: int | None,
     seed: int,
+    peers: tuple[str, ...],
+    trace: int | None,
+    flip: bool,
     crop: int | None,
     model: str | None,
     device: str,
@@ -133,33 +155,42 @@ def command(
     against: tuple[Path, ...],
     plot: bool,
     quiet: bool,
+    **refinement: Any,
 ) -> None:
     """Measure rate and distortion of encoded files over IMAGES (files or folders).
 
     Every image is encoded at every lambda, method and number of steps, written, and decoded from the file. Each
     measurement is appended to results.tsv at once: the same command continues an interrupted sweep. Transparency and
-    metadata are not coded. --against prints BD-rate and BD-PSNR.
+    metadata are not coded. --against prints BD-rate and BD-PSNR. --peers measures other encoders over the same images,
+    at several qualities, and compares with them.
 
     \b
-    sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json
+    sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json --peers jpeg,webp,avif,jxl
     sgacodec eval kodak/ --lambda 0.0016,0.0075 --method none,atanh,ssl --steps 100,500 --out study
     """
     from ..evaluate import sweep
+    from ..evaluate.coders import own_coders, peer_coders, settings_grid
     from ..evaluate.curves import load_curves
     from ..evaluate.summary import summarise
 
     console = options.output(json=False, quiet=quiet, verbose=0)
     if set(methods) == {"none"}:
-        for name in ("steps", "classes"):
+        for name in ("steps", "classes", "trace", *(n for n in refinement if n != "level_lambda")):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name} has no meaning with --method none")
+                raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --method none")
     try:
         found = sweep.find_images(images)
-        grid = sweep.settings_grid(lmbdas, methods, steps, classes=classes, seed=seed)
+        grid = settings_grid(lmbdas, methods, steps, classes=classes, seed=seed, **refinement)
         anchors = [curve for path in against for curve in load_curves(path)]
     except (ValueError, OSError) as error:
         raise click.UsageError(one_line(error)) from None
+    if flip and importlib.util.find_spec("flip_evaluator") is None:
+        raise click.UsageError("--flip needs a package: pip install 'sgacodec[peers]'")
     codec = batch.open_codec(model, device, 1)
+    coders, missing = peer_coders(peers, crop)
+    for message in missing:
+        output.problem(console, message)
+    coders = own_coders(codec, grid, crop, trace) + coders
 
     if crop is not None and anchors:
         output.note(console, "warning: --against is comparable only if its curves were measured on the same crops")
@@ -171,13 +202,13 @@ def command(
             output.problem(console, f"{name}: {error}")
         output.file_done(console)
 
-    with batch.stoppable(), output.progress(console, "measure", len(found) * len(grid)), output.logged(console):
-        measured = sweep.run(codec, found, grid, out, crop=crop, progress=done)
+    with batch.stoppable(), output.progress(console, "measure", len(found) * len(coders)), output.logged(console):
+        measured = sweep.run(coders, found, out, flip=flip, progress=done)
     summary = summarise(measured, anchors, out)
     _write_report(summary, measured.rows, anchors, out, plot)
     if not quiet:
         _print(summary, out)
-    ctx.exit(FAILED if summary.failed else DONE)
+    ctx.exit(FAILED if summary.failed or missing else DONE)
 
 
 def _write_report(
@@ -185,7 +216,9 @@ def _write_report(
 ) -> None:
     from ..evaluate import report
 
-    figure = report.plot(summary.curves, anchors) if plot and any(c.bpp for c in summary.curves) else None
+    figure = (
+        report.plot(summary.curves, [*summary.peers, *anchors]) if plot and any(c.bpp for c in summary.curves) else None
+    )
     if figure is not None:
         report.save_plots(figure, out)
     page = report.html_report(summary, rows, figure, f"Rate and distortion: {out.resolve().name}")

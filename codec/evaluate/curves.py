@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import metrics
 from ..metrics import Curve
-from .rows import Row, common_images, means, read_rows
+from .rows import CURVE, Row, common_images, means, read_rows
 
 
 @dataclass(frozen=True)
@@ -72,26 +72,30 @@ def load_curves(path: Path | str) -> list[Curve]:
 def curves_of(summary: Sequence[Row]) -> list[Curve]:
     """Join the points of a sweep, as returned by :func:`.rows.means`, to curves over λ.
 
-    There is one curve per combination of method, classes, steps, seed and crop. The model may change along a curve
-    (``--model auto``); if one λ was measured with several models, each model has its own curve. Points without PSNR
-    (identical images) are omitted.
+    There is one curve per combination of method, classes, steps, seed, crop and options. The model may change along a
+    curve (``--model auto``); if one λ was measured with several models, each model has its own curve. Points without
+    PSNR (identical images) are omitted.
     """
+    return [curve for curve, _ in named_groups(summary)]
+
+
+def named_groups(summary: Sequence[Row]) -> list[tuple[Curve, list[Row]]]:
+    """The curves of :func:`curves_of`, each with its points."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for point in summary:
-        part = tuple(point[c] for c in ("method", "classes", "steps", "seed", "crop"))
-        groups.setdefault(part, []).append(point)
+        groups.setdefault(tuple(point[c] for c in CURVE), []).append(point)
     split: list[list[Row]] = []
     for group in groups.values():
         models = list(dict.fromkeys(p["model_id"] for p in group))
-        if len({p["lambda"] for p in group}) == len(group):
+        if len({(p["lambda"], p["quality"]) for p in group}) == len(group):
             split.append(group)
         else:
             split += [[p for p in group if p["model_id"] == model] for model in models]
-    curves = []
+    named = []
     for name, group in zip(_names([g[0] for g in split]), split, strict=True):
         points = sorted((p["bpp"], p["psnr"]) for p in group if p["psnr"] is not None)
-        curves.append(Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points)))
-    return curves
+        named.append((Curve(name, tuple(p[0] for p in points), tuple(p[1] for p in points)), group))
+    return named
 
 
 def compare(curves: Iterable[Curve], anchors: Sequence[Curve]) -> list[Comparison]:
@@ -115,15 +119,22 @@ def _names(points: Sequence[Row]) -> list[str]:
     """Names of curves: method and steps, and whatever else distinguishes curves with the same method and steps."""
     names = []
     for point in points:
-        words = [point["method"] if point["classes"] == 2 else f"{point['method']}-{point['classes']}"]
-        if point["method"] != "none":
+        words = [point["method"] if point["classes"] in (2, None) else f"{point['method']}-{point['classes']}"]
+        if point["steps"]:
             words.append(f"{point['steps']} steps")
+        similar = [p for p in points if (p["method"], p["steps"]) == (point["method"], point["steps"])]
+        words += _distinctive(point["options"], [p["options"] for p in similar])
         for column, text in (("seed", "seed {}"), ("crop", "crop {}"), ("model", "{}"), ("model_id", "{}")):
-            similar = [p for p in points if (p["method"], p["steps"]) == (point["method"], point["steps"])]
             if len({p[column] for p in similar}) > 1:
                 words.append(text.format(point[column] or "none"))
         names.append(", ".join(words))
     return names
+
+
+def _distinctive(options: str, similar: Sequence[str]) -> list[str]:
+    """Those of the options "name=value name=value" that not all of `similar` have."""
+    everywhere = set.intersection(*(set(text.split()) for text in similar))
+    return [word.removeprefix("subsampling=").replace("=", " ") for word in options.split() if word not in everywhere]
 
 
 def _from_json(path: Path) -> list[Curve]:

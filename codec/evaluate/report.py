@@ -78,8 +78,8 @@ th, td { padding: .28rem .6rem; text-align: right; }
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print the means, the Bjøntegaard deltas and the images that are not included."""
-    console.print(_rich_table(_TERMINAL_COLUMNS, summary.points))
+    """Print our means, the Bjøntegaard deltas and the images that are not included."""
+    console.print(_rich_table(_TERMINAL_COLUMNS, [p for p in summary.points if p["lambda"] is not None]))
     if summary.comparisons:
         table = Table("curve", "against", box=None, header_style="bold")
         for heading in ("BD-rate", "BD-PSNR", "PSNR range"):

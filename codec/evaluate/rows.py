@@ -1,6 +1,6 @@
-"""The table of a sweep: one row per image and setting, in a TSV file.
+"""The tables of a sweep: one row per image and setting, and one per step of a trace, in TSV files.
 
-    append_row ─► results.tsv ─ repair, read_rows ─► rows ─ means ─► one row per setting
+    append_rows ─► results.tsv ─ repair, read_rows ─► rows ─ means ─► one row per setting
 
 Each row is flushed to the disk when it is written, so a killed sweep loses at most the row being written.
 """
@@ -14,34 +14,49 @@ from typing import Any
 
 Row = dict[str, Any]  # by column: str, int, float, or None (unknown, undefined or infinite)
 
-_TEXT = ("name", "device", "model", "model_id", "method", "image_id", "version")
-_WHOLE = ("pixels", "bytes", "level", "classes", "steps", "seed", "crop")
+_TEXT = ("name", "device", "model", "model_id", "method", "image_id", "version", "options")
+_WHOLE = ("pixels", "bytes", "level", "classes", "steps", "seed", "crop", "step")
 COLUMNS = (
     "name",  # of the image file
     "pixels",
-    "bytes",  # of the .sga file
+    "bytes",  # of the file
     "bpp",  # 8·bytes/pixels
     "psnr",  # dB, of the decoded 8-bit image; empty if identical to the original
     "ms_ssim",  # empty when a side is below 161 pixels
-    "rd_loss",  # λ·255²·MSE + bpp of the file
+    "flip",  # mean FLIP error (0..1, perceptual); empty unless asked for
+    "rd_loss",  # λ·255²·MSE + bpp of the file; empty for peers, which have no λ
     "rd_loss_unrefined",  # rd_loss plus the gain that the encoder reports; equal to rd_loss for method none
     "seconds_encode",
     "seconds_decode",
     "device",
-    "model",
-    "model_id",
+    "model",  # for peers: the encoder
+    "model_id",  # for peers: its version
     "lambda",
     "level",
-    "method",
+    "method",  # of the refinement, or the name of a peer
     "classes",
     "steps",
     "seed",
     "crop",  # side of the central square that was measured; empty for the whole image
+    "options",  # other settings that are not the default, as "name=value name=value"
+    "quality",  # of a peer
     "image_id",  # first 12 hex digits of the image file's SHA-256
     "version",  # of sgacodec
 )
-SETTING = ("lambda", "method", "classes", "steps", "seed", "crop", "model_id")  # columns that identify a setting
-MEASURED = ("bpp", "psnr", "ms_ssim", "rd_loss", "rd_loss_unrefined", "seconds_encode", "seconds_decode")
+CURVE = ("method", "classes", "steps", "seed", "crop", "options")  # columns that identify a curve
+SETTING = ("lambda", "quality", *CURVE, "model_id")  # columns that identify a setting
+MEASURED = ("bpp", "psnr", "ms_ssim", "flip", "rd_loss", "rd_loss_unrefined", "seconds_encode", "seconds_decode")
+TRACE_COLUMNS = (
+    "name",
+    "image_id",
+    *SETTING,
+    "step",
+    "true_loss",  # λ·255²·MSE + bpp of hard integers and 8-bit pixels, without the header
+    "relaxed_loss",  # of softly rounded latents; empty before the first step and after the last pass
+    "bpp",
+    "psnr",
+)
+_ADDED = ("flip", "options", "quality")  # columns that tables of older versions lack
 
 
 def key(row: Row) -> tuple[str, ...]:
@@ -51,16 +66,16 @@ def key(row: Row) -> tuple[str, ...]:
 
 def rounded(row: Row) -> Row:
     """The row with numbers rounded as in the file, so that resumed and uninterrupted sweeps give equal means."""
-    return _parse([_cell(row[column]) for column in COLUMNS])
+    return _parse(COLUMNS, [_cell(row[column]) for column in COLUMNS])
 
 
-def append_row(path: Path, row: Row) -> None:
-    """Append a row to the table and flush it to the disk; a new table begins with the header."""
-    line = "\t".join(_cell(row[column]) for column in COLUMNS) + "\n"
+def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """Append rows to a table and flush them to the disk; a new table begins with the header."""
+    text = "".join("\t".join(_cell(row[column]) for column in columns) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         if file.tell() == 0:
-            line = "\t".join(COLUMNS) + "\n" + line
-        file.write(line)
+            text = "\t".join(columns) + "\n" + text
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -86,23 +101,48 @@ def read_rows(path: Path) -> list[Row]:
     OSError
         If it cannot be read.
     """
+    return list({(row["name"], *_setting(row)): row for row in _read(path, COLUMNS, _ADDED)}.values())
+
+
+def read_traces(path: Path) -> list[Row]:
+    """Read a table of traces; of a step that was measured again, the later row.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :func:`read_rows`.
+    """
+    rows = _read(path, TRACE_COLUMNS)
+    return list({(row["name"], *_setting(row), row["step"], row["relaxed_loss"] is None): row for row in rows}.values())
+
+
+def check_columns(path: Path, columns: Sequence[str] = COLUMNS) -> None:
+    """Raise ValueError if the table, where there is one, has other columns, so that no row can be appended."""
+    if path.exists() and path.stat().st_size and path.read_bytes().split(b"\n")[0] != "\t".join(columns).encode():
+        raise ValueError(f"{path}: not a table of this version of sgacodec eval (other columns)")
+
+
+def _read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a table of sgacodec eval (not text)") from error
     if lines == [""]:
         return []
-    if tuple(lines[0].split("\t")) != COLUMNS:
+    header = lines[0].split("\t")
+    missing = [column for column in columns if column not in header]
+    if not set(missing) <= set(optional) or set(header) - set(columns) or len(set(header)) < len(header):
         raise ValueError(f"{path}: not a table of this version of sgacodec eval (other columns)")
+    absent = {column: "" if column in _TEXT else None for column in missing}
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
             continue
         try:
-            rows.append(_parse(line.split("\t")))
+            rows.append(absent | _parse(header, line.split("\t")))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: damaged row") from error
-    return list({(row["name"], *_setting(row)): row for row in rows}.values())
+    return rows
 
 
 def common_images(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
@@ -119,7 +159,7 @@ def common_images(rows: Iterable[Row]) -> tuple[list[Row], list[str]]:
 
 
 def means(rows: Iterable[Row]) -> list[Row]:
-    """Averages over the images of each setting, sorted by method, classes, steps and λ.
+    """Averages over the images of each setting, sorted by method, classes, steps, options and λ; peers last.
 
     As in CompressAI's published curves, PSNR is averaged in dB, and bpp as the mean of the images' bpp. A mean that
     includes a None is None.
@@ -127,7 +167,7 @@ def means(rows: Iterable[Row]) -> list[Row]:
     Returns
     -------
     list of Row
-        With the columns of `SETTING` and `MEASURED`, and images (count), bytes (sum), model, level, device.
+        With the columns of `SETTING` and `MEASURED`, and images (count), bytes, pixels (sums), model, level, device.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -137,12 +177,19 @@ def means(rows: Iterable[Row]) -> list[Row]:
         first = group[0]
         mean: Row = {column: first[column] for column in ("model", "level", *SETTING)}
         mean["images"] = len(group)
-        mean["bytes"] = sum(row["bytes"] for row in group)
+        for column in ("bytes", "pixels"):
+            mean[column] = sum(row[column] for row in group)
         mean["device"] = ", ".join(sorted({row["device"] for row in group}))
         for column in MEASURED:
             mean[column] = _mean([row[column] for row in group])
         summary.append(mean)
-    return sorted(summary, key=lambda r: (r["method"] != "none", r["method"], r["classes"], r["steps"], r["lambda"]))
+    return sorted(summary, key=_order)
+
+
+def _order(point: Row) -> tuple[Any, ...]:
+    """Method none first, peers last; along each curve by λ or quality."""
+    curve = (point["method"], point["classes"] or 0, point["steps"] or 0, point["options"])
+    return point["lambda"] is None, point["method"] != "none", *curve, point["lambda"] or 0.0, point["quality"] or 0.0
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -160,9 +207,9 @@ def _cell(value: Any) -> str:
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
-def _parse(cells: Sequence[str]) -> Row:
+def _parse(columns: Sequence[str], cells: Sequence[str]) -> Row:
     row: Row = {}
-    for column, cell in zip(COLUMNS, cells, strict=True):
+    for column, cell in zip(columns, cells, strict=True):
         if column in _TEXT:
             row[column] = cell
         elif cell == "":

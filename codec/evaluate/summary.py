@@ -9,11 +9,32 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..metrics import Curve
-from .curves import Comparison, compare, curves_of
+from .curves import Comparison, compare, named_groups
 from .rows import Row, common_images, means
 from .sweep import Sweep
 
 SUMMARY = "results.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Mean time of a curve's files, and what it gains.
+
+    Attributes
+    ----------
+    curve, anchor : str
+        The BD-rate is of `curve` against `anchor`.
+    bd_rate : float, optional
+        Percent; None if undefined.
+    seconds_encode, seconds_decode : float
+        Of a megapixel, means over all points of the curve.
+    """
+
+    curve: str
+    anchor: str
+    bd_rate: float | None
+    seconds_encode: float
+    seconds_decode: float
 
 
 @dataclass(frozen=True)
@@ -24,10 +45,12 @@ class Summary:
     ----------
     points : list of Row
         Means of each setting over the images that were measured at every setting.
-    curves : list of Curve
-        The points, joined over λ.
+    curves, peers : list of Curve
+        The points, joined over λ; those of peers, joined over the quality.
     comparisons : list of Comparison
-        Each curve against each anchor.
+        Each curve against the first of them, each peer and each anchor.
+    costs : list of Cost
+        Seconds and BD-rate of each curve and peer.
     left_out : list of str
         Images that were not measured at every setting.
     failed : dict
@@ -36,7 +59,9 @@ class Summary:
 
     points: list[Row]
     curves: list[Curve]
+    peers: list[Curve]
     comparisons: list[Comparison]
+    costs: list[Cost]
     left_out: list[str]
     failed: dict[str, str]
 
@@ -44,23 +69,61 @@ class Summary:
 def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
     """Average a sweep, compare its curves with `anchors`, and write ``out/results.json``.
 
-    Several curves are also compared with the first of them, which is of method "none" if that was measured.
+    Several curves are also compared with the first of them, which is of method "none" if that was measured, and with
+    the peers.
     """
     rows, left_out = common_images(sweep.rows)
     points = means(rows)
-    curves = curves_of(points)
+    named = named_groups(points)
+    curves = [curve for curve, group in named if group[0]["lambda"] is not None]
+    peers = [curve for curve, group in named if group[0]["lambda"] is None]
     own = curves[:1] if len(curves) > 1 else []
-    comparisons = [c for c in compare(curves, [*own, *anchors]) if c.curve != c.anchor]
-    summary = Summary(points, curves, comparisons, left_out, sweep.failed)
+    comparisons = [c for c in compare(curves, [*own, *peers, *anchors]) if c.curve != c.anchor]
+    summary = Summary(
+        points=points,
+        curves=curves,
+        peers=peers,
+        comparisons=comparisons,
+        costs=_costs(named, [*sorted(peers, key=_is_not_jpeg), *anchors, *curves]),
+        left_out=left_out,
+        failed=sweep.failed,
+    )
     content = {
         "version": version("sgacodec"),
         "images": len({row["name"] for row in rows}),
         "left_out": left_out,
         "failed": sweep.failed,
         "means": points,
-        "curves": [{"name": c.name, "results": {"bpp": c.bpp, "psnr-rgb": c.psnr}} for c in curves],
+        "curves": [{"name": c.name, "results": {"bpp": c.bpp, "psnr-rgb": c.psnr}} for c in [*curves, *peers]],
         "comparisons": [asdict(c) for c in comparisons],
+        "costs": [asdict(c) for c in summary.costs],
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     (out / SUMMARY).write_text(text, encoding="utf-8")
     return summary
+
+
+def _is_not_jpeg(curve: Curve) -> bool:
+    return not curve.name.startswith("jpeg")
+
+
+def _costs(named: Sequence[tuple[Curve, list[Row]]], anchors: Sequence[Curve]) -> list[Cost]:
+    """The cost of each curve; BD-rates are against the first anchor: a peer where there is one."""
+    costs = []
+    for curve, group in named:
+        pixels = [point["pixels"] / 1e6 / point["images"] for point in group]
+        comparison = compare([curve], anchors[:1])[0]
+        costs.append(
+            Cost(
+                curve=curve.name,
+                anchor=comparison.anchor,
+                bd_rate=comparison.bd_rate,
+                seconds_encode=_mean_of_ratios([p["seconds_encode"] for p in group], pixels),
+                seconds_decode=_mean_of_ratios([p["seconds_decode"] for p in group], pixels),
+            )
+        )
+    return costs
+
+
+def _mean_of_ratios(values: Sequence[float], divisors: Sequence[float]) -> float:
+    return sum(v / d for v, d in zip(values, divisors, strict=True)) / len(values)

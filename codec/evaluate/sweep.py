@@ -1,4 +1,4 @@
-"""R-D sweeps with encoded files: images × (λ, method, steps).
+"""R-D sweeps with encoded files: images × coders (ours at λ, method, steps; peers at their qualities).
 
     image ─► encode ─► files/<setting>/<image>.sga ─► read ─► decode ─► compare 8-bit pixels ─► row of results.tsv
 
@@ -14,33 +14,35 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from .. import metrics
 from ..image import read_image
 from ..picture import Picture
-from ..settings import Settings
-from .rows import Row, append_row, key, printable, read_rows, repair, rounded
+from .coders import Coder
+from .rows import (
+    COLUMNS,
+    TRACE_COLUMNS,
+    Row,
+    append_rows,
+    check_columns,
+    key,
+    printable,
+    read_rows,
+    repair,
+    rounded,
+)
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif")
-TABLE, FILES = "results.tsv", "files"
-_PROBE = 64  # pixels a side of the image for `_model_at`: one hyper-latent
-
-
-class CodecLike(Protocol):
-    """The methods of :class:`sgacodec.api.Codec` that a sweep uses."""
-
-    def encode(self, pictures: Sequence[Picture], settings: Settings) -> Sequence[Any]: ...
-
-    def decode(self, data: bytes, *, max_pixels: int) -> Any: ...
+TABLE, TRACES, FILES = "results.tsv", "traces.tsv", "files"
 
 
 @dataclass(frozen=True)
@@ -94,59 +96,28 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
 
-def settings_grid(
-    lmbdas: Iterable[float],
-    methods: Iterable[str],
-    steps: Iterable[int] = (500,),
-    *,
-    classes: int | None = None,
-    seed: int = 0,
-) -> list[Settings]:
-    """All combinations without duplicates; method "none" has neither steps, classes nor a seed.
-
-    Raises
-    ------
-    ValueError
-        If a combination is invalid.
-    """
-    steps, lmbdas = list(steps), list(lmbdas)
-    grid = []
-    for method in dict.fromkeys(methods):
-        for count in dict.fromkeys(steps if method != "none" else steps[:1]):
-            for lmbda in dict.fromkeys(lmbdas):
-                settings = Settings(lmbda=lmbda, method=method)
-                if method != "none":
-                    settings = replace(settings, classes=classes, steps=count, seed=seed)
-                settings.validate()
-                grid.append(settings)
-    return grid
-
-
 def run(
-    codec: CodecLike,
+    coders: Sequence[Coder],
     images: Mapping[str, Path],
-    grid: Sequence[Settings],
     out: Path,
     *,
-    crop: int | None = None,
+    flip: bool = False,
     progress: Callable[[str, str | None], None] | None = None,
 ) -> Sweep:
-    """Measure every image at every setting and append each row to ``out/results.tsv`` at once.
+    """Measure every image with every coder and append each row to ``out/results.tsv`` at once.
 
     Images that cannot be read or coded are recorded in `Sweep.failed`; the sweep continues.
 
     Parameters
     ----------
-    codec : Codec
-        Encodes and decodes, one image at a time.
+    coders : sequence of Coder
+        As returned by `coders.own_coders` and `coders.peer_coders`.
     images : mapping
         Files by name, as returned by :func:`find_images`.
-    grid : sequence of Settings
-        As returned by :func:`settings_grid`.
     out : Path
-        Folder for the table and the .sga files; created if missing.
-    crop : int, optional
-        Measure only the central square of this side in pixels.
+        Folder for the tables and the encoded files; created if missing.
+    flip : bool
+        Measure the perceptual error FLIP (package flip-evaluator).
     progress : callable, optional
         Called after each measurement with the image's name, and an error message or None.
 
@@ -158,30 +129,34 @@ def run(
         If `out` cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    table = out / TABLE
-    repair(table)
+    table, traces = out / TABLE, out / TRACES
+    for path, columns in ((table, COLUMNS), (traces, TRACE_COLUMNS)):
+        repair(path)
+        check_columns(path, columns)
     known = {key(row): row for row in (read_rows(table) if table.exists() else [])}
-    models = {lmbda: _model_at(codec, lmbda) for lmbda in dict.fromkeys(s.lmbda for s in grid)}
     identities = {name: {"name": name, "image_id": _image_id(path)} for name, path in images.items()}
     rows: list[Row] = []
     failed: dict[str, str] = {}
-    for settings in grid:
-        setting = _setting_cells(settings, crop) | models[settings.lmbda]
+    for coder in coders:
         for name, path in images.items():
             message = None
-            identity = identities[name] | setting
+            identity = identities[name] | coder.setting
             row = known.get(key(identity))
-            if row is None:
-                file = out / FILES / _slug(setting) / f"{name}.sga"
+            if row is None or (flip and row["flip"] is None):
+                file = out / FILES / _slug(coder.setting) / f"{name}{coder.suffix}"
                 try:
-                    row = rounded(identity | _measure(codec, path, settings, crop, file))
+                    measured, trace = measure(coder, path, file, flip)
                 except OSError:  # for example a full disk: later results would be lost, too
                     raise
                 except Exception as error:  # any error of one image; the others are still measured
+                    row = None
                     message = " ".join(str(error).split()) or type(error).__name__
                     failed.setdefault(name, message)
                 else:
-                    append_row(table, row)
+                    row = rounded(identity | measured)
+                    if trace:  # first, so that a row has its whole trace
+                        append_rows(traces, [identity | step for step in trace], TRACE_COLUMNS)
+                    append_rows(table, [row])
             if row is not None:
                 rows.append(row)
             if progress is not None:
@@ -189,44 +164,45 @@ def run(
     return Sweep(rows, failed)
 
 
-def _measure(codec: CodecLike, path: Path, settings: Settings, crop: int | None, file: Path) -> Row:
-    """Encode an image to `file`, decode the file, and return the measured columns."""
+def picture_of(path: Path, crop: int | None) -> Picture:
+    """The image without transparency and metadata, or its central square of side `crop`."""
     picture = replace(read_image(path), alpha=None, icc=None, exif=None, xmp=None)
-    if crop is not None:
-        picture = replace(picture, pixels=centre(picture.pixels, crop))
+    return picture if crop is None else replace(picture, pixels=centre(picture.pixels, crop))
+
+
+def measure(coder: Coder, path: Path, file: Path, flip: bool = False) -> tuple[Row, Sequence[Row]]:
+    """Encode an image to `file` and decode the file; the measured columns, and the rows of the trace."""
+    picture = picture_of(path, coder.setting["crop"])
     start = time.perf_counter()
-    encoded = codec.encode([picture], settings)[0]
+    coded = coder.encode(picture)
     seconds_encode = time.perf_counter() - start
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encoded.data)
+    file.write_bytes(coded.data)
 
     data = file.read_bytes()
     height, width = picture.pixels.shape[:2]
     start = time.perf_counter()
-    decoded = codec.decode(data, max_pixels=height * width).picture.pixels
+    decoded = coder.decode(data, height * width)
     seconds_decode = time.perf_counter() - start
     error = metrics.mse(picture.pixels, decoded)
     psnr = metrics.psnr(picture.pixels, decoded)
     bpp = 8 * len(data) / (height * width)
-    report = encoded.report
-    loss = metrics.rd_loss(bpp, error, settings.lmbda)
-    gain = float(report["rd_loss_unrefined"]) - float(report["rd_loss"])  # both exclude the header
-    return {
+    lmbda = coder.setting["lambda"]
+    loss = None if lmbda is None else metrics.rd_loss(bpp, error, lmbda)
+    row = {
         "pixels": height * width,
         "bytes": len(data),
         "bpp": bpp,
         "psnr": psnr if math.isfinite(psnr) else None,
         "ms_ssim": metrics.ms_ssim(picture.pixels, decoded),
+        "flip": metrics.flip(picture.pixels, decoded) if flip else None,
         "rd_loss": loss,
-        "rd_loss_unrefined": loss + gain,
+        "rd_loss_unrefined": None if loss is None else loss + coded.gain,
         "seconds_encode": seconds_encode,
         "seconds_decode": seconds_decode,
-        "device": str(report["device"]),
-        "model": report["model"],
-        "model_id": report["model_id"],
-        "level": report["level"],
         "version": version("sgacodec"),
     }
+    return row | coded.columns, coded.trace
 
 
 def centre(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -244,29 +220,15 @@ def _image_id(path: Path) -> str:
         return ""
 
 
-def _model_at(codec: CodecLike, lmbda: float) -> Row:
-    """The id of the model that the codec uses for λ, found by encoding a small grey image."""
-    square = Picture(np.full((_PROBE, _PROBE, 3), 128, np.uint8))
-    report = codec.encode([square], Settings(lmbda=lmbda, method="none"))[0].report
-    return {"model_id": report["model_id"]}
-
-
-def _setting_cells(settings: Settings, crop: int | None) -> Row:
-    return {
-        "lambda": float(settings.lmbda),
-        "method": settings.method,
-        "classes": settings.rounding_classes,
-        "steps": settings.annealing_steps,
-        "seed": settings.seed,
-        "crop": crop,
-    }
-
-
 def _slug(setting: Row) -> str:
     """Folder name of a setting."""
-    parts = [f"lambda{setting['lambda']:.8g}", setting["method"]]
-    if setting["method"] != "none":
-        parts += [f"classes{setting['classes']}", f"steps{setting['steps']}", f"seed{setting['seed']}"]
+    if setting["lambda"] is None:
+        parts = [setting["method"], f"quality{setting['quality']:g}"]
+    else:
+        parts = [f"lambda{setting['lambda']:.8g}", setting["method"]]
+        if setting["method"] != "none":
+            parts += [f"classes{setting['classes']}", f"steps{setting['steps']}", f"seed{setting['seed']}"]
     if setting["crop"] is not None:
         parts.append(f"crop{setting['crop']}")
-    return "-".join([*parts, setting["model_id"]])
+    parts += [option.replace(":", "") for option in setting["options"].split()]
+    return "-".join([*parts, re.sub(r"[^\w.]+", "_", setting["model_id"])])

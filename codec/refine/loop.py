@@ -42,6 +42,35 @@ class Progress:
     psnr: float
 
 
+@dataclass(frozen=True)
+class TracePoint:
+    """State of an image's latents after a step, which may be worse than those of the best candidate.
+
+    Attributes
+    ----------
+    step : int
+        0: before the first step.
+    true_loss, bpp, psnr : float
+        Of hard integers and 8-bit pixels.
+    relaxed_loss : float, optional
+        That of the step; None before the first step and after the last pass.
+    """
+
+    step: int
+    true_loss: float
+    relaxed_loss: float | None
+    bpp: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Call `record(image, point)` before the first step, every so many steps, and after the last pass."""
+
+    every: int
+    record: Callable[[int, TracePoint], None]
+
+
 Report = Callable[[Progress], None]
 Check = Callable[[Tensor, Tensor], None]
 
@@ -53,6 +82,7 @@ def refine(
     unrefined: list[Candidate],
     settings: Settings,
     progress: Report | None = None,
+    trace: Trace | None = None,
 ) -> tuple[list[Candidate], int]:
     """Refine the latents of images of one padded shape as one batch.
 
@@ -62,6 +92,8 @@ def refine(
         `start.starting_point` of each problem.
     progress : callable, optional
         Called before the first step, after every step, and at the end.
+    trace : Trace, optional
+        Evaluating the true loss takes about as long as a step.
 
     Returns
     -------
@@ -88,14 +120,22 @@ def refine(
         if progress is not None:
             progress(state_of(best, problems, step, steps))
 
-    def report_all_but_the_last(step: int) -> None:
+    def after(step: int, relaxed: Tensor) -> None:
         if step < steps:
             report(step)
+        if trace is not None and step % trace.every == 0:
+            now = [p.evaluate(_of_image(y.detach(), i), _of_image(z.detach(), i)) for i, p in enumerate(problems)]
+            record(trace, step, problems, now, relaxed.tolist())
 
-    report_all_but_the_last(0)
-    anneal(prepared, batch, y, z, settings, steps, check, report_all_but_the_last)
+    if steps:
+        report(0)
+    if trace is not None:
+        record(trace, 0, problems, unrefined)
+    anneal(prepared, batch, y, z, settings, steps, check, after)
     best = [polish(prepared, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
     report(steps)
+    if trace is not None:
+        record(trace, steps, problems, best)
     return best, steps
 
 
@@ -104,6 +144,16 @@ def state_of(best: list[Candidate], problems: list[Problem], step: int, steps: i
     bpp = sum(c.bits / p.pixels for c, p in zip(best, problems, strict=True)) / len(best)
     mse = sum(c.mse for c in best) / len(best)
     return Progress(step, steps, bpp, psnr_of(mse))
+
+
+def record(
+    trace: Trace, step: int, problems: list[Problem], now: list[Candidate], relaxed: list[float] | None = None
+) -> None:
+    """Record a point of the trace of every image."""
+    for i, (problem, candidate) in enumerate(zip(problems, now, strict=True)):
+        loss = None if relaxed is None else relaxed[i]
+        point = TracePoint(step, candidate.loss, loss, candidate.bits / problem.pixels, psnr_of(candidate.mse))
+        trace.record(i, point)
 
 
 def psnr_of(mse: float) -> float:
@@ -126,7 +176,7 @@ def steps_within(seconds: float, level: LevelModel, batch: Batch, y: Tensor, z: 
     begun = time.perf_counter()
     stamps: list[float] = []
 
-    def stamp(step: int) -> None:
+    def stamp(step: int, relaxed: Tensor) -> None:
         if level.device.type == "cuda":
             torch.cuda.synchronize(level.device)
         stamps.append(time.perf_counter())
@@ -145,7 +195,7 @@ def anneal(
     settings: Settings,
     steps: int,
     check: Check,
-    report: Callable[[int], None],
+    report: Callable[[int, Tensor], None],
 ) -> None:
     """Run one whole annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place.
 
@@ -156,12 +206,12 @@ def anneal(
     check : callable
         `check(y, z)` is called after a few of the later steps and after the last.
     report : callable
-        `report(step)` is called after every step.
+        `report(step, relaxed)` is called after every step with its relaxed loss, (B,).
     """
     checks = {max(1, round(part * steps)) for part in _CHECKS}
     step = stepper(level, batch, y, z, settings, steps)
     for done in range(1, steps + 1):
-        step()
+        relaxed = step()
         if done in checks:
             check(y.detach(), z.detach())
-        report(done)
+        report(done, relaxed)

@@ -62,8 +62,8 @@ def _reduce_precision(network: nn.Module) -> None:
 
 def stepper(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
-) -> Callable[[], None]:
-    """A function that does the next of `steps` steps.
+) -> Callable[[], Tensor]:
+    """A function that does the next of `steps` steps and returns the relaxed loss before it, (B,).
 
     Parameters
     ----------
@@ -83,7 +83,9 @@ def stepper(
     return _eager(level, batch, y, z, settings, steps)
 
 
-def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int) -> Callable[[], None]:
+def _eager(
+    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
+) -> Callable[[], Tensor]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
     schedule = enumerate(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
     steps_of_z = annealing.steps_of_z(steps)
@@ -101,7 +103,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         room = pool.shape[-1] - v.numel() + 1
         return noise_window(pool, v.shape, int(torch.randint(room, (1,), generator=offsets)))
 
-    def step() -> None:
+    def step() -> Tensor:
         nonlocal given
         done, (tau, rate) = next(schedule)
         noise = window(pools[0], y)
@@ -115,6 +117,7 @@ def _eager(level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Sett
         y.grad, z.grad = _gradients(loss, y, z if done < steps_of_z else None)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
+        return loss.detach()
 
     return step
 
@@ -137,7 +140,7 @@ def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tenso
 
 def _captured(
     level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
-) -> Callable[[], None]:
+) -> Callable[[], Tensor]:
     """The whole step as a CUDA graph, which reads temperature and learning rate from tables by a counter on the device.
 
     There are two graphs: one for the steps that refine y and z, one for those that refine y only.
@@ -151,6 +154,7 @@ def _captured(
     count = torch.zeros(1, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
+    relaxed = torch.zeros_like(batch.scale)
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     start = y.detach().clone(), z.detach().clone()
     context = frozen_context(level, bf16=True)
@@ -164,6 +168,7 @@ def _captured(
             loss = relaxed_loss(level, batch, y, given, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
+        relaxed.copy_(loss.detach())
         count.add_(1)
 
     torch.cuda.manual_seed(settings.seed)  # the noise of a graph comes from the device's own generator
@@ -178,7 +183,7 @@ def _captured(
                 value.zero_()
     done = itertools.count()
 
-    def step() -> None:
+    def step() -> Tensor:
         number = next(done)
         if number == steps_of_z:
             found = freeze_z(level, batch, z, True, context)
@@ -187,6 +192,7 @@ def _captured(
             if frozen.mixed is not None and found.mixed is not None:
                 frozen.mixed.copy_(found.mixed)
         graphs[number >= steps_of_z].replay()
+        return relaxed
 
     return step
 

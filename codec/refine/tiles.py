@@ -167,7 +167,7 @@ def _refine_region(
         settings,
         steps,
         check,
-        lambda step: report(step, *changes()),
+        lambda step, relaxed: report(step, *changes()),
     )
     _write(best.y, y, region, STRIDE)
     _write(best.z, z, region, HYPER_STRIDE)
