@@ -4,9 +4,10 @@
     python benchmarks/refinement.py --parts rate,loss    # some of them
     python benchmarks/refinement.py --device cuda --image photo.png
 
-rate    steps per second of both
-loss    time until the true loss of the published settings after 500 steps is reached
-memory  time of a step and peak memory over the number of pixels, each size in a process of its own
+rate     steps per second of both
+context  time of a step with the context model, and of one with the same weights but without it
+loss     time until the true loss of the published settings after 500 steps is reached
+memory   time of a step and peak memory over the number of pixels, each size in a process of its own
 
 The eager loop is SGA+ as published: two classes, ssl with a = 2.3, Adam at 0.005, τ = min(1, e^(−0.001·t)),
 float32, NCHW, autograd through the Gumbel-softmax of torch.distributions and through CompressAI's likelihoods, weights
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.refine.steps import prepare, stepper
 
-PARTS = ("rate", "loss", "memory")
+PARTS = ("rate", "context", "loss", "memory")
 PUBLISHED_STEPS = 500
 LADDER = (25, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500)
 SIZES = {0.25: (512, 512), 1.0: (1024, 1024), 4.0: (2048, 2048), 16.0: (4096, 4096)}  # megapixels: width, height
@@ -134,6 +136,13 @@ def repeat(step: Callable[[], None], count: int) -> None:
         step()
 
 
+def annealings(level: LevelModel, problem: Problem, steps: int, count: int) -> list[Callable[[], None]]:
+    """Functions that do a step, each of an annealing of `steps` steps of the unrefined latents of a problem."""
+    start, prepared = problem.start(), prepare(level)
+    y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
+    return [stepper(prepared, Batch.of(prepared, [problem]), y, z, Settings(), steps) for _ in range(count)]
+
+
 def step_rates(image: Path, device: torch.device, runs: int) -> None:
     rows = []
     lite = level_of("lite", device)
@@ -145,18 +154,8 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
             picture = picture_of(image, width, height)
             problem = Problem.of(level, picture, None, 0.0075, "mse")
             published = PublishedLoop(level, eager, problem)
-            start = problem.start()
-            y, z = (v.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for v in (start.y, start.z))
             burst = 50 if device.type == "cuda" else 5  # a whole annealing of ours, as z is fixed in its last part
-            prepared = prepare(level)
-            annealings = [
-                stepper(prepared, Batch.of(prepared, [problem]), y, z, Settings(), burst) for _ in range(runs + 1)
-            ]
-
-            def ours(annealings: list[Callable[[], None]] = annealings, burst: int = burst) -> None:
-                with keep_freed_memory():
-                    repeat(annealings.pop(), burst)
-
+            ours = functools.partial(run_next, annealings(level, problem, burst, runs + 1), burst)
             theirs, own = interleaved([functools.partial(repeat, published.step, burst), ours], device, runs)
             times = [f"{1000 * t / burst:.1f}" for t in (theirs, own)]
             rates = [f"{burst / t:.2f}" for t in (theirs, own)]
@@ -166,6 +165,29 @@ def step_rates(image: Path, device: torch.device, runs: int) -> None:
         ("model", "picture", "eager, ms", "eager, 1/s", "ours, ms", "ours, 1/s", "ours is faster by"),
         rows,
         "mshyper-128 has random weights here: only its speed is meaningful.",
+    )
+
+
+def run_next(waiting: list[Callable[[], None]], steps: int) -> None:
+    with keep_freed_memory():
+        repeat(waiting.pop(), steps)
+
+
+def cost_of_context(image: Path, device: torch.device, runs: int, model: str) -> None:
+    level = level_of(model, device)
+    without = replace(level, folded=replace(level.folded, context=None))
+    rows, burst = [], 50 if device.type == "cuda" else 10
+    for width, height in ((256, 256), (512, 512), (768, 512)):
+        problem = Problem.of(level, picture_of(image, width, height), None, 0.0075, "mse")
+        ours = [
+            functools.partial(run_next, annealings(one, problem, burst, runs + 1), burst) for one in (without, level)
+        ]
+        plain, own = (1000 * t / burst for t in interleaved(ours, device, runs))
+        rows.append([f"{width}x{height}", f"{plain:.1f}", f"{own:.1f}", f"{own / plain:.2f}"])
+    show(
+        f"A step with the context model, {model} ({machine(device)}; medians of {runs} interleaved runs)",
+        ("picture", "without, ms", "with, ms", "ratio"),
+        rows,
     )
 
 
@@ -268,8 +290,8 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, separated by commas")
     parser.add_argument("--image", type=Path, default=PHOTOGRAPH)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", default="lite", help="for the parts loss and memory")
-    parser.add_argument("--runs", type=int, default=3, help="rounds of part rate")
+    parser.add_argument("--model", default="lite", help="for the parts context, loss and memory")
+    parser.add_argument("--runs", type=int, default=3, help="rounds of the parts rate and context")
     parser.add_argument("--size", type=int, default=256, help="pixels a side in part loss")
     parser.add_argument("--megapixels", default="0.25,1,4,16", help="sizes of part memory")
     parser.add_argument("--one-size", type=float, help=argparse.SUPPRESS)
@@ -283,6 +305,8 @@ def main() -> None:
         parser.error(f"unknown part {unknown.pop()!r}; there are {', '.join(PARTS)}")
     if "rate" in parts:
         step_rates(options.image, device, options.runs)
+    if "context" in parts:
+        cost_of_context(options.image, device, options.runs, options.model)
     if "loss" in parts:
         time_to_loss(options.image, device, options.model, options.size)
     if "memory" in parts:

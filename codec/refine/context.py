@@ -40,27 +40,29 @@ class GroupInputs:
     ----------
     mixed : Tensor (n, hidden)
         With the bias of `mix`.
-    parameters : halves of Tensor (n, 2C) float32
-        Scale and mean of h_s, plus the bias of `out`.
+    scale, mean : halves of Tensor (n, C) float32
+        Of h_s, plus the bias of `out`.
     origin : halves of Tensor (n, C) float32
         The residual of ŷ = 0.
     """
 
     mixed: Tensor
-    parameters: Halves
+    scale: Halves
+    mean: Halves
     origin: Halves
 
 
 def group_inputs(context: FrozenContext, parameters: Tensor, mixed: Tensor) -> list[GroupInputs]:
     """Those of all groups, from `FrozenContext.parameters`."""
     found = []
-    sizes = [group.out.shape[1] for group in context.groups]
-    for group, both, h in zip(
-        context.groups, parameters.split(sizes, 1), mixed.chunk(len(context.groups), 1), strict=True
+    sizes = [group.inverse_unit.shape[0] for group in context.groups for _ in range(2)]
+    outputs = parameters.split(sizes, 1)
+    for group, scale, mean, h in zip(
+        context.groups, outputs[::2], outputs[1::2], mixed.chunk(len(context.groups), 1), strict=True
     ):
         biased = h.unflatten(0, (context.halves, -1)) + group.mix_bias
-        origin = torch.addcmul(group.origin, both[:, both.shape[1] // 2 :], group.inverse_unit, value=-1)
-        halves = (v.chunk(context.halves) for v in (both, origin))
+        origin = torch.addcmul(group.origin, mean, group.inverse_unit, value=-1)
+        halves = (v.chunk(context.halves) for v in (scale, mean, origin))
         found.append(GroupInputs(biased.flatten(0, 1), *halves))
     return found
 
@@ -140,16 +142,16 @@ class _Passes(torch.autograd.Function):
                 past = F.leaky_relu_(torch.addmm(group.past.bias, columns, group.past.weight), _SLOPE)
                 hidden_here = torch.addmm(hidden_here, past, group.past.mix)
             hidden, slopes = list(hidden_here.chunk(context.halves)), []
-            seen = _with_zeros(n, group.out.shape[1] // 2, hidden_here)
+            seen = _with_zeros(n, group.inverse_unit.shape[0], hidden_here)
             for half in range(context.halves):
                 y_here, value_here, scale_here, y_hat_here = (v[half][k] for v in pieces)
                 if group.near is not None and half == 1:
                     columns = seen.index_select(0, tables.to_second[group.near.kernel]).view(part, -1)
                     near = F.leaky_relu_(torch.addmm(group.near.bias, columns, group.near.weight), _SLOPE)
                     hidden[1] = torch.addmm(hidden[1], near, group.near.mix)
-                activation = F.leaky_relu(hidden[half].float(), _SLOPE)  # σ and μ need float32
-                found, mu = torch.addmm(given.parameters[half], activation, group.out).chunk(2, 1)
-                scale_here.copy_(found)
+                added = (F.leaky_relu(hidden[half], _SLOPE) @ group.out).chunk(2, 1)
+                torch.add(given.scale[half], added[0], out=scale_here)
+                mu = given.mean[half] + added[1]
                 slope = relaxed_into(value_here, y_here - mu, tau, rounding, noises[half][k], actives[half])
                 torch.add(value_here, mu, out=y_hat_here)
                 residual = torch.addcmul(given.origin[half], y_hat_here, group.inverse_unit)
@@ -181,7 +183,7 @@ class _Passes(torch.autograd.Function):
         grad_seen: Tensor | None = None  # by r of all channels before the current group, from `past` of later ones
         for k, saved in reversed(list(enumerate(ctx.saved))):
             group, C = context.groups[k], saved.seen.shape[1]
-            grad_hidden = saved.seen.new_empty(n, group.out_flipped.shape[1])
+            grad_hidden = saved.seen.new_empty(n, group.out.shape[0])
             grad_near: Tensor | None = None  # by r of half 0
             for half in reversed(range(context.halves)):
                 rows = slice(half * part, (half + 1) * part)
@@ -205,7 +207,7 @@ class _Passes(torch.autograd.Function):
                 grad_out[:, :C] = scale_here
                 grad_out[:, C:] = grad_mu
                 grad_hidden_here = grad_hidden[rows]
-                _through_leaky_relu(grad_out @ group.out_flipped, saved.hidden[half], False, grad_hidden_here)
+                _through_leaky_relu(grad_out @ group.out.t(), saved.hidden[half], False, grad_hidden_here)
                 if group.near is not None and saved.near is not None and half == 1:
                     columns = _with_zeros(part, saved.near.shape[1], grad_hidden)
                     _through_leaky_relu(grad_hidden_here @ group.near.mix.t(), saved.near, True, columns[:part])
@@ -224,7 +226,7 @@ class _Passes(torch.autograd.Function):
 
 def _pieces(v: Tensor, context: FrozenContext) -> list[list[Tensor]]:
     """Views of the rows (…, n, M) of each half, and of the channels of each group."""
-    channels = [group.out.shape[1] // 2 for group in context.groups]
+    channels = [group.inverse_unit.shape[0] for group in context.groups]
     return [list(half.split(channels, -1)) for half in v.chunk(context.halves, -2)]
 
 

@@ -50,9 +50,8 @@ class Group:
         Channels of y.
     past, near : Layer or None
     mix_bias : Tensor (halves, 1, hidden)
-    out : Tensor (hidden, 2C) float32
-    out_flipped : Tensor (2C, hidden)
-        For the gradient.
+    out : Tensor (hidden, 2C)
+        Without its bias, which `FrozenContext.last_bias` holds.
     inverse_unit, origin : Tensor (C,) float32
         The residual is (ŷ − m) · inverse_unit + origin, where m is the mean of h_s plus the bias of `out`.
     """
@@ -62,7 +61,6 @@ class Group:
     near: Layer | None
     mix_bias: Tensor
     out: Tensor
-    out_flipped: Tensor
     inverse_unit: Tensor
     origin: Tensor
 
@@ -163,7 +161,7 @@ def freeze_context(context: ContextModel, last: nn.Conv2d, unit: Tensor, bf16: b
     last : nn.Conv2d
         The last layer of h_s.
     bf16 : bool
-        Whether weights are bfloat16, but those of `out` and `last`.
+        Whether weights are bfloat16, but those of `last`: what context adds to its outputs needs no float32.
     """
     assert last.bias is not None
     groups, done, order, M = [], 0, [], len(unit)
@@ -176,7 +174,7 @@ def freeze_context(context: ContextModel, last: nn.Conv2d, unit: Tensor, bf16: b
     features = torch.cat([member.mix.weight[:, : member.ends[0]] for member in context.members])
     return FrozenContext(
         groups=tuple(groups),
-        features=features.to(groups[0].out_flipped.dtype),
+        features=features.to(groups[0].out.dtype),
         last=last.weight[numbers].float(),
         last_bias=last.bias[numbers].float() + torch.cat([member.out.bias for member in context.members]),
         halves=2 if context.context.checkerboard else 1,
@@ -192,8 +190,7 @@ def _group(member: ContextGroup, channels: slice, unit: Tensor, dtype: torch.dty
         past=None if member.past is None else _layer(member.past, mix[first:second], False, dtype),
         near=None if member.near is None else _layer(member.near, mix[second:], True, dtype),
         mix_bias=member.bias_by_anchor[0][:, None].to(dtype),
-        out=member.out.weight.t().float().contiguous(),
-        out_flipped=member.out.weight.to(dtype),
+        out=member.out.weight.t().to(dtype).contiguous(),
         inverse_unit=inverse_unit,
         origin=member.out.bias[len(inverse_unit) :] * inverse_unit,
     )
