@@ -20,6 +20,7 @@ from .coding.hyper_decoder import MU_BITS
 from .coding.passes import Pass, run_passes
 from .coding.prior import part_of
 from .coding.range_coder import Decoder, Encoder, cost, decode, encode
+from .models.catalogue import ModelError
 from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, STRIDE, padded_size
 from .pixels import to_pixels, window
@@ -93,6 +94,11 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     ----------
     pixels : ndarray (h, w, 3) uint8
         Taken as padded by replication to H × W, multiples of 64.
+
+    Raises
+    ------
+    ModelError
+        When the weights of the model give values that are not finite.
     """
     networks, architecture = level.folded.networks, level.folded.architecture
     height, width = padded_size(*pixels.shape[:2])
@@ -100,7 +106,10 @@ def analyse(level: LevelModel, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
     for tile in tiles((0, 0, height, width), _TILE, height, width):
         box = with_halo(tile, architecture.reach.g_a, height, width)
         cut(y, tile, STRIDE)[:] = cut(networks.g_a(window(pixels, *box).to(level.device)), tile, STRIDE, box)
-    return y, hyper_analyse(level, y)
+    z = hyper_analyse(level, y)
+    if not bool(torch.isfinite(y).all() & torch.isfinite(z).all()):
+        raise ModelError(f"{level.model_name}: the latents are not finite numbers (is the model damaged?)")
+    return y, z
 
 
 @torch.no_grad()

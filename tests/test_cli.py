@@ -434,7 +434,8 @@ def test_control_characters_do_not_reach_the_terminal(run: Run, tmp_path: Path, 
     """Guards against names of files, and metadata of models, that a terminal obeys."""
     name = f"a{CONTROL}.png"
     photo.rename(name)
-    model_file(tmp_path / "models" / "tiny.safetensors", name=f"tiny{CONTROL}", architecture={"family": CONTROL})
+    model_file(tmp_path / "models" / "tiny.safetensors", name=f"tiny{CONTROL}")
+    model_file(tmp_path / "models" / "damaged.safetensors", architecture={"family": CONTROL})
     Path("bad.sga").write_bytes(b"")
     Path(f"{CONTROL}.csv").write_text("1,30")
     header = bitstream.write(SgaFile(b"1234", 0, 1, 1, b"", b""))
@@ -628,7 +629,7 @@ def model_file(path: Path, **changes: object) -> None:
         "format": "sgacodec-model-1",
         "name": "tiny",
         "id": "31323334",
-        "architecture": {"family": "lite"},
+        "architecture": {"family": "mshyper", "N": 4, "M": 6, "scale": "linear"},
     }
     record |= {"anchors": [0.01, 0.02], "levels": 2, "licence": "MIT", **changes}
     header = json.dumps({"__metadata__": {"sgacodec": json.dumps(record)}}).encode()
@@ -653,6 +654,49 @@ def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("models", "show", "tiny").stdout)["licence"] == "MIT"
 
 
+WRONG: dict[str, object] = {
+    "architecture": ["lite"],
+    "anchors": 0.01,
+    "levels": "many",
+    "bits": {},
+    "id": 7,
+    "name": None,
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_one_damaged_model_does_not_hide_the_others(run: Run, tmp_path: Path, key: str) -> None:
+    """Guards against commands that one file in the user's folder breaks for all models."""
+    model_file(tmp_path / "models" / "tiny.safetensors")
+    bad = tmp_path / "models" / "bad.safetensors"
+    model_file(bad, **{key: WRONG[key]})
+    Path("a.sga").write_bytes(bitstream.write(SgaFile(b"1234", 1, 1, 1, b"", b"")))
+    assert json.loads(run("info", "--json", "a.sga").stdout)["model"] == "tiny"
+    result = run("models", "list")
+    assert result.exit_code == 0
+    assert "damaged" in next(line for line in result.stdout.splitlines() if str(bad) in line)
+    assert str(bad) in result.stderr
+    rows = {row["name"]: row for row in json.loads(run("models", "list", "--json").stdout)}
+    assert (rows["tiny"]["error"], rows["bad"]["architecture"]) == (None, "damaged")
+    assert key in rows["bad"]["error"]
+    assert run("models", "show", str(bad)).exit_code == 4
+    assert str(bad) in run("models", "verify").stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_among_the_models(run: Run, tmp_path: Path) -> None:
+    """Guards against a command that waits for ever for what no one writes."""
+    model_file(tmp_path / "models" / "tiny.safetensors")
+    os.mkfifo(tmp_path / "models" / "pipe.safetensors")
+    (tmp_path / "models" / "folder.safetensors").mkdir()
+    (tmp_path / "models" / "nowhere.safetensors").symlink_to(tmp_path / "absent")
+    result = run("models", "list")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in ("tiny", "pipe", "folder", "nowhere"))
+    assert "not a regular file" in result.stderr
+    assert run("models", "show", str(tmp_path / "models" / "pipe.safetensors")).exit_code == 4
+
+
 def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` exits 4 for a damaged model; `import` refuses names with folders."""
     from sgacodec.models import compressai_import, verify
@@ -667,7 +711,9 @@ def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert problems[0] in result.stderr
     problems.clear()
     assert run("models", "verify", "tiny").exit_code == 0
-    assert "ok" in run("models", "verify").stdout
+    assert "ok, but it has no digest" in run("models", "verify", "tiny").stdout
+    model_file(tmp_path / "models" / "tiny.safetensors", encoder="0" * 64)
+    assert run("models", "verify", "tiny").stdout.endswith(": ok\n")
     Path("c.pth.tar").write_bytes(b"")
     assert "mine.safetensors" in run("models", "import", "c.pth.tar", "--name", "mine").stdout
     assert run("models", "import", "c.pth.tar", "--name", "../mine").exit_code == 2

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tiny_model
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tampering import Change, assert_refused, change_tensor, drop, set_metadata, set_tensor, tampered
 
+from sgacodec.latents import analyse
 from sgacodec.models import file as model_file
 from sgacodec.models.catalogue import ModelError
 from sgacodec.models.file import read_model
+from sgacodec.models.level import Model
 from sgacodec.models.verify import verify
+from sgacodec.networks.architecture import architecture_from_dict
+from sgacodec.networks.build import build
+
+CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+def peak() -> int:
+    """Largest memory of this process since the peak was reset, MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 
 
 @given(st.data())
@@ -64,7 +78,10 @@ INVALID: dict[str, Change] = {
     "negative lengths": change_tensor("tables.z.lengths", lambda n: -n),
     "a table too few": lambda t, _: t.update({k: v[:, 1:] for k, v in t.items() if k in ("tables.y.minimum",)}),
     "a frequency moved": change_tensor("tables.y.frequencies", lambda f: f.roll(1)),
+    "64-bit minima": change_tensor("tables.y.minimum", lambda m: torch.full_like(m, -(2**63), dtype=torch.int64)),
+    "float minima": change_tensor("tables.z.minimum", lambda m: m.float() * float("nan")),
     "thresholds missing": drop("exact.thresholds"),
+    "thresholds whose differences wrap": change_tensor("exact.thresholds", lambda t: wrapping(t)),
     "float thresholds": change_tensor("exact.thresholds", lambda t: t.double()),
     "an unknown tensor": set_tensor("trunk.extra", torch.zeros(1)),
     "a missing tensor": drop("trunk.g_s.pixels.bias"),
@@ -84,7 +101,21 @@ INVALID: dict[str, Change] = {
     "endless branches": lambda _, m: m["architecture"].update(deep_width=1024, deep_blocks=1024),
     "branches without channels": lambda _, m: m["architecture"].update(body_width=0, body_blocks=2),
     "no architecture": lambda _, m: m.__delitem__("architecture"),
+    "not a number in the encoder": change_tensor("trunk.g_a.linear.weight", lambda w: w * float("nan")),
+    "infinity in the decoder": change_tensor("trunk.g_s.pixels.bias", lambda b: b + float("inf")),
+    "infinity in the density": change_tensor("trunk.density.median", lambda m: m - float("inf")),
+    "a gain whose exponential is infinite": change_tensor("trunk.log_gain_y", lambda g: g + 100),
+    "a unit of 0": change_tensor("trunk.y_unit", torch.zeros_like),
 }
+
+
+def wrapping(thresholds: torch.Tensor) -> torch.Tensor:
+    """Not ascending, although all differences are positive in int64."""
+    wrapped, base = thresholds.clone(), int(thresholds[-6])
+    wrapped[-5:] = torch.tensor([base + 2**62, base - 2**63, base - 2**62, base + 1, base + 2])
+    assert bool((wrapped.diff() > 0).all())
+    assert not bool((wrapped[1:] > wrapped[:-1]).all())
+    return wrapped
 
 
 @pytest.mark.parametrize("change", INVALID.values(), ids=INVALID.keys())
@@ -130,3 +161,71 @@ def test_verify_derives_anew(tiny_path: Path, tmp_path: Path, name: str) -> None
     problems = verify(path)
     assert problems
     assert all("\n" not in problem for problem in problems)
+
+
+# ------------------------------------------------------------------------------------------------------- the encoder
+
+
+@pytest.fixture(scope="module")
+def new_path(photograph: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model with the digest of its encoder, which the golden one does not have."""
+    path = tmp_path_factory.mktemp("model") / "new.safetensors"
+    tiny_model.write(path, photograph)
+    return path
+
+
+ENCODING: dict[str, Change] = {
+    "a weight of g_a that is 0": change_tensor("trunk.g_a.linear.weight", torch.zeros_like),
+    "a bias of h_a": change_tensor("trunk.h_a.0.bias", lambda b: b + 1),
+    "a gain": change_tensor("trunk.log_gain_y", lambda g: g + 1),
+    "a unit": change_tensor("trunk.y_unit", lambda u: u * 2),
+    "bits": lambda _, m: m.update(bits=[b + 1 for b in m["bits"]]),
+}
+
+
+@pytest.mark.parametrize("change", ENCODING.values(), ids=ENCODING.keys())
+def test_a_damaged_encoder_is_refused(new_path: Path, tmp_path: Path, change: Change) -> None:
+    """Guards against files of 5 dB: what only the encoder needs is not in the id that files name."""
+    assert verify(new_path) == []
+    path = tampered(new_path, tmp_path / "m.safetensors", change, new_id=False)
+    assert_refused(path)
+    assert "encoder" in verify(path)[0]
+
+
+def test_models_without_a_digest_of_the_encoder_are_read(tiny: Model) -> None:
+    """Models of earlier versions, and so the files that need them, are still decoded."""
+    assert "encoder" not in tiny.metadata
+
+
+def test_latents_that_are_not_finite_are_an_error(tiny: Model, photograph: np.ndarray) -> None:
+    """Guards against noise with exit code 0 from weights that are finite, but too large."""
+    level = tiny.at(0)
+    weight = level.folded.networks.g_a.linear.weight
+    weight.data[0] = 3e38
+    with pytest.raises(ModelError, match="not finite"):
+        analyse(level, photograph[:64, :64])
+
+
+HUGE = dict.fromkeys(("N", "M", "width", "hidden", "inner", "deep_width", "body_width"), 1024)
+
+
+@pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="the peak of the memory can be reset on Linux only")
+@pytest.mark.parametrize("family", ["lite", "mshyper", "bmshj"])
+def test_a_small_file_of_a_large_architecture(tiny_path: Path, tmp_path: Path, family: str) -> None:
+    """Guards against a kilobyte that takes gigabytes and seconds before it is refused."""
+    sizes = HUGE | {"deep_blocks": 16, "body_blocks": 16} if family == "lite" else {"N": 1024, "M": 1024}
+    context = {"groups": [64] * 16, "checkerboard": True, "past": 1024, "near": 1024, "hidden": 1024}
+    architecture = {"family": family, "scale": "exp", "context": context, **sizes}
+
+    def change(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        tensors.clear()
+        metadata["architecture"] = architecture
+
+    path = tampered(tiny_path, tmp_path / "m.safetensors", change, new_id=True)
+    assert path.stat().st_size < 2000
+    if family != "lite":
+        build(architecture_from_dict({"family": family, "N": 4, "M": 6, "scale": "linear"}))  # imports CompressAI
+    CLEAR_PEAK.write_text("5")
+    before = peak()
+    assert_refused(path)
+    assert peak() < before + 100

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import output
 from .exits import NO_MODEL, one_line
 from .output import Output, json_line
+
+if TYPE_CHECKING:
+    from ..models.catalogue import ModelError, ModelInfo
 
 
 @click.group(short_help="List, show, import and verify models.")
@@ -24,21 +27,25 @@ def command() -> None:
 @command.command("list")
 @click.option("--json", is_flag=True, help="Print a JSON array.")
 def list_command(json: bool) -> None:
-    """List the installed models."""
-    from ..models.catalogue import list_models, user_folder
+    """List the installed models, and the files beside them that cannot be read as damaged."""
+    from ..models.catalogue import survey, user_folder
 
-    models = list_models()
+    models = survey()
     if json:
-        click.echo(json_line([_summary(info) for info in models], indent=2))
+        click.echo(json_line([_summary(path, found) for path, found in models], indent=2))
         return
     if not models:
         raise click.ClickException(f"no models are installed (the user's folder is {user_folder()})")
-    rows = [[str(value) for value in _summary(info).values()] for info in models]
-    rows.insert(0, [key.replace("_", " ") for key in _summary(models[0])])
+    summaries = [_summary(path, found) for path, found in models]
+    rows = [["" if value is None else str(value) for key, value in s.items() if key != "error"] for s in summaries]
+    rows.insert(0, [key for key in summaries[0] if key != "error"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         output.line("  ".join(cells).rstrip())
+    for summary in summaries:
+        if summary["error"]:
+            output.problem(Output(), summary["error"])
 
 
 @command.command("show")
@@ -78,11 +85,11 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 @click.argument("name", required=False, metavar="[NAME|PATH]")
 @click.pass_context
 def verify_command(ctx: click.Context, name: str | None) -> None:
-    """Check a model, or every installed one: its id, its tables, and the bounds that make decoding exact."""
-    from ..models.catalogue import find_model, list_models
+    """Check a model, or every installed one: id, digest, tables, and the bounds that make decoding exact."""
+    from ..models.catalogue import find_model, read_info, survey
     from ..models.verify import verify
 
-    paths = [find_model(name)] if name is not None else [info.path for info in list_models()]
+    paths = [find_model(name)] if name is not None else [path for path, _ in survey()]
     damaged = False
     for path in paths:
         try:
@@ -93,19 +100,23 @@ def verify_command(ctx: click.Context, name: str | None) -> None:
         for problem in problems:
             output.problem(Output(), f"{path}: {problem.removeprefix(f'{path}: ')}")
         if not problems:
-            output.line(f"{path}: ok")
+            digest = "encoder" in read_info(path).metadata
+            output.line(f"{path}: ok" + ("" if digest else ", but it has no digest of the tensors for encoding"))
     if damaged or not paths:
         if not paths:
             output.problem(Output(), "no models are installed")
         ctx.exit(NO_MODEL)
 
 
-def _summary(info: Any) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "id": info.id,
-        "architecture": info.architecture.get("family"),
-        "levels": info.metadata.get("levels"),
-        "bytes": info.path.stat().st_size,
-        "path": str(info.path),
-    }
+def _summary(path: Path, found: ModelInfo | ModelError) -> dict[str, Any]:
+    """The row of a model; its architecture is "damaged", and `error` says why, where the file cannot be read."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = None
+    if isinstance(found, ValueError):
+        row = {"name": path.stem, "id": None, "architecture": "damaged", "levels": None}
+    else:
+        levels = found.metadata["levels"]
+        row = {"name": found.name, "id": found.id, "architecture": found.architecture["family"], "levels": levels}
+    return row | {"bytes": size, "path": str(path), "error": str(found) if isinstance(found, ValueError) else None}

@@ -208,7 +208,7 @@ def check(h_s: IntegerHyperDecoder) -> None:
         channels = layer.out_channels
     if h_s.thresholds.dtype != torch.int64 or h_s.thresholds.shape != (SCALES - 1,):
         raise ValueError(f"the scale thresholds are not {SCALES - 1} int64 numbers")
-    if not bool((h_s.thresholds.diff() > 0).all()):
+    if not bool((h_s.thresholds[1:] > h_s.thresholds[:-1]).all()):  # differences could wrap
         raise ValueError("the scale thresholds are not strictly ascending")
     if max(-int(h_s.thresholds[0]), int(h_s.thresholds[-1])) > MAX_THRESHOLD:
         raise ValueError("the scale thresholds are out of range")

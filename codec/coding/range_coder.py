@@ -61,7 +61,8 @@ class Tables:
             raise ValueError("the sizes of the probability tables are inconsistent")
         if self.frequencies.dtype != np.int32 or self.frequencies.min() < 1:
             raise ValueError("a frequency of a probability table is not a positive int32")
-        if lengths.min() < 2 or lengths.max() > _MAX_ENTRIES or np.abs(self.minimum).max() > 1 << 20:
+        low, high = self.minimum.min(), self.minimum.max()
+        if lengths.min() < 2 or lengths.max() > _MAX_ENTRIES or low < -(1 << 20) or high > 1 << 20:
             raise ValueError("a probability table is too short, too long or out of range")
         if (np.add.reduceat(self.frequencies.astype(np.int64), starts[:-1]) != 1 << PRECISION).any():
             raise ValueError("the frequencies of a probability table do not sum up to 2^24")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import math
 import os
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..networks.architecture import architecture_from_dict
+from ..settings import LEVELS
+
 SUFFIX = ".safetensors"
 FORMAT = "sgacodec-model-1"
 _MAX_HEADER = 1 << 22  # bytes; a model has some hundred tensors, with about 100 bytes of header each
+_MAX_SIZE = 1 << 31  # bytes of a model file, which is read into memory
 
 
 class ModelNotFoundError(LookupError):
@@ -57,9 +65,14 @@ def read_info(path: Path) -> ModelInfo:
     Raises
     ------
     ModelError
-        When it is not a model file.
+        When it is not a model file, or entries of its metadata are missing or of the wrong type.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for a writer
+            raise ModelError(f"{path}: not a regular file")
+        if status.st_size > _MAX_SIZE:
+            raise ModelError(f"{path}: too large for a model file")
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             if not 2 <= size <= _MAX_HEADER:
@@ -68,27 +81,56 @@ def read_info(path: Path) -> ModelInfo:
         metadata = json.loads(header["__metadata__"]["sgacodec"])
         if metadata["format"] != FORMAT:
             raise ModelError(f"{path}: a model of another format ({metadata['format']})")
-        float(min(metadata["anchors"]))  # TypeError or ValueError unless they are numbers
-        return ModelInfo(str(metadata["name"]), path, str(metadata["id"]), metadata["architecture"], metadata)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path}: not a model file of sgacodec") from None
+    problem = _problem(metadata)
+    if problem:
+        raise ModelError(f"{path}: damaged model file ({problem})")
+    return ModelInfo(metadata["name"], path, metadata["id"], metadata["architecture"], metadata)
+
+
+def _problem(metadata: dict[str, Any]) -> str:
+    """Which of the entries that every command reads is missing or wrong; empty where none is."""
+    get = metadata.get
+    anchors, levels, model_id, bits = get("anchors"), get("levels"), get("id"), get("bits", [])
+    if not isinstance(get("name"), str):
+        return "name: not a text"
+    if not isinstance(model_id, str) or not re.fullmatch("[0-9a-f]{8}", model_id):
+        return "id: not eight hexadecimal digits"
+    if not isinstance(anchors, list) or not anchors or not all(type(a) in (int, float) for a in anchors):
+        return "anchors: not a list of numbers"
+    if not all(a < b < math.inf for a, b in itertools.pairwise((1e-9, *anchors))):
+        return "anchors: not ascending positive numbers"
+    if type(levels) is not int or not 1 <= levels <= LEVELS:
+        return f"levels: not a number from 1 to {LEVELS}"
+    if not isinstance(bits, list) or not all(type(b) is int for b in bits):
+        return "bits: not a list of integers"
+    try:
+        architecture_from_dict(get("architecture"))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def survey() -> list[tuple[Path, ModelInfo | ModelError]]:
+    """Every model file, the built-in ones, then those in the user's folder: its metadata, or why it has none."""
+    found: list[tuple[Path, ModelInfo | ModelError]] = []
+    for folder in (builtin_folder(), user_folder()):
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if os.path.isdir(folder) else []:
+            try:
+                found.append((path, read_info(path)))
+            except ModelError as error:
+                found.append((path, error))
+    return found
 
 
 def list_models() -> list[ModelInfo]:
-    """Built-in models, then those in the user's folder; files that cannot be read are left out."""
-    found = []
-    for folder in (builtin_folder(), user_folder()):
-        if folder.is_dir():
-            for path in sorted(folder.glob(f"*{SUFFIX}")):
-                try:
-                    found.append(read_info(path))
-                except ModelError:
-                    continue
-    return found
+    """The models of :func:`survey` that can be read."""
+    return [info for _, info in survey() if isinstance(info, ModelInfo)]
 
 
 def find_model(name: str) -> Path:

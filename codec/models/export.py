@@ -17,7 +17,7 @@ from ..coding.quantise_context import dequantise_context, quantise_context, quan
 from ..coding.tables import factorized_tables, gaussian_tables
 from ..hyperprior import GainedHyperprior, fold_density, level_lambdas
 from .catalogue import FORMAT
-from .file import model_id, tensors_of
+from .file import encoder_digest, model_id, tensors_of
 from .level import Model
 from .ranges import measure_ranges
 
@@ -51,8 +51,10 @@ def export(
     Raises
     ------
     ValueError
-        When a weight or a gain of the integer networks is too large.
+        When a weight is not finite, or a weight or a gain of the integer networks is too large.
     """
+    if not all(bool(torch.isfinite(v).all()) for v in gained.state_dict().values()):
+        raise ValueError("a weight is not finite")
     if not as_is:
         for module in (gained.g_a, gained.h_a, gained.g_s):
             for p in module.parameters():
@@ -94,7 +96,9 @@ def export(
         "fingerprint": fingerprint(draft.prior(0)),
         **record,
     }
-    metadata["id"] = model_id(tensors_of(draft), metadata)
+    tensors = tensors_of(draft)
+    metadata["id"] = model_id(tensors, metadata)
+    metadata["encoder"] = encoder_digest(tensors, metadata)
     return replace(draft, id=metadata["id"], fingerprint=metadata["fingerprint"], metadata=metadata)
 
 

@@ -27,6 +27,7 @@ from ..coding.range_coder import Tables
 from ..coding.tables import SCALES
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import Architecture, architecture_from_dict
+from ..networks.blank import Uninitialised
 from ..settings import LEVELS
 from .catalogue import ModelError, read_info
 from .level import Model
@@ -35,6 +36,9 @@ _GAINS = tuple(f.name for f in fields(IntegerGains))
 _MAX_BITS = 64  # fractional bits of an activation
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # prefixes of the tensors that decoding needs
 _DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")
+_ENCODING_METADATA = ("bits", "context_bits")
+_MAX_LOG_GAIN = 32.0  # of float parameters; their exponentials and products stay far from the limits of float32
+_UNITS = 1e-12, 1e12  # limits of natural units of channels, which are divided by
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
@@ -76,13 +80,22 @@ def _table_tensors(prefix: str, tables: list[Tables]) -> dict[str, Tensor]:
 def model_id(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
     """The first 8 hexadecimal digits of SHA-256 over all that decoding depends on, as docs/format.md defines it."""
     needed = {key: metadata[key] for key in _DECODING_METADATA}
-    digest = hashlib.sha256(json.dumps(needed, sort_keys=True, separators=(",", ":")).encode())
+    return _digest({key: value for key, value in tensors.items() if key.startswith(_DECODING)}, needed)[:8]
+
+
+def encoder_digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    """SHA-256, in hexadecimal digits, over what only the encoder depends on, as docs/format.md defines it."""
+    needed = {key: metadata.get(key, []) for key in _ENCODING_METADATA}
+    return _digest({key: value for key, value in tensors.items() if not key.startswith(_DECODING)}, needed)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode())
     for key in sorted(tensors):
-        if key.startswith(_DECODING):
-            value = tensors[key]
-            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
-            digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:8]
+        value = tensors[key]
+        digest.update(f"{key}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def write_model(model: Model, path: Path) -> None:
@@ -117,6 +130,11 @@ def read_model(path: Path) -> Model:
 def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     if model_id(tensors, metadata) != metadata["id"]:
         raise ValueError("the id is not that of the tensors")
+    if "encoder" in metadata and encoder_digest(tensors, metadata) != metadata["encoder"]:
+        raise ValueError("the digest of the encoder is not that of its tensors")
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{key}: values that are not finite")
     architecture = architecture_from_dict(metadata["architecture"])
     gained = _read_trunk(tensors, architecture, metadata["anchors"])
     h_s = _read_hyper_decoder(tensors, gained, metadata["slopes"])
@@ -156,14 +174,20 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
 
 
 def _read_trunk(tensors: dict[str, Tensor], architecture: Architecture, anchors: list[float]) -> GainedHyperprior:
-    """All float parameters but those of h_s, which stay random."""
-    with torch.random.fork_rng(devices=[]):  # the initial weights are random
+    """All float parameters but those that `_from_integers` gives, which are not initialised."""
+    with Uninitialised():
         gained = GainedHyperprior(architecture, tuple(float(a) for a in anchors))
     prefix = "trunk."
     state = {key[len(prefix) :]: value.float() for key, value in tensors.items() if key.startswith(prefix)}
     missing, unexpected = gained.load_state_dict(state, strict=False)
     if unexpected or any(not _from_integers(key) for key in missing):
         raise ValueError("the tensors are not those of the architecture")
+    for gains in (gained.log_gain_y, gained.log_gain_z, gained.log_gain_d):
+        if float(gains.detach().abs().max()) > _MAX_LOG_GAIN:
+            raise ValueError("a gain is out of range")
+    units = [gained.y_unit, *(value for key, value in gained.named_buffers() if key.endswith(".unit"))]
+    if any(not _UNITS[0] <= float(unit.min()) <= float(unit.max()) <= _UNITS[1] for unit in units):
+        raise ValueError("the natural unit of a channel is out of range")
     return gained
 
 
@@ -222,8 +246,10 @@ def _read_bits(metadata: dict[str, Any], key: str, count: int) -> tuple[int, ...
 
 def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
     frequencies = tensors[f"{prefix}.frequencies"].numpy()
-    lengths = tensors[f"{prefix}.lengths"].numpy().astype(np.int64)
-    minimum = tensors[f"{prefix}.minimum"].numpy().astype(np.int64)
+    sizes = tensors[f"{prefix}.lengths"], tensors[f"{prefix}.minimum"]
+    if any(v.dtype != torch.int32 for v in sizes):  # the magnitude of −2⁶³ is negative
+        raise ValueError("the sizes of the probability tables are not int32 numbers")
+    lengths, minimum = (v.numpy().astype(np.int64) for v in sizes)
     tables, position = [], 0
     for length, first in zip(lengths, minimum, strict=True):
         starts = np.concatenate([[0], np.cumsum(length)])

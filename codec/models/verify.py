@@ -38,9 +38,13 @@ def verify(path: Path) -> list[str]:
     if int((model.h_s.thresholds - integer_thresholds(model.h_s.kind)).abs().max()) > 1:
         problems.append("the scale thresholds are not those of the tables")
     for level, lmbda in enumerate(model.lambdas):
-        derived = level_gains(
-            model.gained, model.h_s.kind, model.bits[0], model.context, model.context_bits, lmbda
-        ).tensors()
+        try:
+            derived = level_gains(
+                model.gained, model.h_s.kind, model.bits[0], model.context, model.context_bits, lmbda
+            ).tensors()
+        except ValueError as error:
+            problems.append(f"level {level}: {error}")
+            continue
         if not all(_gains_agree(stored, derived[name]) for name, stored in model.gains[level].tensors().items()):
             problems.append(f"the integer gains of level {level} are not those of the model")
     if not _tables_agree(model.y_tables, gaussian_tables()):

@@ -197,7 +197,7 @@ ARCHITECTURES = {
 }
 
 
-def architecture_from_dict(record: dict[str, Any]) -> Architecture:
+def architecture_from_dict(record: Any) -> Architecture:
     """The inverse of `dataclasses.asdict`; unknown keys are an error.
 
     Raises
@@ -205,13 +205,14 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     ValueError
         When keys are missing or unknown, or a size is outside its limits (1 to 1024 for channels).
     """
+    shown = str(record)[:200]
     try:
         a = Architecture(**record)
         if a.context is not None:
             fields = {**record["context"], "groups": tuple(record["context"]["groups"])}
             a = replace(a, context=Context(**fields))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not an architecture: {error}") from None
+    except (KeyError, TypeError):
+        raise ValueError(f"not an architecture: {shown}") from None
     sizes = [a.N, a.M] + [a.width, a.hidden, a.inner] * (a.family == "lite")
     for branch in ((a.deep_width, a.deep_blocks), (a.body_width, a.body_blocks)):
         if branch != (0, 0):
@@ -225,5 +226,5 @@ def architecture_from_dict(record: dict[str, Any]) -> Architecture:
     if valid and c is not None:
         valid = type(c.checkerboard) is bool and len(c.groups) <= MAX_GROUPS and sum(c.groups) == a.M
     if not valid:
-        raise ValueError(f"not an architecture: {record}")
+        raise ValueError(f"not an architecture: {shown}")
     return a

@@ -55,7 +55,8 @@ class BlockTranspose(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(in_channels, 12, 12, out_channels) * 0.01)
+        self.weight = nn.Parameter(torch.empty(in_channels, 12, 12, out_channels))
+        nn.init.normal_(self.weight, std=0.01)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
