@@ -18,7 +18,10 @@ from .exits import DONE, FAILED, one_line
 from .streams import is_terminal
 
 if TYPE_CHECKING:
+    from ..evaluate.coders import Coder
+    from ..evaluate.pictures import View
     from ..evaluate.summary import Summary
+    from ..evaluate.sweep import Sweep
     from ..metrics import Curve
 
 T = TypeVar("T")
@@ -134,7 +137,13 @@ def _steps(text: str) -> int:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Reference curve: CompressAI's JSON, CSV (bpp, PSNR), or results.tsv of another sweep.",
 )
-@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw the R-D plot.")
+@click.option("--plot/--no-plot", default=True, show_default=True, help="Draw plots, and show pictures in the report.")
+@click.option(
+    "--view",
+    metavar="L",
+    type=float,
+    help="Lambda of the pictures in the report, one of --lambda.  [default: the lowest]",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.pass_context
 def command(
@@ -154,6 +163,7 @@ def command(
     out: Path,
     against: tuple[Path, ...],
     plot: bool,
+    view: float | None,
     quiet: bool,
     **refinement: Any,
 ) -> None:
@@ -168,7 +178,7 @@ def command(
     sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json --peers jpeg,webp,avif,jxl
     sgacodec eval kodak/ --lambda 0.0016,0.0075 --method none,atanh,ssl --steps 100,500 --out study
     """
-    from ..evaluate import sweep
+    from ..evaluate import report, sweep
     from ..evaluate.coders import own_coders, peer_coders, settings_grid
     from ..evaluate.curves import load_curves
     from ..evaluate.summary import summarise
@@ -184,6 +194,8 @@ def command(
         anchors = [curve for path in against for curve in load_curves(path)]
     except (ValueError, OSError) as error:
         raise click.UsageError(one_line(error)) from None
+    if view is not None and view not in lmbdas:
+        raise click.UsageError(f"--view {view:g} is none of --lambda")
     if flip and importlib.util.find_spec("flip_evaluator") is None:
         raise click.UsageError("--flip needs a package: pip install 'sgacodec[peers]'")
     codec = batch.open_codec(model, device, 1)
@@ -205,24 +217,49 @@ def command(
     with batch.stoppable(), output.progress(console, "measure", len(found) * len(coders)), output.logged(console):
         measured = sweep.run(coders, found, out, flip=flip, progress=done)
     summary = summarise(measured, anchors, out)
-    _write_report(summary, measured.rows, anchors, out, plot)
+    shown = _views(measured, coders, found, out, view, console) if plot else ([], True)
+    title = f"Rate and distortion: {out.resolve().name}"
+    page = report.html_report(summary, measured.rows, _plots(summary, anchors, out) if plot else {}, title, *shown)
+    (out / report.REPORT).write_text(page, encoding="utf-8")
     if not quiet:
         _print(summary, out)
     ctx.exit(FAILED if summary.failed or missing else DONE)
 
 
-def _write_report(
-    summary: Summary, rows: Sequence[dict[str, Any]], anchors: Sequence[Curve], out: Path, plot: bool
-) -> None:
-    from ..evaluate import report
+def _views(
+    measured: Sweep,
+    coders: Sequence[Coder],
+    found: dict[str, Path],
+    out: Path,
+    view: float | None,
+    console: output.Output,
+) -> tuple[list[View], bool]:
+    """The pictures of the report."""
+    from ..evaluate.pictures import views_of
 
-    figure = (
-        report.plot(summary.curves, [*summary.peers, *anchors]) if plot and any(c.bpp for c in summary.curves) else None
+    lmbda = (
+        min((row["lambda"] for row in measured.rows if row["lambda"] is not None), default=0.0)
+        if view is None
+        else view
     )
-    if figure is not None:
-        report.save_plots(figure, out)
-    page = report.html_report(summary, rows, figure, f"Rate and distortion: {out.resolve().name}")
-    (out / report.REPORT).write_text(page, encoding="utf-8")
+    with batch.stoppable(), output.progress(console, "show", len(found)), output.logged(console):
+        return views_of(measured.rows, coders, found, out, lmbda, lambda: output.file_done(console))
+
+
+def _plots(summary: Summary, anchors: Sequence[Curve], out: Path) -> dict[str, str]:
+    """The plots of the report as SVG; writes rd.png and rd.svg."""
+    from ..evaluate import plots
+
+    drawn = {}
+    if any(curve.bpp for curve in summary.curves):
+        figure = plots.rate_distortion(summary.curves, [*summary.peers, *anchors])
+        plots.save_plots(figure, out)
+        drawn["Rate and distortion"] = plots.svg(figure)
+    if sum(cost.bd_rate is not None for cost in summary.costs) > 1:
+        drawn["Time and gain"] = plots.svg(plots.time_and_gain(summary.costs), "time")
+    if summary.traces:
+        drawn["Convergence"] = plots.svg(plots.convergence(summary.traces), "convergence")
+    return drawn
 
 
 def _print(summary: Summary, out: Path) -> None:

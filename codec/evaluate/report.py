@@ -1,32 +1,30 @@
-"""Reports of a sweep: tables in the terminal, the R-D plot, and a self-contained HTML page.
+"""Reports of a sweep: tables in the terminal, and a self-contained HTML page.
 
 Summary ─► print_summary (terminal)
-        ─► plot ─► rd.png, rd.svg
-        ─► html_report ─► report.html (includes the plot and all rows; no scripts, no other files)
+        ─► html_report ─► report.html (plots, tables, pictures and their script; needs no other file)
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from html import escape
-from pathlib import Path
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from ..metrics import Curve
 from .curves import Comparison
 from .rows import Row, printable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .pictures import View
+    from .summary import Cost, Summary
 
-    from .summary import Summary
-
-REPORT, PLOTS = "report.html", ("rd.png", "rd.svg")
+REPORT = "report.html"
 
 # Heading, column of the row, number format.
 _POINT_COLUMNS = (
@@ -34,15 +32,19 @@ _POINT_COLUMNS = (
     ("classes", "classes", ""),
     ("steps", "steps", ""),
     ("λ", "lambda", ".4g"),
+    ("quality", "quality", "g"),
+    ("options", "options", ""),
     ("model", "model", ""),
+    ("id", "model_id", ""),
     ("images", "images", ""),
     ("bpp", "bpp", ".4f"),
     ("PSNR", "psnr", ".2f"),
     ("MS-SSIM", "ms_ssim", ".4f"),
+    ("FLIP", "flip", ".4f"),
     ("R-D loss", "rd_loss", ".4f"),
     ("unrefined", "rd_loss_unrefined", ".4f"),
-    ("enc s", "seconds_encode", ".2f"),
-    ("dec s", "seconds_decode", ".2f"),
+    ("enc s", "seconds_encode", ".3g"),
+    ("dec s", "seconds_decode", ".2g"),
 )
 _IMAGE_COLUMNS = (
     ("image", "name", ""),
@@ -50,29 +52,11 @@ _IMAGE_COLUMNS = (
     ("bytes", "bytes", ""),
 )
 _TERMINAL_COLUMNS = tuple(  # at most 80 characters wide
-    column for column in _POINT_COLUMNS if column[1] not in ("classes", "model", "images", "rd_loss_unrefined")
+    column
+    for column in _POINT_COLUMNS
+    if column[1] not in ("classes", "quality", "options", "model", "model_id", "images", "flip", "rd_loss_unrefined")
 )
-_TEXT = ("name", "method", "model")  # left-aligned
-
-_OURS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e1b", "#30343f")
-_ANCHORS = ("#8a8f98", "#b39c82", "#7d9d9c", "#a98ba8", "#9aa877", "#c08a8a")
-_DASHES = ("--", "-.", ":")
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #22262e; background: #fff;
-       max-width: 64rem; margin: 3rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
-p { margin: .4rem 0; } .quiet { color: #6b7280; } .bad { color: #a3222f; }
-figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; width: 100%; }
-th { font-weight: 600; color: #6b7280; border-bottom: 1px solid #c9ced6; white-space: nowrap; }
-th, td { padding: .28rem .6rem; text-align: right; }
-.t { text-align: left; } tbody tr:nth-child(even) { background: #f6f7f9; }
-.good { color: #1d7a33; } summary { cursor: pointer; margin: 2rem 0 .6rem; font-weight: 600; }
-"""
-
+_TEXT = ("name", "method", "options", "model", "model_id")  # left-aligned
 
 # ---------------------------------------------------------------------------------------------------- terminal
 
@@ -120,72 +104,17 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(c.note for c in comparisons if c.note))
 
 
-# -------------------------------------------------------------------------------------------------------- plot
-
-
-def plot(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> Figure:
-    """Draw bpp against PSNR: `curves` in colour, `anchors` as thin lines behind them.
-
-    The limits of the axes follow `curves` only, because anchors often cover a much larger range.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    for i, curve in enumerate(anchors):
-        colour, dashes = _ANCHORS[i % len(_ANCHORS)], _DASHES[i % len(_DASHES)]
-        points = sorted(zip(curve.bpp, curve.psnr, strict=True))
-        axes.plot(
-            [rate for rate, _ in points], [quality for _, quality in points], color=colour, linestyle=dashes,
-            linewidth=1.2, zorder=2, label=_escape_label(curve.name),
-        )  # fmt: skip
-    for i, curve in enumerate(curves):
-        colour = _OURS[i % len(_OURS)]
-        axes.plot(
-            curve.bpp, curve.psnr, color=colour, marker="o", markersize=5, linewidth=2, zorder=3,
-            label=_escape_label(curve.name),
-        )  # fmt: skip
-    rates = [rate for curve in curves for rate in curve.bpp]
-    qualities = [quality for curve in curves for quality in curve.psnr]
-    if rates:
-        margin = max(1.0, 0.08 * (max(qualities) - min(qualities)))
-        axes.set_xlim(0, 1.12 * max(rates))
-        axes.set_ylim(min(qualities) - margin, max(qualities) + margin)
-    axes.set_xlabel("bits per pixel")
-    axes.set_ylabel("PSNR (dB)")
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if curves or anchors:
-        axes.legend(frameon=False, loc="lower right")
-    return figure
-
-
-def _escape_label(name: str) -> str:
-    """A legend label without matplotlib's markup: $ starts a formula, a leading _ hides the label."""
-    return name.replace("$", r"\$").lstrip("_") or "curve"
-
-
-def save_plots(figure: Figure, out: Path) -> None:
-    """Write rd.png and rd.svg."""
-    figure.savefig(out / PLOTS[0], dpi=160)
-    (out / PLOTS[1]).write_text(_svg(figure), encoding="utf-8")
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as SVG; deterministic."""
-    import matplotlib
-
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "sgacodec"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
-
-
 # -------------------------------------------------------------------------------------------------------- HTML
 
 
-def html_report(summary: Summary, rows: Sequence[Row], figure: Figure | None, title: str) -> str:
+def html_report(
+    summary: Summary,
+    rows: Sequence[Row],
+    plots: dict[str, str],
+    title: str,
+    views: Sequence[View] = (),
+    lossless: bool = True,
+) -> str:
     """The report as a self-contained HTML page.
 
     Parameters
@@ -193,49 +122,116 @@ def html_report(summary: Summary, rows: Sequence[Row], figure: Figure | None, ti
     summary : Summary
     rows : sequence of Row
         One per image and setting, for the table at the end.
-    figure : Figure, optional
-        The R-D plot, included as inline SVG.
+    plots : dict
+        SVG by heading.
     title : str
         Heading of the page.
+    views : sequence of View
+        For the comparison of pictures; `lossless` says whether the page shows their exact pixels.
     """
-    images = len({row["name"] for row in rows})
-    models = ", ".join(sorted({f"{row['model']} ({row['model_id']})" for row in rows}))
-    devices = ", ".join(sorted({row["device"] for row in rows}))
+    own = [row for row in rows if row["lambda"] is not None]
+    models = ", ".join(sorted({f"{row['model']} ({row['model_id']})" for row in own}))
+    devices = ", ".join(sorted({row["device"] for row in own}))
     versions = ", ".join(sorted({row["version"] for row in rows}))
     crops = sorted({row["crop"] for row in rows if row["crop"] is not None})
     crop = f" · centre crop {', '.join(map(str, crops))}" if crops else ""
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{images} images{crop} · model {escape(models)} · {escape(devices)} · '
-        f"sgacodec {escape(versions)}</p>",
+        f'<p class="quiet">{len({row["name"] for row in rows})} images{crop} · model {escape(models)} · '
+        f"{escape(devices)} · sgacodec {escape(versions)}</p>",
         "<p>Rates are sizes of files; PSNR and MS-SSIM are of the decoded 8-bit images.</p>",
     ]
     body += [f'<p class="bad">{escape(f"{name}: {why}")}</p>' for name, why in summary.failed.items()]
     if summary.left_out:
         names = escape(", ".join(summary.left_out))
         body.append(f'<p class="bad">Not included in the means, as not measured at every setting: {names}</p>')
-    if figure is not None:
-        svg = _svg(figure)
-        body.append(f"<figure>{svg[svg.index('<svg') :]}</figure>")
+    for heading, svg in plots.items():
+        body += [f"<h2>{escape(heading)}</h2>", f"<figure>{svg[svg.index('<svg') :]}</figure>"]
+    if views:
+        body += ["<h2>Pictures</h2>", _comparison(views, lossless)]
     if summary.comparisons:
         body += ["<h2>Bjøntegaard deltas</h2>", _comparison_table(summary.comparisons)]
         body += [f'<p class="quiet">{escape(note)}</p>' for note in _notes(summary.comparisons)]
-    body += ["<h2>Means over the images</h2>", _html_table(_POINT_COLUMNS, summary.points)]
-    table = _html_table(_IMAGE_COLUMNS, rows)
-    body.append(f"<details><summary>All images ({len(rows)} rows)</summary>{table}</details>")
+    if len(summary.costs) > 1:
+        body += ["<h2>Time and gain</h2>", _cost_table(summary.costs)]
+    columns = [c for c in _POINT_COLUMNS if any(point[c[1]] is not None for point in summary.points)]
+    ours = [point for point in summary.points if point["lambda"] is not None]
+    peers = [point for point in summary.points if point["lambda"] is None]
+    body += ["<h2>Means over the images</h2>", _html_table(columns, ours, "means")]
+    if peers:
+        body.append(_folded(f"Other encoders ({len(peers)} points)", _html_table(columns, peers, "peers")))
+    columns = [c for c in _IMAGE_COLUMNS if c in columns or c[1] in ("name", "bytes")]
+    body.append(_folded(f"All images ({len(rows)} rows)", _html_table(columns, rows, "rows")))
+    if views:
+        body.append(f'<script id="views" type="application/json">{_json(views)}</script>')
+        body.append(f"<script>{_asset('report.js')}</script>")
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n" + "\n".join(body) + "\n</html>\n"
+        f'<meta name="viewport" content="width=device-width">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{_asset('report.css')}</style>\n" + "\n".join(body) + "\n</html>\n"
     )
 
 
-def _html_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Row]) -> str:
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(views: Sequence[View]) -> str:
+    """JSON that can stand in a script element."""
+    return json.dumps([asdict(view) for view in views], separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _comparison(views: Sequence[View], lossless: bool) -> str:
+    """The elements that report.js fills; the right picture is at first the last of our variants."""
+    first = sum(variant.lmbda is not None for variant in views[0].variants)
+    lmbda = next(v.lmbda for v in views[0].variants if v.lmbda is not None)
+    shown = (
+        "Pictures are shown without loss."
+        if lossless
+        else "Pictures but those of JPEG, WebP and AVIF files are shown as AVIF of quality 90; the figures are of the "
+        "exact pixels."
+    )
+    return f"""<p class="quiet">λ = {lmbda:g}; other encoders at the size nearest to our smallest file. {shown}
+Keys: ← → move the slider, n and p change the image, d shows the difference (six times as bright).</p>
+<div class="controls">
+<label>image <select id="image"></select></label>
+<label>left <select id="left"></select></label>
+<label>right <select id="right" data-first="{first}"></select></label>
+<label>view <select id="mode"><option value="slider">slider</option><option value="difference">difference</option>
+</select></label>
+<label>zoom <select id="zoom"><option value="0">fit</option><option value="1">1×</option><option value="2">2×</option>
+<option value="4">4×</option></select></label>
+<button type="button" id="previous">‹ previous</button> <button type="button" id="next">next ›</button>
+</div>
+<div class="stage" id="stage" tabindex="0"><div class="pair" id="pair"><img alt=""><img alt="">
+<div class="rule" id="rule"></div></div></div>
+<input type="range" id="position" min="0" max="100" step="0.5" value="50" aria-label="position of the slider">
+<div class="captions"><p id="left-caption"></p><p id="right-caption"></p></div>
+<div class="scroll"><table id="variants"><thead><tr><th class=t>variant</th><th>bpp</th><th>PSNR</th></tr></thead>
+<tbody></tbody></table></div>"""
+
+
+def _cost_table(costs: Sequence[Cost]) -> str:
+    headings = ("curve", f"BD-rate against {costs[0].anchor}", "encode, s/MP", "decode, s/MP")
+    head = "".join(_tag("th", heading, i < 1) for i, heading in enumerate(headings))
+    lines = []
+    for cost in costs:
+        rate = "–" if cost.bd_rate is None else f"{cost.bd_rate:+.2f} %"
+        cells = (cost.curve, rate, f"{cost.seconds_encode:.3g}", f"{cost.seconds_decode:.3g}")
+        lines.append("".join(_tag("td", cell, i < 1) for i, cell in enumerate(cells)))
+    return _table(head, lines, "costs")
+
+
+def _html_table(columns: Sequence[tuple[str, str, str]], rows: Sequence[Row], name: str) -> str:
     head = "".join(_tag("th", heading, column in _TEXT) for heading, column, _ in columns)
     lines = (
         "".join(_tag("td", _show(row[column], form), column in _TEXT) for _, column, form in columns) for row in rows
     )
-    return _table(head, lines)
+    return _table(head, lines, name)
 
 
 def _comparison_table(comparisons: Sequence[Comparison]) -> str:
@@ -247,13 +243,13 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
         better = ' class="good"' if (comparison.bd_rate or 0) < 0 else ""
         names = _tag("td", comparison.curve, True) + _tag("td", comparison.anchor, True)
         lines.append(f"{names}<td{better}>{rate}</td><td>{gain}</td><td>{span}</td>")
-    return _table(head, lines)
+    return _table(head, lines, "deltas")
 
 
 def _tag(tag: str, text: str, left: bool) -> str:
     return f"<{tag}{' class=t' if left else ''}>{escape(text)}</{tag}>"
 
 
-def _table(head: str, lines: Any) -> str:
+def _table(head: str, lines: Iterable[str], name: str) -> str:
     body = "".join(f"<tr>{line}</tr>\n" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table id="{name}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'

@@ -71,13 +71,17 @@ def rounded(row: Row) -> Row:
 
 def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows to a table and flush them to the disk; a new table begins with the header."""
-    text = "".join("\t".join(_cell(row[column]) for column in columns) + "\n" for row in rows)
     with open(path, "a", encoding="utf-8", newline="\n") as file:
-        if file.tell() == 0:
-            text = "\t".join(columns) + "\n" + text
-        file.write(text)
+        file.write(table_text(rows, columns, header=file.tell() == 0))
         file.flush()
         os.fsync(file.fileno())
+
+
+def table_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS, header: bool = True) -> str:
+    """Rows as they are written."""
+    lines = ["\t".join(columns)] if header else []
+    lines += ["\t".join(_cell(row[column]) for column in columns) for row in rows]
+    return "".join(line + "\n" for line in lines)
 
 
 def repair(path: Path) -> None:

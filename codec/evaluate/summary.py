@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..metrics import Curve
 from .curves import Comparison, compare, named_groups
-from .rows import Row, common_images, means
+from .rows import SETTING, Row, common_images, means
 from .sweep import Sweep
 
 SUMMARY = "results.json"
@@ -51,6 +51,8 @@ class Summary:
         Each curve against the first of them, each peer and each anchor.
     costs : list of Cost
         Seconds and BD-rate of each curve and peer.
+    traces : dict
+        Steps of traced refinements by the name of their curve.
     left_out : list of str
         Images that were not measured at every setting.
     failed : dict
@@ -62,6 +64,7 @@ class Summary:
     peers: list[Curve]
     comparisons: list[Comparison]
     costs: list[Cost]
+    traces: dict[str, list[Row]]
     left_out: list[str]
     failed: dict[str, str]
 
@@ -85,6 +88,7 @@ def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
         peers=peers,
         comparisons=comparisons,
         costs=_costs(named, [*sorted(peers, key=_is_not_jpeg), *anchors, *curves]),
+        traces=_traces(named, sweep.traces, {row["name"] for row in rows}),
         left_out=left_out,
         failed=sweep.failed,
     )
@@ -127,3 +131,14 @@ def _costs(named: Sequence[tuple[Curve, list[Row]]], anchors: Sequence[Curve]) -
 
 def _mean_of_ratios(values: Sequence[float], divisors: Sequence[float]) -> float:
     return sum(v / d for v, d in zip(values, divisors, strict=True)) / len(values)
+
+
+def _traces(named: Sequence[tuple[Curve, list[Row]]], rows: Sequence[Row], names: set[str]) -> dict[str, list[Row]]:
+    """The traces of each curve that has some, of the images `names`."""
+    found = {}
+    for curve, group in named:
+        settings = {tuple(point[column] for column in SETTING) for point in group}
+        traces = [r for r in rows if r["name"] in names and tuple(r[column] for column in SETTING) in settings]
+        if traces:
+            found[curve.name] = traces
+    return found

@@ -18,7 +18,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from .rows import (
     key,
     printable,
     read_rows,
+    read_traces,
     repair,
     rounded,
 )
@@ -55,10 +56,13 @@ class Sweep:
         One per image and setting, measured now or read from the table.
     failed : dict
         Error messages by image name.
+    traces : list of Row
+        Steps of the refinements that were traced.
     """
 
     rows: list[Row]
     failed: dict[str, str]
+    traces: list[Row] = field(default_factory=list)
 
 
 def find_images(paths: Iterable[Path]) -> dict[str, Path]:
@@ -143,7 +147,7 @@ def run(
             identity = identities[name] | coder.setting
             row = known.get(key(identity))
             if row is None or (flip and row["flip"] is None):
-                file = out / FILES / _slug(coder.setting) / f"{name}{coder.suffix}"
+                file = file_of(out / FILES, coder, name)
                 try:
                     measured, trace = measure(coder, path, file, flip)
                 except OSError:  # for example a full disk: later results would be lost, too
@@ -161,7 +165,13 @@ def run(
                 rows.append(row)
             if progress is not None:
                 progress(name, message)
-    return Sweep(rows, failed)
+    keys = {key(row) for row in rows if "trace=" in row["options"]}
+    return Sweep(rows, failed, [row for row in read_traces(traces) if key(row) in keys] if keys else [])
+
+
+def file_of(folder: Path, coder: Coder, name: str) -> Path:
+    """The encoded file of an image."""
+    return folder / _slug(coder.setting) / f"{name}{coder.suffix}"
 
 
 def picture_of(path: Path, crop: int | None) -> Picture:
