@@ -1,0 +1,164 @@
+"""Figures of the documents are those of docs/results/; studies and figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fake_evaluation import FakeCodec, write_image
+
+from sgacodec import metrics
+from sgacodec.evaluate import curves, figures, regenerate, rows, studies, sweep
+from sgacodec.evaluate.coders import settings_grid
+from sgacodec.evaluate.studies import Study
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page.relative_to(ROOT).as_posix() for page in regenerate.pages(ROOT)]
+GRID = settings_grid((2e-5, 5e-5, 2e-4), ["none", "ssl"], [50])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_of_the_documents_are_those_of_the_results(page: str) -> None:
+    """Guards against figures that were true of other weights: `python -m sgacodec.evaluate.regenerate`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert regenerate.regenerated(text, ROOT / regenerate.RESULTS) == text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_markers_are_where_markdown_takes_them_for_what_they_are(page: str) -> None:
+    """A comment that begins a line begins a block of HTML: right for a table, wrong in a paragraph."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for match in re.finditer(r"^(.*?)<!-- measured: .+? -->(.*?)<!-- end -->", text, flags=re.DOTALL | re.MULTILINE):
+        assert (match[1] == "") == ("\n" in match[2]), match[0]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, Path]:
+    for i in range(3):
+        write_image(tmp_path / "images" / f"kodim{3 * i + 1:02}.png", i)
+    return sweep.find_images([tmp_path / "images"])
+
+
+@pytest.fixture
+def results(tmp_path: Path, images: dict[str, Path]) -> Path:
+    """A folder with a study of methods none and ssl, and peers."""
+    folder = tmp_path / "results"
+    for study in (Study(name="ours", images="kodak", grid=GRID), Study(name="peers", images="kodak", peers=("jpeg",))):
+        assert studies.run_study(study, images, FakeCodec(), tmp_path / "work", folder, lambda _: None) == []
+    return folder
+
+
+def test_figures_are_computed_from_the_tables(results: Path) -> None:
+    """Guards against figures that are not those of the rows."""
+    none, ssl = curves.load_curves(results / "ours.tsv")
+    jpeg = curves.load_curves(results / "peers.tsv")[0]
+    table = rows.read_rows(results / "ours.tsv")
+
+    def shown(function: str, *arguments: str) -> str:
+        return figures.figure(results, function, arguments)
+
+    rate = metrics.bd_rate(ssl, none)
+    assert rate < 0
+    assert shown("bd-rate", "ours:ssl", "ours:none") == f"−{-rate:.1f} %"
+    assert shown("bd-rate", "ours:ssl, 50 steps", "ours:none", "3") == f"−{-rate:.3f} %"
+    assert shown("saves", "ours:ssl", "ours:none", "1") == f"{-rate:.1f} %"
+    assert shown("needs", "ours:ssl", "ours:none") == f"{-rate:.0f} % fewer"
+    assert shown("needs", "ours:none", "ours:ssl").endswith(" % more")
+    assert shown("bd-rate", "ours:none", "peers:jpeg, 4:2:0") == f"{metrics.bd_rate(none, jpeg):+.1f} %".replace(
+        "-", "−"
+    )
+    gains = [100 * (1 - r["rd_loss"] / r["rd_loss_unrefined"]) for r in table if r["method"] == "ssl"]
+    assert shown("loss", "ours:ssl") == f"{np.mean(gains):.1f} %"
+    assert shown("loss", "ours:ssl", "min") == f"{min(gains):.1f} %"
+    assert (shown("count", "ours:ssl"), shown("count", "ours:ssl", "rows")) == ("3", "9")
+    assert shown("model", "ours:none") == "fake, id 01020304"
+    lines = shown("points", "unrefined=ours:none", "refined=ours:ssl").splitlines()
+    assert lines[0] == "| λ | 2e-05 | 5e-05 | 0.0002 |"
+    assert lines[2] == f"| unrefined: bpp | {' | '.join(f'{v:.4f}' for v in none.bpp)} |"
+    assert lines[5] == f"| PSNR, dB | {' | '.join(f'{v:.2f}' for v in ssl.psnr)} |"
+    assert lines[6].startswith("| true loss, refined / unrefined, mean of images | 0.")
+    deltas = shown("bd-table", "none=ours:none", "ssl=ours:ssl", "--", "JPEG=peers:jpeg, 4:2:0", "ours:none")
+    assert deltas.splitlines()[0] == "| BD-rate against | JPEG | ours:none |"
+    assert deltas.splitlines()[3] == f"| ssl | {metrics.bd_rate(ssl, jpeg):+.1f} % | {rate:+.1f} % |".replace("-", "−")
+    costs = shown("costs", "JPEG=peers:jpeg, 4:2:0", "ssl=ours:ssl").splitlines()[2].split(" | ")
+    assert costs[1] == f"{metrics.bd_rate(ssl, jpeg):+.1f} %".replace("-", "−")
+
+
+def test_text_between_markers_is_replaced_and_nothing_else(results: Path, tmp_path: Path) -> None:
+    """Guards against documents that are damaged, and against an outdated one that passes the check."""
+    marker = "<!-- measured: count ours:ssl rows -->"
+    page = tmp_path / "README.md"
+    page.write_text(
+        f"a {marker}7<!-- end -->, b\n\n<!-- measured: points ours:none --><!-- end -->\n", encoding="utf-8"
+    )
+    (tmp_path / "docs").mkdir()
+    results.rename(tmp_path / "docs" / "results")
+
+    def run(*arguments: str) -> int:
+        return CliRunner().invoke(regenerate.main, ["--root", str(tmp_path), *arguments]).exit_code
+
+    assert run("--check") == 1
+    assert run() == 0
+    assert run("--check") == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"a {marker}9<!-- end -->, b\n\n<!-- measured: points ours:none -->\n\n| λ | 2e-05")
+    assert text.endswith("|\n\n<!-- end -->\n")
+
+
+@pytest.mark.parametrize(
+    ("marker", "why"),
+    [
+        ("magic ours", "none of bd-rate"),
+        ("bd-rate ours:ssl", "anchor"),
+        ("bd-rate ours:ssl missing", "missing.tsv"),
+        ("bd-rate ours:atanh ours:none", "the curves are 'none', 'ssl, 50 steps'"),
+        ("bd-rate ours ours:none", "the curves are"),
+    ],
+)
+def test_a_marker_that_gives_no_figure_is_an_error_that_names_it(results: Path, marker: str, why: str) -> None:
+    """Guards against a figure that silently stays as it was."""
+    with pytest.raises(ValueError, match=re.escape(marker)) as error:
+        regenerate.regenerated(f"<!-- measured: {marker} -->1<!-- end -->", results)
+    assert why in str(error.value)
+    with pytest.raises(ValueError, match="without <!-- end -->"):
+        regenerate.regenerated("<!-- measured: count ours:ssl -->1", results)
+
+
+# ------------------------------------------------------------------------------------------------------ studies
+
+
+def test_a_table_is_replaced_only_when_its_study_is_complete(tmp_path: Path, images: dict[str, Path]) -> None:
+    """Guards against documents over a part of the images, and against losing what was measured before."""
+    study = Study(name="ours", images="kodak", grid=GRID[3:4], trace=10)
+    broken = write_image(tmp_path / "images" / "kodim10.png", 5)
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    log: list[str] = []
+    work, folder = tmp_path / "work", tmp_path / "results"
+    problems = studies.run_study(study, images | {"kodim10.png": broken}, FakeCodec(), work, folder, log.append)
+    assert [p.split(":")[:2] for p in problems] == [["ours", " kodim10.png"]]
+    assert not folder.exists()
+    assert [line.split()[1] for line in log] == ["1/4", "2/4", "3/4", "4/4"]
+    broken.write_bytes(whole)
+    codec = FakeCodec()
+    assert studies.run_study(study, images | {"kodim10.png": broken}, codec, work, folder, log.append) == []
+    assert len(codec.encoded) == 1  # the others are not measured again
+    assert len(rows.read_rows(folder / "ours.tsv")) == 4
+    assert len(rows.read_traces(folder / "ours-traces.tsv")) == 8
+
+
+def test_studies_need_their_images(tmp_path: Path, images: dict[str, Path]) -> None:
+    """A folder that is not given or incomplete is one line, before anything is measured."""
+    for arguments, why in (
+        (["kodak-lite-none"], "needs --kodak"),
+        (["held-out-peers", "--kodak", tmp_path / "images"], "needs --held-out"),
+        (["kodak-crops-lite-ssl", "--kodak", tmp_path / "images"], "lacks kodim10.png, kodim13.png"),
+        (["magic"], "none of kodak-lite-none"),
+    ):
+        result = CliRunner().invoke(studies.main, [*map(str, arguments), "--work", str(tmp_path / "work")])
+        assert result.exit_code in (1, 2)
+        assert why in result.stderr
+        assert not (tmp_path / "work").exists()
