@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Decoded", "Encoded", "Settings", "__version__", "decode", "encode"]
+__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Settings", "__version__", "decode", "encode"]
+
+_MODULES = {"Decoded": "reading", "Picture": "picture", "Settings": "settings", "decode": "decoding"}  # without torch
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from . import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(f".{_MODULES.get(name, 'api')}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "compressai"):
+            raise
+        message = f"{__name__}.{name} needs {error.name}, which is not installed: pip install sgacodec"
+        raise ModuleNotFoundError(message, name=error.name) from None

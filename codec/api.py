@@ -6,7 +6,6 @@ decode   .sga ─read─► bytes ─unpack─► integers ─render─► pixel
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import time
@@ -17,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from . import bitstream, latents
-from .alpha import decode_alpha, encode_alpha
+from .alpha import encode_alpha
 from .batching import batch_key
 from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
 from .device import device_of
 from .image import read_image
 from .models.cache import LevelCache
 from .models.level import LevelModel
-from .networks.architecture import HYPER_STRIDE, padded_size
+from .networks.architecture import padded_size
 from .picture import Picture
-from .pixels import to_grey
 from .rate_control import Figures, has_target, search
+from .reading import Decoded, log_hash, picture_of, read_file
 from .refine.loop import Progress, Trace, TracePoint, refine
 from .refine.problem import Problem
 from .refine.start import starting_point
@@ -35,11 +34,7 @@ from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement, decoding_report, encoding_report
 from .settings import Settings
 
-__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "Trace", "TracePoint", "decode", "encode"]
-
-log = logging.getLogger(__name__)
-
-_PADDED_MINIMUM = 2**20  # padded pixels that are decoded whatever `max_pixels` is, so that 1 allows an image of 1 × 1
+__all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "Trace", "TracePoint", "encode"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +44,6 @@ class Encoded:
     data: bytes
     report: dict[str, Any]
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded picture, and the report of `Codec.decode`."""
-
-    picture: Picture
-    report: dict[str, Any]
 
 
 class Codec:
@@ -182,15 +169,13 @@ class Codec:
             When the model it needs is not there.
         """
         start = time.perf_counter()
-        file = bitstream.read(data, max_pixels)
-        _check_padded_size(file.width, file.height, max_pixels)
+        file = read_file(data, max_pixels)
         level = self.levels.for_decoding(file)
         received = latents.unpack(level, file.z, file.y, file.height, file.width)
         pixels = latents.render(level, received, file.height, file.width)
-        _trace("z, y", received.digest().encode())
-        _trace("pixels", pixels.tobytes())
-        alpha = None if file.alpha is None else decode_alpha(file.alpha, file.width, file.height)
-        picture = Picture(to_grey(pixels) if file.grey else pixels, file.grey, alpha, file.icc, file.exif, file.xmp)
+        log_hash("z, y", received.digest().encode())
+        log_hash("pixels", pixels.tobytes())
+        picture = picture_of(file, pixels)
         report = decoding_report(level, file, received.digest(), time.perf_counter() - start)
         return Decoded(picture, report)
 
@@ -201,14 +186,6 @@ def encode(
     """Encode one image, a path or a Picture, to the content of a .sga file; `Codec` also takes batches and devices."""
     picture = source if isinstance(source, Picture) else read_image(source)
     return Codec(model).encode([picture], settings)[0].data
-
-
-def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) -> Picture:
-    """Decode a .sga file, given by its path or its content."""
-    if not isinstance(source, bytes):
-        with open(source, "rb") as file:
-            source = bitstream.read_stream(file)
-    return Codec(model).decode(source).picture
 
 
 def _encode_batch(
@@ -268,20 +245,6 @@ def _file(level: LevelModel, picture: Picture, z: bytes, y: bytes) -> bytes:
     return bitstream.write(file)
 
 
-def _check_padded_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse sizes of which padding is the larger part: 1 × 2²⁸ pixels take the memory of 64 × 2²⁸.
-
-    Raises
-    ------
-    FormatError
-    """
-    if math.prod(padded_size(height, width)) > max(2 * max_pixels, _PADDED_MINIMUM):
-        raise bitstream.FormatError(
-            f"{width} x {height} pixels, padded to multiples of {HYPER_STRIDE}, are more than twice the limit of "
-            f"{max_pixels} (--max-pixels raises it)"
-        )
-
-
 def _batches(pictures: Sequence[Picture]) -> list[list[int]]:
     """Indexes of the pictures of each batch; a picture that needs tiles is a batch of its own."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -290,11 +253,3 @@ def _batches(pictures: Sequence[Picture]) -> list[list[int]]:
         alone = i if needs_tiles(height, width) else -1
         groups.setdefault((height, width, grey, alone), []).append(i)
     return list(groups.values())
-
-
-def _trace(stage: str, content: bytes) -> None:
-    """Log a hash of the result of a decoding stage, to compare two machines whose pictures differ."""
-    if log.isEnabledFor(logging.DEBUG):
-        import hashlib
-
-        log.debug("%s %s", stage, hashlib.sha256(content).hexdigest())

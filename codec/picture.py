@@ -1,4 +1,4 @@
-"""The record of a decoded image: what the codec codes, whatever file it came from. Standard library only."""
+"""The record of a decoded image: what the codec codes, whatever file it came from. Imports numpy on use only."""
 
 from __future__ import annotations
 
@@ -48,3 +48,11 @@ class Picture:
 def named(file: object, problem: str) -> str:
     """The message of an error in a file, which begins with its path if it has one."""
     return f"{os.fspath(file)}: {problem}" if isinstance(file, (str, os.PathLike)) else problem
+
+
+def to_grey(pixels: np.ndarray) -> np.ndarray:
+    """Replace the channels of (H, W, 3) uint8 by their rounded mean, as docs/format.md specifies for grey files."""
+    import numpy as np
+
+    mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3  # a third is never halfway between integers
+    return np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)

@@ -1,7 +1,7 @@
 """8-bit pixels ↔ tensors.
 
     Picture.pixels ─ to_tensor ─ pad ─► x (1, 3, H', W') in 0..1
-    Picture.pixels ◄ to_grey ─ to_pixels ◄─────────────── x̂
+    Picture.pixels ◄────────── to_pixels ◄─────────────── x̂
 
 Pixels are (H, W, 3) uint8. torch is imported only by the functions that take or return tensors.
 """
@@ -52,12 +52,6 @@ def to_pixels(x: Tensor) -> np.ndarray:
 
     planes = x.detach()[0].float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
     return np.ascontiguousarray(planes.permute(1, 2, 0).cpu().numpy())
-
-
-def to_grey(pixels: np.ndarray) -> np.ndarray:
-    """Replace the channels of (H, W, 3) uint8 by their rounded mean, as docs/format.md specifies for grey files."""
-    mean = (pixels.sum(axis=2, dtype=np.uint16) + 1) // 3  # a third is never halfway between integers
-    return np.repeat(mean.astype(np.uint8)[..., None], 3, axis=2)
 
 
 def pad(x: Tensor, multiple: int) -> Tensor:

@@ -101,6 +101,13 @@ def _encode(picture: Picture, settings: Settings) -> Encoded:
     return Encoded(data, {**report, "rd_loss": np.float32(1.5), "rd_loss_unrefined": 2.0})
 
 
+def decoding() -> types.ModuleType:
+    """Return a module to stand in for sgacodec.decoding."""
+    module = types.ModuleType("sgacodec.decoding")
+    module.open_decoder = lambda model, device, files: Codec(model, device)  # type: ignore[attr-defined]
+    return module
+
+
 def install() -> types.ModuleType:
     """Return a module to stand in for sgacodec.api."""
     module = types.ModuleType("sgacodec.api")
@@ -113,6 +120,7 @@ if __name__ in ("__main__", "__mp_main__"):  # also in the processes of --jobs
     for _value in (Settings, Encoded, Decoded, Progress, Codec):
         _value.__module__ = "sgacodec.api"  # so that they can be pickled
     sys.modules["sgacodec.api"] = install()
+    sys.modules["sgacodec.decoding"] = decoding()
     sys.modules["torch"] = _torch = types.ModuleType("torch")  # importing the real one takes seconds
     _torch.get_num_threads, _torch.set_num_threads = lambda: 2, lambda count: None  # type: ignore[attr-defined]
 

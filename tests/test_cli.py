@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +44,27 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     """Run the command line in an empty folder, with the fake codec and no installed models."""
     from sgacodec.cli import batch
 
     monkeypatch.setitem(sys.modules, "sgacodec.api", fake_codec.install())
+    monkeypatch.setitem(sys.modules, "sgacodec.decoding", fake_codec.decoding())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path / "models"))
     fake_codec.CALLS.clear()
     fake_codec.OPENED.clear()
     batch.open_codec.cache_clear()
+    batch.open_decoder.cache_clear()
 
     def invoke(*args: str, data: bytes | None = None) -> Result:
         result = CliRunner().invoke(main, list(args), input=data)
         assert "Traceback" not in result.output
         return result
 
-    return invoke
+    yield invoke
+    batch.open_codec.cache_clear()  # of fake codecs
+    batch.open_decoder.cache_clear()
 
 
 @pytest.fixture

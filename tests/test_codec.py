@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sgacodec
 from sgacodec import api, bitstream, latents
 from sgacodec.api import Codec, Settings
 from sgacodec.image import read_image
@@ -175,10 +176,11 @@ def test_batch_is_the_single_images(small: Codec, photograph: np.ndarray) -> Non
 
 def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Path) -> None:
     """The functions `encode` and `decode` take and give what the README says."""
-    data = api.encode(Picture(photograph[:30, :40]), PLAIN, model=str(tiny_path))
+    data = sgacodec.encode(Picture(photograph[:30, :40]), PLAIN, model=str(tiny_path))
     (tmp_path / "x.sga").write_bytes(data)
     assert np.array_equal(
-        api.decode(data, model=str(tiny_path)).pixels, api.decode(tmp_path / "x.sga", model=str(tiny_path)).pixels
+        sgacodec.decode(data, model=str(tiny_path)).pixels,
+        sgacodec.decode(tmp_path / "x.sga", model=str(tiny_path)).pixels,
     )
 
 

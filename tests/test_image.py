@@ -27,8 +27,8 @@ from sgacodec.alpha import decode_alpha, encode_alpha, fill_transparent
 from sgacodec.bitstream import FormatError
 from sgacodec.image import read_image
 from sgacodec.image_writer import write_image
-from sgacodec.picture import ImageError, Picture
-from sgacodec.pixels import pad, to_grey, to_pixels, to_tensor
+from sgacodec.picture import ImageError, Picture, to_grey
+from sgacodec.pixels import pad, to_pixels, to_tensor
 
 RNG = np.random.default_rng(7)
 H, W = 23, 37

@@ -24,6 +24,7 @@ from .files import STREAM, Task, shown, write_bytes
 
 if TYPE_CHECKING:
     from ..api import Codec
+    from ..decoder.decode import PictureDecoder
 
 
 @dataclass(frozen=True)
@@ -225,12 +226,50 @@ def open_codec(model: str | None, device: str, jobs: int) -> Codec:
         import torch
 
         torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-    try:
+    with _missing_device_reported():
         return Codec(model, device)
+
+
+@functools.lru_cache(maxsize=1)
+def open_decoder(model: str | None, device: str, files: int) -> PictureDecoder | Codec:
+    """The decoder of this process for a number of files, made once.
+
+    Raises
+    ------
+    As `open_codec`.
+    """
+    from ..decoding import open_decoder
+
+    with _missing_device_reported():
+        return open_decoder(model, device, files)
+
+
+@contextlib.contextmanager
+def _missing_device_reported() -> Iterator[None]:
+    """Raise a usage error if the block finds that there is no such device."""
+    try:
+        yield
     except ValueError as error:
-        if exit_code(error) == FAILED:  # there is no such device
+        if exit_code(error) == FAILED:
             raise click.UsageError(one_line(error)) from None
         raise
+
+
+@contextlib.contextmanager
+def threads_shared(jobs: int) -> Iterator[None]:
+    """Give each process that is started in the block its share of the CPU's threads, for numpy."""
+    share = str(max(1, _cores() // jobs))
+    names = [name for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ]
+    os.environ.update(dict.fromkeys(names, share))
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

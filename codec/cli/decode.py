@@ -25,6 +25,7 @@ class Job:
     format: str | None
     strip: bool
     jobs: int = 1
+    files: int = 1
 
 
 @click.command(short_help="Turn .sga files back into images.")
@@ -74,7 +75,7 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)))
+    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), len(tasks))
     with batch.stoppable(), output.progress(out, "decode", len(tasks)):
         ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
 
@@ -99,9 +100,10 @@ def _describe(outcome: Outcome) -> str:
 def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
     if job.jobs > 1:
         batch.check_model(job.model)
-        yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
+        with batch.threads_shared(job.jobs):
+            yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
         return
-    batch.open_codec(job.model, job.device, job.jobs)  # an error here is one for all files
+    batch.open_decoder(job.model, job.device, job.files)  # an error here is one for all files
     for task in tasks:
         yield decode_file(task, job)
 
@@ -113,7 +115,7 @@ def decode_file(task: Task, job: Job) -> Outcome:
 
     try:
         data = files.read_sga(task.source, job.max_pixels)
-        decoded = batch.open_codec(job.model, job.device, job.jobs).decode(data, max_pixels=job.max_pixels)
+        decoded = batch.open_decoder(job.model, job.device, job.files).decode(data, max_pixels=job.max_pixels)
         picture = stripped(decoded.picture) if job.strip else decoded.picture
         image = io.BytesIO()
         written = write_image(picture, image, job.format or extension_of(task.destination))

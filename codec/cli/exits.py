@@ -13,6 +13,8 @@ BAD_FILE = 3  # not a valid .sga file, or damaged
 NO_MODEL = 4  # model not found, or damaged
 INTERRUPTED = 130  # 128 + SIGINT
 
+_HEAVY = {"torch", "compressai", "matplotlib", "bjontegaard", "pytorch_msssim"}  # packages that decoding does without
+
 
 def debugging() -> bool:
     """Whether errors are shown as tracebacks (SGACODEC_DEBUG=1)."""
@@ -41,6 +43,8 @@ def one_line(error: BaseException) -> str:
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ModuleNotFoundError) and error.name in _HEAVY:
+        return f"this needs {error.name}, which is not installed here: pip install sgacodec"
     text = " ".join(str(error).split())
     meant = isinstance(error, (click.ClickException, ValueError, LookupError, OSError))
     if text and meant and not isinstance(error, (KeyError, IndexError)):

@@ -173,7 +173,9 @@ def new_bar(count: Any) -> Any:
 @contextlib.contextmanager
 def progress(out: Output, verb: str, files: int) -> Iterator[None]:
     """Show a progress bar on a terminal's standard error while the block runs."""
-    if out.quiet or not is_terminal(sys.stderr):
+    from importlib.util import find_spec
+
+    if out.quiet or not is_terminal(sys.stderr) or find_spec("rich") is None:  # a receiver may lack it
         yield
         return
     from rich.progress import MofNCompleteColumn

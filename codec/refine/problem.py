@@ -19,8 +19,8 @@ from ..memory import release_free_memory
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
 from ..networks.architecture import padded_size
-from ..picture import ImageError, Picture
-from ..pixels import to_grey, window
+from ..picture import ImageError, Picture, to_grey
+from ..pixels import window
 from ..tiling import Box, slices
 
 MS_SSIM_SCALE = 1290.0  # λ·255²·MSE ↔ λ·1290·(1 − MS-SSIM): the ratio of CompressAI's two ladders of λ

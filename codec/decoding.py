@@ -1,0 +1,82 @@
+"""Decode with the decoder that is ready first: numpy on a CPU, torch on CUDA where there is much to decode.
+
+Importing torch takes longer than decoding a picture with numpy, and a receiver may not have it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from .bitstream import read_stream
+from .decoder.decode import PictureDecoder
+from .device import check_device_name
+from .picture import Picture
+
+if TYPE_CHECKING:
+    from .api import Codec
+
+MANY = 16  # files for which it is worth waiting for torch and CUDA
+
+
+def open_decoder(model: str | None = None, device: str = "auto", files: int = 1) -> PictureDecoder | Codec:
+    """A decoder for a number of files; both kinds have `decode`, with the same parameters, result and errors.
+
+    Parameters
+    ----------
+    model : str, optional
+        Name or path of the only model to use. None: the one that a file names.
+    device : str
+        "auto" (CUDA where there is one, and at least `MANY` files), "cpu", "cuda" or "cuda:1".
+    files : int
+        How many there are to decode.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelError
+        When the named model does not exist or is damaged.
+    ModuleNotFoundError
+        When CUDA is asked for, and torch is not installed.
+    ValueError
+        When there is no such device.
+    """
+    check_device_name(device)
+    if device.startswith("cuda") or (device == "auto" and files >= MANY and _cuda_is_likely()):
+        from .api import Codec
+
+        return Codec(model, device)
+    return PictureDecoder(model)
+
+
+def _cuda_is_likely() -> bool:
+    """Whether torch and an NVIDIA driver are installed, without importing torch; the driver's devices may be hidden."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    driver = os.path.exists("/dev/nvidiactl") or shutil.which("nvidia-smi") is not None
+    return not hidden and driver and importlib.util.find_spec("torch") is not None
+
+
+def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) -> Picture:
+    """Decode a .sga file, given by its path or its content, on the CPU; `Codec.decode` also uses CUDA.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be read.
+    FormatError
+        When it is not a .sga file, or damaged.
+    ModelNotFoundError, ModelError
+        When its model is not installed or damaged.
+    """
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = read_stream(file)
+    return shared_decoder(model).decode(source).picture
+
+
+@functools.lru_cache(maxsize=4)
+def shared_decoder(model: str | None = None) -> PictureDecoder:
+    """The decoder of this process for a model, made once: its models stay loaded."""
+    return PictureDecoder(model)

@@ -1,0 +1,211 @@
+"""The decoder without torch against the reference: the same integers, pixels within 1/255."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from tiny_model import exported, untrained
+
+from sgacodec.api import Codec, Settings
+from sgacodec.bitstream import FormatError
+from sgacodec.coding import hyper_decoder
+from sgacodec.coding.passes import fingerprint as reference_fingerprint
+from sgacodec.decoder import layers, prior, synthesis
+from sgacodec.decoder import model as reading
+from sgacodec.decoder.decode import PictureDecoder
+from sgacodec.decoder.layers import layer_of
+from sgacodec.decoder.model import read_model
+from sgacodec.decoder.prior import fingerprint
+from sgacodec.models.catalogue import ModelError, ModelNotFoundError, read_info
+from sgacodec.models.file import model_id, write_model
+from sgacodec.models.level import Model
+from sgacodec.networks.architecture import Architecture
+from sgacodec.picture import Picture
+
+PLAIN = Settings(method="none")
+NETWORKS = ("exp", "linear", "groups")
+
+
+@pytest.fixture(scope="module")
+def with_body(photograph: np.ndarray) -> Model:
+    """A small `lite` model whose g_s has a body with effect."""
+    a = Architecture("lite", N=4, M=6, scale="exp", width=13, hidden=4, inner=4, body_width=4, body_blocks=2)
+    model = untrained(a, photograph)
+    for branch in (model.g_s.body[-1], model.g_s.filter[-1]):
+        branch.weight.data.normal_(std=0.05)
+    return exported(model, photograph)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory, contexts: dict[str, Model], with_body: Model) -> Iterator:
+    """A function from the name of a small model to its file."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in (contexts | {"body": with_body}).items():
+        write_model(model, folder / f"{name}.safetensors")
+    return lambda name: folder / f"{name}.safetensors"
+
+
+def both(path: Path, pixels: np.ndarray, lmbda: float = 0.0075, **fields: object) -> tuple[Picture, Picture]:
+    """The picture that each decoder makes of one file; the integers must be equal, the pixels nearly."""
+    codec = Codec(str(path), device="cpu")
+    data = codec.encode([Picture(pixels, **fields)], Settings(lmbda=lmbda, method="none"))[0].data
+    reference, found = codec.decode(data), PictureDecoder(str(path)).decode(data)
+    for report in (reference.report, found.report):
+        del report["seconds"]
+    assert found.report == reference.report
+    assert np.abs(found.picture.pixels.astype(int) - reference.picture.pixels).max() <= 1
+    return found.picture, reference.picture
+
+
+@pytest.mark.parametrize("case", ["colour", "grey-alpha", "context", "refined"])
+def test_golden_files(case: str, tiny_path: Path, context_path: Path) -> None:
+    """Files of format version 1 decode to the recorded integers without torch, too."""
+    path = tiny_path if case in ("colour", "grey-alpha") else context_path
+    decoded = PictureDecoder(str(path)).decode((GOLDEN / f"{case}.sga").read_bytes())
+    assert decoded.report["integers"] == json.loads((GOLDEN / f"{case}.json").read_text("utf-8"))["integers"]
+    with Image.open(GOLDEN / f"{case}.png") as shown:
+        assert np.abs(np.array(shown).astype(int) - decoded.picture.pixels).max() <= 1
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "body"])
+@pytest.mark.parametrize("lmbda", [0.0016, 0.045])
+def test_both_decoders_agree(name: str, lmbda: float, model_path, photograph: np.ndarray) -> None:
+    """Guards against an error in one family, scale or order of passes that golden files do not cover."""
+    both(model_path(name), photograph[100:230, 200:401], lmbda)
+
+
+def test_the_built_in_model(lite_path: Path, photograph: np.ndarray) -> None:
+    alpha = np.tile(np.arange(99, dtype=np.uint8), (77, 1))
+    found, reference = both(lite_path, photograph[:77, :99], grey=False, alpha=alpha, exif=b"II*\0\x08\0\0\0\0\0")
+    assert (found.alpha == reference.alpha).all()
+    assert (found.exif, found.grey) == (reference.exif, reference.grey)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "body"])
+def test_strips_and_tiles_change_nothing(
+    name: str, model_path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against seams in pictures of many megapixels, whose strips and tiles are forced on a small one here."""
+    path = model_path(name)
+    pixels = np.tile(photograph[:100, :90], (3, 3, 1))
+    whole, _ = both(path, pixels)
+    monkeypatch.setattr(prior, "_STRIP", 1)
+    monkeypatch.setattr(prior, "_BLOCK", 1)
+    for constant in ("_BODY", "_LATENTS", "_COLUMNS"):
+        monkeypatch.setattr(synthesis, constant, 1)
+    monkeypatch.setattr(synthesis, "_TILE", 128)
+    monkeypatch.setattr(synthesis, "_BLOCK", 7)
+    cut, _ = both(path, pixels)
+    assert np.abs(cut.pixels.astype(int) - whole.pixels).max() <= 1
+    assert (cut.pixels != whole.pixels).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saturated_networks(name: str, model_path, contexts: dict[str, Model]) -> None:
+    """The self-test, whose symbols saturate activations, gives the result of the reference at every level."""
+    model = read_model(model_path(name))
+    for level in range(model.levels):
+        assert fingerprint(model.prior(level)) == reference_fingerprint(contexts[name].prior(level))
+
+
+def test_arithmetic_that_is_not_exact_is_noticed(model_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against pictures of noise on a machine whose GEMM rounds."""
+    exact = prior.finished
+    monkeypatch.setattr(prior, "finished", lambda layer, sums, bias=None: exact(layer, sums * (1 - 2.0**-20), bias))
+    with pytest.raises(ModelError, match="does not give the recorded result"):
+        read_model(model_path("exp"))
+
+
+def test_sums_that_float64_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound of a layer is the largest that it can have, and no more."""
+    monkeypatch.setattr(layers, "ACTIVATION_MAX", 2**37)  # so that three weights suffice
+    bias, shift = np.zeros(1, np.int64), np.ones(1, np.uint8)
+    fitting = np.full((1, 2, 1, 1), 32767, np.int16)
+    layer_of(fitting, bias, shift, 0)
+    with pytest.raises(ValueError, match=r"2\^53"):
+        layer_of(np.full((1, 3, 1, 1), 32767, np.int16), bias, shift, 0)
+    with pytest.raises(ValueError, match=r"2\^63"):
+        layer_of(fitting, bias, shift, 1100)
+    with pytest.raises(ValueError, match=r"2\^63"):
+        layer_of(fitting, np.full(1, -(2**62), np.int64), shift, 0)
+    with pytest.raises(ValueError, match="shift"):
+        layer_of(fitting, bias, np.zeros(1, np.uint8), 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("exact.0.weight", lambda v: v[:-1]),
+        ("exact.gains.mean", lambda v: v - 2**31),
+        ("exact.thresholds", lambda v: v[::-1].copy()),
+        ("exact.2.shift", lambda v: v * 0),
+        ("tables.z.frequencies", lambda v: v[:-1]),
+        ("tables.z.frequencies", lambda v: v + 1),
+        ("trunk.g_s.pixels.weight", lambda v: v[:-1]),
+        ("exact.context.1.near.weight", lambda v: v[:-1]),
+        ("exact.gains.context", lambda v: v[:, :1]),
+        ("exact.context.0.mix.bias", lambda v: v + 1),
+    ],
+)
+def test_damaged_models_are_refused(
+    key: str, change, model_path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a traceback, or a picture of noise, where a model of the right id breaks a limit of the format."""
+    path = model_path("exp")
+    tensors, info = load_file(path), read_info(path)
+    tensors[key] = np.ascontiguousarray(change(tensors[key]))
+    damaged = tmp_path / "damaged.safetensors"
+    save_file(tensors, damaged, metadata={"sgacodec": json.dumps(info.metadata)})
+    with pytest.raises(ModelError, match="the id is not that of the tensors"):
+        read_model(damaged)
+    monkeypatch.setattr(reading, "_id", lambda tensors, metadata: metadata["id"])
+    monkeypatch.setattr(reading, "fingerprint", lambda prior: info.metadata["fingerprint"])
+    with pytest.raises(ModelError, match="damaged model file"):
+        read_model(damaged).at(0)
+
+
+def test_ids_agree(contexts: dict[str, Model], model_path) -> None:
+    """Both readers hash the same bytes: a model that one accepts is not refused by the other."""
+    tensors = load_file(model_path("groups"))
+    metadata = contexts["groups"].metadata
+    needed = {key: value for key, value in sorted(tensors.items()) if key.startswith(reading._PREFIXES)}
+    import torch
+
+    assert reading._id(needed, metadata) == metadata["id"]
+    assert model_id({key: torch.from_numpy(value) for key, value in tensors.items()}, metadata) == metadata["id"]
+
+
+def test_files_of_another_model_or_level(context_path: Path, tiny_path: Path) -> None:
+    data = (GOLDEN / "colour.sga").read_bytes()
+    with pytest.raises(ModelNotFoundError, match="the file needs the model with id"):
+        PictureDecoder(str(context_path)).decode(data)
+    with pytest.raises(ModelNotFoundError, match="which is not installed"):
+        PictureDecoder().decode(data)
+    with pytest.raises(FormatError, match="limit of 100 "):
+        PictureDecoder(str(tiny_path)).decode(data, max_pixels=100)
+
+
+def test_constants_are_those_of_the_reference() -> None:
+    assert prior.MU_BITS == hyper_decoder.MU_BITS
+    assert prior.UPSAMPLING == hyper_decoder.UPSAMPLING
+
+
+def test_decoding_imports_no_torch(tiny_path: Path) -> None:
+    """Guards against decoding that takes seconds to start, and cannot without torch."""
+    program = f"""
+import sys
+from sgacodec.decoder.decode import PictureDecoder
+PictureDecoder({str(tiny_path)!r}).decode(open({str(GOLDEN / "colour.sga")!r}, "rb").read())
+print([name for name in ("torch", "compressai") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

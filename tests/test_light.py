@@ -1,0 +1,105 @@
+"""What works where torch is not installed: everything that a receiver of .sga files needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, ROOT
+from PIL import Image
+
+HIDDEN = ("torch", "compressai", "rich", "matplotlib", "bjontegaard", "pytorch_msssim")
+# A program that runs the command line, or code, as if these packages were not installed.
+LAUNCHER = f"""
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HIDDEN!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Refuse())
+if sys.argv[1] == "-c":
+    exec(sys.argv[2])
+else:
+    sys.argv[0] = "sgacodec"
+    runpy.run_module("sgacodec", run_name="__main__")
+"""
+
+
+def light(*args: str, code: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command line without torch; it must end with the exit code."""
+    done = subprocess.run([sys.executable, "-c", LAUNCHER, *args], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_decoding_needs_no_torch(tmp_path: Path, context_path: Path) -> None:
+    """Guards against a receiver that cannot open a file; all its commands in one run each."""
+    names = [str(GOLDEN / f"{case}.sga") for case in ("context", "refined")]
+    light("decode", *names, "--out-dir", str(tmp_path), "--model", str(context_path), "--json", "--strip")
+    for case in ("context", "refined"):
+        with Image.open(tmp_path / f"{case}.png") as im, Image.open(GOLDEN / f"{case}.png") as golden:
+            assert im.size == golden.size
+    assert "120×70" in light("info", names[0]).stdout
+    assert "lite" in light("models", "list").stdout
+    code = f"import sgacodec; print(sgacodec.decode({names[0]!r}, model={str(context_path)!r}).pixels.shape)"
+    assert light("-c", code).stdout == "(70, 120, 3)\n"
+
+
+def test_what_needs_torch_says_what_to_install(tmp_path: Path) -> None:
+    """Guards against a traceback, or no hint, where a light installation is asked to encode."""
+    picture = str(GOLDEN / "context.png")
+    hint = "sgacodec: this needs torch, which is not installed here: pip install sgacodec\n"
+    assert light("encode", picture, str(tmp_path / "x.sga"), code=1).stderr == hint
+    assert light("models", "verify", code=1).stderr == hint
+    names = [str(GOLDEN / "context.sga"), str(tmp_path / "x.png")]
+    assert light("decode", *names, "--device", "cuda", code=1).stderr == hint
+    code = "import sgacodec\ntry: sgacodec.encode\nexcept ImportError as error: print(error)"
+    assert light("-c", code).stdout == "sgacodec.encode needs torch, which is not installed: pip install sgacodec\n"
+
+
+def test_requirements_of_a_receiver() -> None:
+    """The light list is a part of the whole one, with the same versions."""
+    listed = (ROOT / "requirements-decode.txt").read_text().splitlines()
+    light_ones = {line for line in listed if line and not line.startswith("#")}
+    project = re.search(
+        r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert project is not None
+    assert light_ones < set(re.findall(r'"(.*?)"', project[1]))
+
+
+@pytest.mark.skipif("SGACODEC_TEST_INSTALL" not in os.environ, reason="downloads packages: SGACODEC_TEST_INSTALL=1")
+def test_a_fresh_light_environment(tmp_path: Path) -> None:
+    """The commands of the README install a receiver of less than 150 MB, which decodes with the built-in model."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = str(tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    before = _size(tmp_path / "venv")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-r", str(ROOT / "requirements-decode.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
+    assert _size(tmp_path / "venv") - before < 150e6
+    from sgacodec.api import Codec, Settings
+    from sgacodec.image import read_image
+
+    picture = read_image(GOLDEN / "colour.png")
+    data = Codec("lite", device="cpu").encode([picture], Settings(method="none"))[0].data
+    (tmp_path / "x.sga").write_bytes(data)
+    command = [python, "-m", "sgacodec"]
+    subprocess.run([*command, "decode", "x.sga", "x.png"], check=True, cwd=tmp_path)
+    with Image.open(tmp_path / "x.png") as im:
+        assert im.size == picture.pixels.shape[1::-1]
+    assert (
+        b"colour" in subprocess.run([*command, "info", "x.sga"], check=True, cwd=tmp_path, capture_output=True).stdout
+    )
+    refused = subprocess.run([*command, "encode", "x.png", "y.sga"], cwd=tmp_path, capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
