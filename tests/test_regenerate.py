@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from fake_evaluation import FakeCodec, write_image
 
 from sgacodec import metrics
-from sgacodec.evaluate import curves, figures, regenerate, rows, studies, sweep
+from sgacodec.evaluate import curves, figures, paper, paper_plots, regenerate, rows, studies, sweep
 from sgacodec.evaluate.coders import settings_grid
 from sgacodec.evaluate.studies import Study
+from sgacodec.refine.relaxations import relax
+from sgacodec.rounding import rounding
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page.relative_to(ROOT).as_posix() for page in regenerate.pages(ROOT)]
@@ -28,11 +33,12 @@ def test_figures_of_the_documents_are_those_of_the_results(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_markers_are_where_markdown_takes_them_for_what_they_are(page: str) -> None:
-    """A comment that begins a line begins a block of HTML: right for a table, wrong in a paragraph."""
+def test_markers_that_begin_a_line_are_blocks(page: str) -> None:
+    """In a paragraph Markdown would end the paragraph there, and show the rest of the line as HTML."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    for match in re.finditer(r"(\n?)<!-- measured: [^\n]+? -->(.*?)<!-- end -->", text, flags=re.DOTALL):
-        assert (match[1] == "\n") == ("\n" in match[2]), match[0]
+    for match in re.finditer(r"^<!-- measured: [^\n]+? -->.*?<!-- end -->", text, flags=re.DOTALL | re.MULTILINE):
+        assert text[: match.start()].endswith("\n\n"), match[0]
+        assert text[match.end() :].startswith("\n\n"), match[0]
 
 
 @pytest.fixture
@@ -83,6 +89,10 @@ def test_figures_are_computed_from_the_tables(results: Path) -> None:
     deltas = shown("bd-table", "none=ours:none", "ssl=ours:ssl", "--", "JPEG=peers:jpeg, 4:2:0", "ours:none")
     assert deltas.splitlines()[0] == "| BD-rate against | JPEG | ours:none |"
     assert deltas.splitlines()[3] == f"| ssl | {metrics.bd_rate(ssl, jpeg):+.1f} % | {rate:+.1f} % |".replace("-", "−")
+    assert shown("optional", "points", "paper/missing") == "(not measured yet)"
+    pivot = shown("pivot", "ours", "method", "lambda").splitlines()
+    means = [np.mean([r["rd_loss"] for r in table if (r["method"], r["lambda"]) == ("ssl", v)]) for v in (2e-5, 5e-5)]
+    assert pivot[3].startswith(f"| ssl | **{means[0]:.4f}** | **{means[1]:.4f}** |")
     costs = shown("costs", "JPEG=peers:jpeg, 4:2:0", "ssl=ours:ssl").splitlines()[2].split(" | ")
     assert costs[1] == f"{metrics.bd_rate(ssl, jpeg):+.1f} %".replace("-", "−")
 
@@ -116,12 +126,15 @@ def test_text_between_markers_is_replaced_and_nothing_else(results: Path, tmp_pa
         ("bd-rate ours:ssl missing", "missing.tsv"),
         ("bd-rate ours:atanh ours:none", "the curves are 'none', 'ssl, 50 steps'"),
         ("bd-rate ours ours:none", "the curves are"),
+        ("points ours:none", "must begin a line"),
+        ("plot paper/missing text", "missing.svg"),
+        ("optional bd-rate ours:atanh ours:none", "the curves are"),
     ],
 )
 def test_a_marker_that_gives_no_figure_is_an_error_that_names_it(results: Path, marker: str, why: str) -> None:
     """Guards against a figure that silently stays as it was."""
     with pytest.raises(ValueError, match=re.escape(marker)) as error:
-        regenerate.regenerated(f"<!-- measured: {marker} -->1<!-- end -->", results)
+        regenerate.regenerated(f"a <!-- measured: {marker} -->1<!-- end -->", results)
     assert why in str(error.value)
     with pytest.raises(ValueError, match="without <!-- end -->"):
         regenerate.regenerated("<!-- measured: count ours:ssl -->1", results)
@@ -162,3 +175,53 @@ def test_studies_need_their_images(tmp_path: Path, images: dict[str, Path]) -> N
         assert result.exit_code in (1, 2)
         assert why in result.stderr
         assert not (tmp_path / "work").exists()
+
+
+# -------------------------------------------------------------------------------------------------------- paper
+
+
+@pytest.mark.parametrize(("method", "classes"), [("atanh", 2), ("linear", 2), ("cosine", 2), ("ssl", 2)])
+def test_probabilities_of_figure_1_are_those_of_the_relaxation(method: str, classes: int) -> None:
+    """Guards against a figure of other functions than refinement uses."""
+    _assert_mean_of_classes(method, classes, [0, 1])
+
+
+@pytest.mark.parametrize("method", ["linear", "cosine", "ssl"])
+def test_probabilities_of_three_classes_are_those_of_the_relaxation(method: str) -> None:
+    """As above."""
+    _assert_mean_of_classes(method, 3, [-1, 0, 1])
+
+
+def _assert_mean_of_classes(method: str, classes: int, values: list[int]) -> None:
+    v = np.linspace(0.01, 0.99, 50) if classes == 2 else np.linspace(-0.49, 0.49, 50)
+    how = rounding(method, classes)
+    noise = torch.zeros((2, 50) if classes == 3 else 50, dtype=torch.float64)
+    expected = relax(torch.tensor(v), 0.7, how, noise=noise)
+    probabilities = paper_plots.class_probabilities(v, how, tau=0.7)
+    assert probabilities.sum(axis=0) == pytest.approx(1)
+    assert np.array(values) @ probabilities == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_the_paper_is_measured_drawn_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a run of hours that ends in an error: all studies, with an encoder that takes no time.
+
+    The page shows every table and plot that is measured; an interrupted run continues.
+    """
+    monkeypatch.setattr(studies, "EIGHT", ("kodim01.png", "kodim19.png"))
+    for name in studies.EIGHT:
+        write_image(tmp_path / "kodak" / name, len(name))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sgacodec.api.Codec", FakeCodec)
+    pixels = SimpleNamespace(pixels=np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(paper_plots, "decode", lambda file: pixels)
+    run = CliRunner().invoke(paper.main, ["--kodak", "kodak"])
+    assert run.exit_code == 0, run.output
+    drawn = {path.stem for path in Path("docs/images/paper").glob("*.svg")}
+    assert drawn == {*paper_plots.FIGURES, "figure-4"}
+    before = {path: path.read_bytes() for path in Path("docs/results/paper").glob("*.tsv")}
+    assert len(before) == len(paper.STUDIES) + 5 + 1  # traces, figure 1
+    shutil.copytree(ROOT / "docs" / "results" / "published", "docs/results/published")
+    text = regenerate.regenerated((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"), Path("docs/results"))
+    assert "not measured yet" not in text
+    assert CliRunner().invoke(paper.main, ["table-2", "--kodak", "kodak"]).exit_code == 0
+    assert {path: path.read_bytes() for path in before} == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from .. import metrics
 from ..metrics import Curve
@@ -131,7 +132,7 @@ def _points(folder: Path, *specs: str) -> str:
             lines.append(["λ", *(f"{point['lambda']:g}" for point in points)])
         before = f"{label}: " if label else ""
         lines.append([f"{before}bpp", *(f"{point['bpp']:.4f}" for point in points)])
-        lines.append(["PSNR, dB", *(f"{point['psnr']:.2f}" for point in points)])
+        lines.append(["PSNR, dB", *("∞" if point["psnr"] is None else f"{point['psnr']:.2f}" for point in points)])
         if all(point["ms_ssim"] is not None for point in points):
             lines.append(["MS-SSIM", *(f"{point['ms_ssim']:.4f}" for point in points)])
         if points[0]["method"] != "none":
@@ -171,6 +172,49 @@ def _costs(folder: Path, anchor: str, *specs: str) -> str:
     return markdown(lines)
 
 
+def _pivot(folder: Path, file: str, down: str, across: str, value: str = "rd_loss") -> str:
+    """Means of a column, by two columns or options; the lowest of each column is bold."""
+    path = folder / f"{file}.tsv"
+    points = [point for _, group, _ in _groups(path, path.stat().st_mtime) for point in group]
+    cells = {(_value(p, down), _value(p, across)): f"{p[value]:.4f}" for p in points}
+    if len(cells) < len(points):
+        raise ValueError(f"{file}: several settings have one {down} and one {across}")
+    rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    for column in columns if len(rows) > 1 else ():
+        best = min((row for row in rows if (row, column) in cells), key=lambda row: float(cells[row, column]))
+        cells[best, column] = f"**{cells[best, column]}**"
+    lines = [[f"{down} \\ {across}", *map(_number, columns)]]
+    lines += [[_number(row), *(cells.get((row, column), "–") for column in columns)] for row in rows]
+    return markdown(lines)
+
+
+def _value(point: Row, name: str) -> Any:
+    if name in point:
+        return point[name]
+    options = dict(word.split("=", 1) for word in point["options"].split())
+    return float(options[name]) if name in options else "default"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _plot(folder: Path, file: str, text: str) -> str:
+    """The SVG of a name below docs/images, as the documents refer to it."""
+    path = folder.parent / "images" / f"{file}.svg"
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return f"![{text}](images/{file}.svg)"
+
+
+def _optional(folder: Path, function: str, *arguments: str) -> str:
+    """Another figure, or a note where its tables are not there yet."""
+    try:
+        return figure(folder, function, arguments)
+    except FileNotFoundError:
+        return "(not measured yet)"
+
+
 def _study(folder: Path, name: str) -> str:
     """A table that was measured once and is kept as TSV in studies/; lines that begin with # say how."""
     text = (folder / STUDIES / f"{name}.tsv").read_text(encoding="utf-8")
@@ -205,5 +249,8 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "points": _points,
     "bd-table": _bd_table,
     "costs": _costs,
+    "pivot": _pivot,
+    "plot": _plot,
+    "optional": _optional,
     "study": _study,
 }

@@ -7,7 +7,7 @@ A figure stands between two comments, of which the first names a function of `fi
 
     <!-- measured: bd-rate kodak-lite-none kodak-jpeg -->−53.7 %<!-- end -->
 
-In a paragraph a marker must not begin a line, where Markdown would take it for a block of HTML.
+A marker that begins a line is a block of its own, as Markdown has it: a table or a plot, between empty lines.
 `python -m sgacodec.evaluate.studies` measures the results anew.
 """
 
@@ -46,8 +46,10 @@ def regenerated(text: str, results: Path) -> str:
             content = figure(results, words[0], words[1:])
         except (ValueError, OSError) as error:
             raise ValueError(f"<!-- measured: {match[1]} -->: {error}") from error
-        if "\n" in content:
+        if match.start() == 0 or text[match.start() - 1] == "\n":
             content = f"\n\n{content}\n\n"
+        elif "\n" in content:
+            raise ValueError(f"<!-- measured: {match[1]} -->: a table must begin a line")
         return f"<!-- measured: {match[1]} -->{content}<!-- end -->"
 
     if text.count("<!-- measured:") != len(_MARKER.findall(text)):

@@ -133,9 +133,7 @@ def images_of(study: Study, kodak: Path | None, held_out: Path | None) -> dict[s
     return found
 
 
-def measure(
-    chosen: Sequence[Study], options: dict[str, Any], results: Path, finished: Callable[[Study], None] = lambda _: None
-) -> list[str]:
+def measure(chosen: Sequence[Study], options: dict[str, Any], results: Path) -> list[str]:
     """Measure studies one after the other; `options` are those of `measuring_options`. Returns the problems."""
     from ..api import Codec
 
@@ -144,7 +142,6 @@ def measure(
     codec = Codec(options["model"], options["device"])
     for study in chosen:
         problems += run_study(study, sets[study.name], codec, options["work"], results, _log)
-        finished(study)
     return problems
 
 

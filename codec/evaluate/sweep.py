@@ -171,7 +171,12 @@ def run(
 
 def file_of(folder: Path, coder: Coder, name: str) -> Path:
     """The encoded file of an image."""
-    return folder / _slug(coder.setting) / f"{name}{coder.suffix}"
+    return row_file(folder, {"name": name} | coder.setting, coder.suffix)
+
+
+def row_file(folder: Path, row: Row, suffix: str) -> Path:
+    """The encoded file of a row."""
+    return folder / _slug(row) / f"{row['name']}{suffix}"
 
 
 def picture_of(path: Path, crop: int | None) -> Picture:
