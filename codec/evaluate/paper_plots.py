@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
-from ..api import decode
+from ..decoding import decode
 from ..metrics import Curve
 from ..rounding import Rounding, rounding
 from . import plots
