@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
 
-from .bitstream import DEFAULT_MAX_PIXELS
+from .bitstream import DEFAULT_MAX_PIXELS, MAGIC
 from .bounded import BoundedFile, Spool
 from .colour import matrix_profile, srgb_table, stated_colours
 from .metadata import colour_space, orientation, read_metadata, to_srgb, turned
@@ -121,6 +121,14 @@ def _read(stream: BoundedFile, max_pixels: int) -> Picture:
     icc, exif, xmp = read_metadata(stored)
     if icc is None and colours.primaries is not None and im.mode not in ("1", "L", "LA", "La"):
         icc = matrix_profile(colours.primaries)
+    return to_picture(im, icc, exif, xmp, notes)
+
+
+def to_picture(
+    im: Image.Image, icc: bytes | None, exif: bytes | None, xmp: bytes | None, notes: Sequence[str] = ()
+) -> Picture:
+    """The picture of an image of 8-bit samples, in any of Pillow's modes, and its metadata; `notes` become warnings."""
+    notes = list(notes)
     for kind, data in (("ICC profile", icc), ("EXIF", exif), ("XMP", xmp)):
         if data is not None and len(data) > MOST_METADATA:
             notes.append(f"{kind} of {len(data)} bytes is dropped")
@@ -141,6 +149,10 @@ def _read(stream: BoundedFile, max_pixels: int) -> Picture:
 
 
 def _opened(stream: BinaryIO) -> Image.Image:
+    head = stream.read(len(MAGIC))
+    stream.seek(0)
+    if head == MAGIC:
+        raise ImageError("a .sga file: decode it, or copy it; coding it again would only lose quality")
     try:
         return Image.open(stream)
     except UnidentifiedImageError:

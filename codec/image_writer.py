@@ -109,7 +109,7 @@ def _format(destination: str | os.PathLike[str] | BinaryIO, format: str | None) 
     path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else ""
     extension = "." + format.lstrip(".") if format else os.path.splitext(path)[1]
     kind = Image.registered_extensions().get(extension.lower() or ".png", "")
-    if kind not in Image.SAVE:
+    if kind not in Image.SAVE or kind == "SGA":  # of our own plugin
         raise ImageError(named(destination, f"cannot write images of type {extension}"))
     return "JPEG" if kind == "MPO" else kind  # an MPO file of one picture is a JPEG file
 

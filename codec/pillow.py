@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -67,7 +67,9 @@ def silent_libtiff(im: Image.Image) -> Iterator[None]:
         os.close(null)
 
 
-def load_8_bit(stored: Image.Image, stream: BinaryIO, table: np.ndarray | None = None) -> tuple[Image.Image, list[str]]:
+def load_8_bit(
+    stored: Image.Image, stream: BinaryIO | None = None, table: np.ndarray | None = None
+) -> tuple[Image.Image, list[str]]:
     """Decode the first frame of an opened image.
 
     Pillow keeps 16 bits for one channel only. For the others the high and the low bytes are decoded in two
@@ -77,8 +79,8 @@ def load_8_bit(stored: Image.Image, stream: BinaryIO, table: np.ndarray | None =
     ----------
     stored : Image
         As ``Image.open`` returns it.
-    stream : binary file
-        The file that it was opened from; read a second time where two passes are needed.
+    stream : binary file, optional
+        The file that it was opened from; read a second time where two passes are needed. None: an image in memory.
     table : ndarray, optional
         (65536,) uint8: the 8-bit samples for 16-bit samples of colour, where these are not to be rounded only.
 
@@ -103,7 +105,7 @@ def load_8_bit(stored: Image.Image, stream: BinaryIO, table: np.ndarray | None =
         samples = np.array(stored).view(">u2")  # 4 bytes -> 2 samples a pixel
     elif kind == stored.mode in ("RGB", "RGBA") and depth in _OTHER_BYTE:
         samples = np.array(stored).astype(np.uint16) << 8
-        low = Image.open(stream)
+        low = Image.open(cast(BinaryIO, stream))
         _set_layout(low, f"{kind};{_OTHER_BYTE[depth]}")
         samples |= np.array(low)
     else:
