@@ -19,7 +19,7 @@ from torch import Tensor
 from .coding.hyper_decoder import MU_BITS
 from .coding.passes import Pass, run_passes
 from .coding.prior import part_of
-from .coding.range_coder import Decoder, Encoder, cost, decode, encode
+from .coding.range_coder import Decoder, Encoder, check_size, cost, decode, encode, shortest
 from .models.catalogue import ModelError
 from .models.level import LevelModel
 from .networks.architecture import HYPER_STRIDE, STRIDE, padded_size
@@ -223,6 +223,10 @@ def _channel_indexes(shape: torch.Size) -> np.ndarray:
 def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width: int) -> Latents:
     """Decode the integers of an image of height × width pixels.
 
+    Nothing is evaluated, and no memory written, for a part of the image whose symbols cannot be in the bytes: z is
+    refused by its length alone, y at the first part of a pass with which the shortest code of all parts so far is
+    longer than its bytes.
+
     Raises
     ------
     FormatError
@@ -230,13 +234,20 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
     """
     h, w = (side // HYPER_STRIDE for side in padded_size(height, width))
     shape = torch.Size((1, level.folded.architecture.N, h, w))
+    check_size(z_bytes, shortest(np.full(shape[1], h * w), level.z_tables))
     k_z = torch.from_numpy(decode(z_bytes, _channel_indexes(shape), level.z_tables)).reshape(shape)
     decoder = Decoder(y_bytes)
+    least = 0
+
+    def seen(index: Tensor) -> None:
+        nonlocal least
+        least += shortest(np.bincount(_flat(index), minlength=len(level.y_tables)), level.y_tables)
+        check_size(y_bytes, least)
 
     def symbols_of(one: Pass) -> Tensor:
         return torch.from_numpy(decoder.pull(_flat(one.index), level.y_tables)).reshape(one.index.shape)
 
-    k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of))
+    k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of, seen))
     decoder.finish()
     return Latents(z=k_z.to(level.device), y=k_y, index=index, mu=mu)
 

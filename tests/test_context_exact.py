@@ -189,15 +189,15 @@ def permuted(prior: ExactPrior, seed: int) -> ExactPrior:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strips(contexts: dict[str, Model], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against results that depend on how many rows are evaluated at once."""
+def test_tiles(contexts: dict[str, Model], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against results that depend on how many rows and columns are evaluated at once."""
     prior = contexts[kind].prior(1)
     k, symbols = inputs(prior, 5, 4, 3, 40)
     whole = found_by(prior, k, symbols)
-    for rows in (1, 2, 4, 6, 14):
+    for positions, tile in ((1, 16), (4, 16), (6, 32), (14, 16), (24, 48), (24, 96), (72, 200), (500, 32), (4, 500)):
         with monkeypatch.context() as patch:
-            patch.setattr(gemm, "_POSITIONS", rows * 12)
-            patch.setattr(hyper_decoder, "_STRIP", rows * 12)
+            patch.setattr(gemm, "_POSITIONS", positions)
+            patch.setattr(hyper_decoder, "_TILE", tile)
             assert_same(found_by(prior, k, symbols), whole)
 
 

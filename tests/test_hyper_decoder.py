@@ -127,10 +127,10 @@ def test_reference_with_linear_scales(
     assert_same(decode(*linear, k), reference(*linear, k))
 
 
-def test_batch_memory_layout_and_strips(
+def test_batch_memory_layout_and_tiles(
     tiny: Model, linear: tuple[IntegerHyperDecoder, IntegerGains], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against results that depend on batch, memory format, integer type or evaluation in strips."""
+    """Guards against results that depend on batch, memory format, integer type or evaluation in tiles."""
     for (h_s, gains), N in (((tiny.h_s, tiny.gains[1]), 8), (linear, 6)):
         k = torch.from_numpy(symbols(5, (3, N, 11, 4), 40))
         index, mu = hyper_decode(h_s, gains, k)
@@ -138,9 +138,9 @@ def test_batch_memory_layout_and_strips(
         singles = [hyper_decode(h_s, gains, k[i : i + 1]) for i in range(3)]
         others.append((torch.cat([s[0] for s in singles]), torch.cat([s[1] for s in singles])))
         others.append(hyper_decode(h_s, gains, k.to(torch.int64)))
-        for rows in (1, 2, 3, 10):
+        for positions in (1, 2, 3, 4, 8, 12, 40):
             with monkeypatch.context() as patch:
-                patch.setattr(hyper_decoder, "_STRIP", rows * 16 * 4 * 3)
+                patch.setattr(hyper_decoder, "_TILE", positions * 16 * 3)
                 others.append(hyper_decode(h_s, gains, k))
         for other in others:
             assert torch.equal(other[0], index)

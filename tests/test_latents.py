@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import passes
-from sgacodec.coding.hyper_decoder import hyper_decode
+from sgacodec.coding.hyper_decoder import Seen, hyper_decode
 from sgacodec.coding.prior import ExactPrior, Pass
 from sgacodec.latents import analyse, code_length, pack, quantize, unpack
 from sgacodec.models.level import LevelModel
@@ -19,7 +19,7 @@ from sgacodec.models.level import LevelModel
 HEIGHT, WIDTH = 130, 200
 
 
-def passes_with_context(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
+def passes_with_context(prior: ExactPrior, k_z: Tensor, seen: Seen | None = None) -> Generator[Pass, Tensor, None]:
     """Groups of channels, each with parameters that depend on the symbols of the group before."""
     index, mu = hyper_decode(prior.h_s, prior.gains, k_z)
     context = torch.zeros_like(mu[:, :1])

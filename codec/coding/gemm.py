@@ -153,9 +153,20 @@ def im2col(v: Tensor, height: int, width: int, step: int = 1) -> Tensor:
     return v.unfold(1, height, step).unfold(2, width, step).permute(0, 1, 2, 4, 5, 3)
 
 
+def blocks(rows: int, width: int, device: torch.device) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (top, left, bottom, right) of as many positions as are evaluated at once, in an even number of rows."""
+    columns = max(1, min(width, _positions(device) // 2))
+    for top, bottom in row_blocks(rows, columns, device, multiple=2):
+        for left in range(0, width, columns):
+            yield top, left, bottom, min(left + columns, width)
+
+
 def row_blocks(rows: int, width: int, device: torch.device, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Ranges of rows, half open, of a number of positions that is evaluated at once."""
-    positions = _POSITIONS if device.type == "cpu" else _POSITIONS_OF_DEVICES
-    step = max(multiple, positions // width // multiple * multiple)
+    step = max(multiple, _positions(device) // width // multiple * multiple)
     for first in range(0, rows, step):
         yield first, min(rows, first + step)
+
+
+def _positions(device: torch.device) -> int:
+    return _POSITIONS if device.type == "cpu" else _POSITIONS_OF_DEVICES

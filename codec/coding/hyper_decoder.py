@@ -10,6 +10,7 @@ stored once for all levels.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -31,7 +32,10 @@ BIAS_MAX = 2**48  # of the context model's biases
 INTEGERS = torch.int32, torch.int64  # types of gains
 _SYMBOL_MAX = 2**20  # symbols of z saturate here
 OUTPUT_MAX = 2**31  # bound of the last layer's outputs and of all gains
-_STRIP = 2**13  # positions of y evaluated at once, 2 megapixels: their im2col takes 0.1 GB (lite) to 0.3 GB
+_TILE = 2**13  # positions of y evaluated at once, 2 megapixels: their im2col takes 0.1 GB (lite) to 0.3 GB
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right, in positions of y; half open
+Seen = Callable[[Tensor], None]  # receives the indexes (uint8, any shape) of a part of y when they have been evaluated
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,17 @@ class IntegerGains:
         return IntegerGains(**{name: value.to(to) for name, value in self.tensors().items()})
 
 
-def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tuple[Tensor, Tensor]:
+def hyper_decode(
+    h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, seen: Seen | None = None
+) -> tuple[Tensor, Tensor]:
     """Entropy parameters of y from the symbols of z.
 
     Parameters
     ----------
     k : Tensor (B, N, h, w) integer
         round(z − median), on the device of `h_s` and `gains`.
+    seen : callable, optional
+        Called with the indexes of each tile; what it raises ends the evaluation.
 
     Returns
     -------
@@ -117,46 +125,74 @@ def hyper_decode(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> tu
         μ with MU_BITS fractional bits; `mu / 2**MU_BITS` is exact in float32.
     """
     B, _, h, w = k.shape
-    rows = max(1, _STRIP // (UPSAMPLING**2 * w * B))
-    if rows >= h:
-        index, mu = _decode_strip(h_s, gains, k, 0, h)
-        return index.permute(0, 3, 1, 2), mu.permute(0, 3, 1, 2)
     shape = B, UPSAMPLING * h, UPSAMPLING * w, len(gains.mean)
     index = torch.empty(shape, dtype=torch.uint8, device=k.device)
     mu = torch.empty(shape, dtype=torch.int32, device=k.device)
-    for top in range(0, h, rows):
-        bottom = min(top + rows, h)
-        strip = slice(UPSAMPLING * top, UPSAMPLING * bottom)
-        index[:, strip], mu[:, strip] = _decode_strip(h_s, gains, k, top, bottom)
-        release_free_memory()
+    for box in _tiles(k):
+        part = _decode_tile(h_s, gains, k, box)
+        if seen is not None:
+            seen(part[0])
+        if box[2:] == shape[1:3] and box[:2] == (0, 0):
+            index, mu = part
+        else:
+            rows, columns = slice(box[0], box[2]), slice(box[1], box[3])
+            index[:, rows, columns], mu[:, rows, columns] = part
+            release_free_memory()
     return index.permute(0, 3, 1, 2), mu.permute(0, 3, 1, 2)
 
 
-def _decode_strip(
-    h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, top: int, bottom: int
-) -> tuple[Tensor, Tensor]:
-    """The entropy parameters, channels last, that belong to rows `top` to `bottom` − 1 of k (B, N, h, w)."""
-    margin = h_s.layers[-1].padding
-    first, end = max(0, UPSAMPLING * top - margin), min(UPSAMPLING * k.shape[2], UPSAMPLING * bottom + margin)
-    a = run(h_s.matrices[-1], _features(h_s, gains, k, first, end), clamp=False)  # edges of the strip are wrong
-    a = a[:, UPSAMPLING * top - first : UPSAMPLING * bottom - first]
+def feature_tiles(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Iterator[tuple[Box, Tensor]]:
+    """The input of the last layer, for the context model, tile by tile in the order of rows, then columns.
+
+    Yields
+    ------
+    box, features : Box, Tensor (1, rows, columns, F) float64
+        Integers of 16 bits.
+    """
+    for box in _tiles(k):
+        yield box, _features(h_s, gains, k, box)
+        release_free_memory()
+
+
+def _tiles(k: Tensor) -> Iterator[Box]:
+    """Tiles of at most _TILE positions: strips of whole rows of z, or parts of a row where it is longer than that."""
+    B, _, h, w = k.shape
+    positions = max(1, _TILE // (UPSAMPLING**2 * B))  # of z
+    columns = min(w, positions)
+    rows = positions // columns
+    for top in range(0, h, rows):
+        for left in range(0, w, columns):
+            box = top, left, min(top + rows, h), min(left + columns, w)
+            yield tuple(UPSAMPLING * v for v in box)  # type: ignore[misc]
+
+
+def _decode_tile(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """The entropy parameters, channels last, of a box of y that belong to k (B, N, h, w)."""
+    margin, (height, width) = h_s.layers[-1].padding, (UPSAMPLING * side for side in k.shape[2:])
+    top, left = max(0, box[0] - margin), max(0, box[1] - margin)
+    around = top, left, min(height, box[2] + margin), min(width, box[3] + margin)
+    a = run(h_s.matrices[-1], _features(h_s, gains, k, around), clamp=False)  # edges of the tile are wrong
+    a = a[:, box[0] - top : box[2] - top, box[1] - left : box[3] - left]
     scale, mean = a.clamp_(-OUTPUT_MAX, OUTPUT_MAX).chunk(2, -1)
     return tables_of(h_s, scale, gains.scale), mu_of(mean, gains.mean)
 
 
-def _features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, top: int, bottom: int) -> Tensor:
-    """Rows `top` to `bottom` − 1 of the input of the last layer, (B, rows, 4w, F) float64 integers of 16 bits."""
-    first, end = top, bottom
+def _features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor, box: Box) -> Tensor:
+    """A box of the input of the last layer, (B, rows, columns, F) float64 integers of 16 bits."""
+    rows, columns = (box[0], box[2]), (box[1], box[3])
     for layer in reversed(h_s.layers[:-1]):
-        first, end = input_rows(layer, first, end)
-    first, end = max(0, first), min(k.shape[2], end)
-    k = k[:, :, first:end].permute(0, 2, 3, 1).to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
+        rows, columns = input_rows(layer, *rows), input_rows(layer, *columns)
+    (top, bottom), (left, right) = (
+        (max(0, first), min(side, end)) for (first, end), side in zip((rows, columns), k.shape[2:], strict=True)
+    )
+    k = k[:, :, top:bottom, left:right].permute(0, 2, 3, 1).to(torch.int64).clamp(-_SYMBOL_MAX, _SYMBOL_MAX)
     a = (k * gains.z_scale + gains.z_offset) >> INPUT_BITS
     a = a.clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).double()
     for matrix in h_s.matrices[:-1]:
         a = run(matrix, a)
-    stretch = a.shape[1] // (end - first)
-    return a[:, top - stretch * first : bottom - stretch * first]
+    stretch = a.shape[1] // (bottom - top)
+    top, left = stretch * top, stretch * left
+    return a[:, box[0] - top : box[2] - top, box[1] - left : box[3] - left]
 
 
 def tables_of(h_s: IntegerHyperDecoder, scale: Tensor, gain: Tensor) -> Tensor:
@@ -178,20 +214,6 @@ def mu_of(mean: Tensor, gain: Tensor) -> Tensor:
     """μ with MU_BITS, int32, of mean outputs (…, C), float64 integers, and their gains (C,) int64."""
     mu = multiplied(mean, gain, GAIN_BITS + MEAN_BITS - MU_BITS)  # inexact only where it is clamped
     return mu.clamp_(-(2.0**23), 2.0**23).to(torch.int32)
-
-
-def hyper_features(h_s: IntegerHyperDecoder, gains: IntegerGains, k: Tensor) -> Tensor:
-    """The input of the last layer, for the context model: (1, N, h, w) integer → (1, 4h, 4w, F) int16."""
-    _, _, h, w = k.shape
-    shape = 1, UPSAMPLING * h, UPSAMPLING * w, h_s.layers[-1].in_channels
-    features = torch.empty(shape, dtype=torch.int16, device=k.device)
-    rows = max(1, _STRIP // (UPSAMPLING**2 * w))
-    for top in range(0, h, rows):
-        first, end = UPSAMPLING * top, UPSAMPLING * min(top + rows, h)
-        features[:, first:end] = _features(h_s, gains, k, first, end)
-        if rows < h:
-            release_free_memory()
-    return features
 
 
 def check(h_s: IntegerHyperDecoder) -> None:

@@ -19,25 +19,30 @@ from torch import Tensor
 
 from ..checkerboard import place
 from .context_model import context_passes
-from .hyper_decoder import UPSAMPLING, hyper_decode
+from .hyper_decoder import UPSAMPLING, Seen, hyper_decode
 from .prior import ExactPrior, Pass
 
 
-def passes(prior: ExactPrior, k_z: Tensor) -> Generator[Pass, Tensor, None]:
+def passes(prior: ExactPrior, k_z: Tensor, seen: Seen | None = None) -> Generator[Pass, Tensor, None]:
     """Yield the passes of y in coding order; `send` takes the symbols of the pass before, int32 of the shape of `mu`.
 
     Parameters
     ----------
     k_z : Tensor (1, N, h, w) integer
         round(z − median), on the prior's device, as all tensors that are yielded and sent.
+    seen : callable, optional
+        Called with the indexes of each part of a pass before the next part is evaluated; what it raises ends the
+        evaluation.
     """
     if prior.context:
-        yield from context_passes(prior, k_z)
+        yield from context_passes(prior, k_z, seen)
     else:
-        yield Pass(slice(0, len(prior.gains.mean)), None, *hyper_decode(prior.h_s, prior.gains, k_z))
+        yield Pass(slice(0, len(prior.gains.mean)), None, *hyper_decode(prior.h_s, prior.gains, k_z, seen))
 
 
-def run_passes(prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def run_passes(
+    prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tensor], seen: Seen | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Drive :func:`passes` to its end.
 
     Parameters
@@ -46,13 +51,15 @@ def run_passes(prior: ExactPrior, k_z: Tensor, symbols_of: Callable[[Pass], Tens
         round(z − median), on any device.
     symbols_of : callable
         Gives the symbols of a pass, int32 of the shape of its `mu`: quantized by the encoder, read by the decoder.
+    seen : callable, optional
+        As in :func:`passes`.
 
     Returns
     -------
     symbols, index, mu : Tensor (1, M, 4h, 4w) int32, uint8, int32
         Of all passes, on the prior's device.
     """
-    sequence = passes(prior, k_z.to(prior.device))
+    sequence = passes(prior, k_z.to(prior.device), seen)
     current = next(sequence)
     _, _, h, w = k_z.shape
     shape = 1, UPSAMPLING * h, UPSAMPLING * w, len(prior.gains.mean)

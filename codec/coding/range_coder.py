@@ -157,8 +157,7 @@ class Decoder:
     def pull(self, indexes: np.ndarray, tables: Tables) -> np.ndarray:
         """Decode the next symbols, (n,) int32."""
         self._least += shortest(np.bincount(indexes, minlength=len(tables)), tables)
-        if len(self._data) < smallest_size(self._least):
-            raise FormatError("damaged: too few entropy-coded bytes for an image of this size")
+        check_size(self._data, self._least)
         symbols = np.empty(len(indexes), dtype=np.int32)
         where = [_NONE]
         try:
@@ -221,10 +220,20 @@ def shortest(counts: np.ndarray, tables: Tables) -> int:
 def smallest_size(least: int) -> int:
     """Bytes that a stream has at least whose symbols have the lower bound `least` (see `shortest`).
 
-    A decoder refuses a stream that is shorter for the claimed size of an image before it decodes it. 64 bits of
-    tolerance are more than the range coder's state.
+    64 bits of tolerance are more than the range coder's state.
     """
     return max(0, -((64 * 256 - least) // (8 * 256)))
+
+
+def check_size(data: bytes, least: int) -> None:
+    """Refuse a stream that is too short for symbols of the lower bound `least`, some of those of the image or all.
+
+    Raises
+    ------
+    FormatError
+    """
+    if len(data) < smallest_size(least):
+        raise FormatError("damaged: too few entropy-coded bytes for an image of this size")
 
 
 def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
