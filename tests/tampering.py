@@ -17,6 +17,7 @@ from sgacodec.models import file as model_file
 from sgacodec.models.catalogue import ModelError
 from sgacodec.models.file import read_model
 
+CLEAR_PEAK = Path("/proc/self/clear_refs")
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
@@ -58,3 +59,8 @@ def set_metadata(key: str, value: Any) -> Change:
 
 def drop(key: str) -> Change:
     return lambda tensors, _: tensors.__delitem__(key)
+
+
+def peak() -> int:
+    """Largest memory of this process since the peak was reset, MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10

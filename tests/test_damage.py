@@ -6,14 +6,21 @@ import dataclasses
 import random
 import shutil
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tampering import CLEAR_PEAK, peak
 
 from sgacodec import api, bitstream
 from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
+from sgacodec.coding import context_model, hyper_decoder, range_coder
+from sgacodec.decoder import prior
+from sgacodec.decoder.decode import PictureDecoder
+from sgacodec.memory import release_free_memory
 from sgacodec.models.catalogue import ModelNotFoundError
 from sgacodec.models.level import Model
 from sgacodec.picture import Picture
@@ -132,3 +139,120 @@ def test_wrong_size_for_the_payload(small: Codec, photograph: np.ndarray) -> Non
     file = bitstream.read(encode(small, Picture(photograph[:256, :256])).data)
     with pytest.raises(FormatError, match="damaged"):
         small.decode(bitstream.write(dataclasses.replace(file, width=64, height=64)))
+
+
+# ------------------------------------------------------------------------------- work that is bounded by the payload
+
+
+@dataclasses.dataclass
+class Work:
+    """Positions of y that have been evaluated: by the hyper-decoder, and by all passes of the context model."""
+
+    features: int = 0
+    parameters: int = 0
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Count the work of both decoders from now on."""
+    work = Work()
+    features, tile, outputs = hyper_decoder._features, prior._fill, context_model._Evaluation.outputs
+    evaluation = prior._evaluation
+
+    def count_features(h_s: Any, gains: Any, k: Any, box: hyper_decoder.Box) -> Any:
+        work.features += (box[2] - box[0]) * (box[3] - box[1])
+        return features(h_s, gains, k, box)
+
+    def count_tiles(*given: Any) -> Iterator[tuple[int, ...]]:
+        for box in tile(*given):
+            work.features += (box[2] - box[0]) * (box[3] - box[1])
+            yield box
+
+    def count_outputs(self: Any, box: hyper_decoder.Box, w: int) -> Any:
+        work.parameters += (box[2] - box[0]) * w
+        return outputs(self, box, w)
+
+    def count_evaluation(*given: Any) -> Callable[[np.ndarray], Any]:
+        evaluate = evaluation(*given)
+
+        def count(where: np.ndarray) -> Any:
+            work.parameters += len(where)
+            return evaluate(where)
+
+        return count
+
+    monkeypatch.setattr(hyper_decoder, "_features", count_features)
+    monkeypatch.setattr(prior, "_fill", count_tiles)
+    monkeypatch.setattr(context_model._Evaluation, "outputs", count_outputs)
+    monkeypatch.setattr(prior, "_evaluation", count_evaluation)
+    return work
+
+
+def enlarged(codec: Codec, data: bytes, width: int, height: int) -> bytes:
+    """A file that claims another size, with z of the right length for it and the y of the small picture."""
+    file = bitstream.read(data)
+    level = codec.levels.for_decoding(file)
+    N, h, w = level.folded.architecture.N, -(-file.height // 64), -(-file.width // 64)
+    symbols = range_coder.decode(file.z, np.repeat(np.arange(N), h * w), level.z_tables).reshape(N, h, w)
+    H, W = -(-height // 64), -(-width // 64)
+    symbols = np.ascontiguousarray(np.tile(symbols, (1, -(-H // h), -(-W // w)))[:, :H, :W])
+    z = range_coder.encode(symbols.ravel(), np.repeat(np.arange(N), H * W), level.z_tables)
+    return bitstream.write(dataclasses.replace(file, width=width, height=height, z=z))
+
+
+@pytest.mark.parametrize("decoder", [Codec, PictureDecoder])
+@pytest.mark.parametrize(("width", "height"), [(4096, 4096), (2**18, 64), (64, 2**18)])
+@pytest.mark.parametrize("context", [False, True])
+def test_work_is_bounded_by_the_payload(
+    decoder: type[Codec | PictureDecoder], width: int, height: int, context: bool, tiny_path: Path, context_path: Path,
+    photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Guards against a file of some kilobytes that keeps a machine busy for the pixels that it claims."""
+    path = str(context_path if context else tiny_path)
+    codec = Codec(path, device="cpu")
+    small = encode(codec, Picture(photograph[:64, :128])).data
+    data = enlarged(codec, small, width, height)
+    other = decoder(path)
+    other.decode(small)
+    work = counted(monkeypatch)
+    with pytest.raises(FormatError, match="too few entropy-coded bytes"):
+        other.decode(data)
+    assert 0 < work.features <= hyper_decoder._TILE * 1.05  # and what belongs to a margin
+    assert work.parameters <= hyper_decoder._TILE
+    assert width * height / 256 > 7 * hyper_decoder._TILE
+
+
+@pytest.mark.parametrize("decoder", [Codec, PictureDecoder])
+def test_a_short_z_is_refused_by_its_length(
+    decoder: type[Codec | PictureDecoder], tiny_path: Path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against memory for the symbols of z that an image of the claimed size would have."""
+    path = str(tiny_path)
+    data = encode(Codec(path, device="cpu"), Picture(photograph[:64, :64])).data
+    file, other = bitstream.read(data), decoder(path)
+    other.decode(data)
+    work = counted(monkeypatch)
+    monkeypatch.setattr(range_coder, "Decoder", None)
+    with pytest.raises(FormatError, match="too few entropy-coded bytes"):
+        other.decode(bitstream.write(dataclasses.replace(file, width=2**14, height=2**14)))
+    assert work == Work()
+
+
+BYTES_PER_PIXEL = 64  # of memory while a file is decoded, as docs/format.md states it
+
+
+@pytest.mark.skipif(not CLEAR_PEAK.exists(), reason="the peak of the memory can be reset on Linux only")
+@pytest.mark.parametrize("decoder", [Codec, PictureDecoder])
+@pytest.mark.parametrize(("width", "height"), [(1024, 512), (2**13, 64)])
+def test_memory_per_claimed_pixel(
+    decoder: type[Codec | PictureDecoder], width: int, height: int, lite_path: Path
+) -> None:
+    """Guards against pictures that an encoder makes, and no machine can decode; a flat one has the smallest file."""
+    path = str(lite_path)
+    codec, other = Codec(path, device="cpu"), decoder(path)
+    data = encode(codec, Picture(np.full((height, width, 3), 128, np.uint8))).data
+    other.decode(encode(codec, Picture(np.full((64, 64, 3), 128, np.uint8))).data)
+    release_free_memory()
+    CLEAR_PEAK.write_text("5")
+    before = peak()
+    other.decode(data)
+    assert peak() - before < 160 + BYTES_PER_PIXEL * width * height / 2**20

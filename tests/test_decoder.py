@@ -98,8 +98,10 @@ def test_strips_and_tiles_change_nothing(
     path = model_path(name)
     pixels = np.tile(photograph[:100, :90], (3, 3, 1))
     whole, _ = both(path, pixels)
-    monkeypatch.setattr(prior, "_STRIP", 1)
-    monkeypatch.setattr(prior, "_BLOCK", 1)
+    for tile, block in ((1, 1), (3, 7), (8, 50)):
+        monkeypatch.setattr(prior, "_TILE", tile)
+        monkeypatch.setattr(prior, "_BLOCK", block)
+        both(path, pixels)
     for constant in ("_BODY", "_LATENTS", "_COLUMNS"):
         monkeypatch.setattr(synthesis, constant, 1)
     monkeypatch.setattr(synthesis, "_TILE", 128)

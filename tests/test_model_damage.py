@@ -13,7 +13,7 @@ import tiny_model
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tampering import Change, assert_refused, change_tensor, drop, set_metadata, set_tensor, tampered
+from tampering import CLEAR_PEAK, Change, assert_refused, change_tensor, drop, peak, set_metadata, set_tensor, tampered
 
 from sgacodec.latents import analyse
 from sgacodec.models import file as model_file
@@ -23,13 +23,6 @@ from sgacodec.models.level import Model
 from sgacodec.models.verify import verify
 from sgacodec.networks.architecture import architecture_from_dict
 from sgacodec.networks.build import build
-
-CLEAR_PEAK = Path("/proc/self/clear_refs")
-
-
-def peak() -> int:
-    """Largest memory of this process since the peak was reset, MiB."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 
 
 @given(st.data())

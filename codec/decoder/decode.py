@@ -92,6 +92,8 @@ class PictureDecoder:
 def unpack(model: DecoderModel, z: bytes, y: bytes, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode the integers of an image: symbols of z (N, h, w) int32; symbols and means of y (2, 4h, 4w, M) int32.
 
+    Refuses bytes that are too few for the claimed size as early as `latents.unpack` does.
+
     Raises
     ------
     FormatError
@@ -99,14 +101,20 @@ def unpack(model: DecoderModel, z: bytes, y: bytes, height: int, width: int) -> 
     """
     h, w = (side // HYPER_STRIDE for side in padded_size(height, width))
     N = model.architecture.N
+    range_coder.check_size(z, range_coder.shortest(np.full(N, h * w), model.z_tables))
     k_z = range_coder.decode(z, np.repeat(np.arange(N), h * w), model.z_tables).reshape(N, h, w)
-    decoder = range_coder.Decoder(y)
+    decoder, least = range_coder.Decoder(y), 0
+
+    def seen(index: np.ndarray) -> None:
+        nonlocal least
+        least += range_coder.shortest(np.bincount(index.ravel(), minlength=len(model.y_tables)), model.y_tables)
+        range_coder.check_size(y, least)
 
     def symbols_of(one: Pass) -> np.ndarray:
         index = np.ascontiguousarray(one.index.T)
         return decoder.pull(index.ravel(), model.y_tables).reshape(index.shape).T
 
-    found = decode_passes(model.prior, k_z, symbols_of)
+    found = decode_passes(model.prior, k_z, symbols_of, seen)
     decoder.finish()
     return k_z, found
 

@@ -28,6 +28,7 @@ _PREFIXES = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # of the te
 _METADATA = ("anchors", "architecture", "levels", "slopes")
 _SCALES = 64  # tables of y
 _MAX_THRESHOLD = 2**32 - 1
+_MAX_LOG_GAIN = 32.0
 _CONTEXT_SLOPE = 655
 _SIDES = (1, 3, 5)
 
@@ -163,13 +164,16 @@ def _assembled(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> ModelF
     _check_context(model)
     _check_gains(model)
     thresholds = tensors["exact.thresholds"]
-    if thresholds.dtype != np.int64 or thresholds.shape != (_SCALES - 1,) or (np.diff(thresholds) <= 0).any():
+    if thresholds.dtype != np.int64 or thresholds.shape != (_SCALES - 1,) or (thresholds[1:] <= thresholds[:-1]).any():
         raise ValueError(f"the scale thresholds are not {_SCALES - 1} ascending int64 numbers")
     if max(-int(thresholds[0]), int(thresholds[-1])) > _MAX_THRESHOLD:
         raise ValueError("the scale thresholds are out of range")
-    shape = len(metadata["anchors"]), architecture.M
-    if tensors["trunk.log_gain_d"].shape != shape:
-        raise ValueError("the gains are not those of the architecture")
+    for key, value in tensors.items():
+        if value.dtype.kind not in "iu" and not np.isfinite(value).all():
+            raise ValueError(f"{key}: values that are not finite")
+    shape, log_gain = (len(metadata["anchors"]), architecture.M), tensors["trunk.log_gain_d"]
+    if log_gain.shape != shape or np.abs(log_gain).max() > _MAX_LOG_GAIN:
+        raise ValueError("the gains are not those of the architecture, or out of range")
     if {name: value.shape for name, value in _synthesis(tensors).items()} != synthesis_shapes(architecture):
         raise ValueError("the tensors are not those of the architecture")
     lengths = tensors["tables.y.lengths"], tensors["tables.z.lengths"]
@@ -269,6 +273,8 @@ def _check_range(name: str, value: np.ndarray, shape: tuple[int, ...], low: int,
 def _tables(tensors: Tensors, prefix: str, first: int, end: int) -> list[Tables]:
     """The tables of rows `first` to `end` − 1, checked."""
     frequencies, lengths, minimum = (tensors[f"{prefix}.{name}"] for name in ("frequencies", "lengths", "minimum"))
+    if lengths.dtype != np.int32 or minimum.dtype != np.int32:
+        raise ValueError("the sizes of the probability tables are not int32 numbers")
     ends = np.concatenate([[0], np.cumsum(lengths.astype(np.int64).sum(1))])
     if lengths.shape != minimum.shape or lengths.min() < 2 or ends[-1] != len(frequencies):
         raise ValueError("the sizes of the probability tables are inconsistent")

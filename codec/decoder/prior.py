@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,8 @@ _MU_MAX = 2**23
 _SYMBOL_MAX = 2**20  # of z: more saturates
 _INPUT_BITS, _SCALE_SHIFT, _MEAN_SHIFT, _INVERSE_SHIFT = 12, 20, 26, 16
 _INVERSE_BITS = 37
-_HALO = 2  # rows of z above and below, on which the features of a strip depend
-_STRIP = 2**9  # positions of z whose features are computed at once
+_HALO = 2  # positions of z on each side, on which the features of a tile depend
+_TILE = 2**9  # positions of z whose features are computed at once
 _BLOCK = 2**9  # positions of y evaluated at once
 
 
@@ -85,7 +85,12 @@ class Pass:
     mu: np.ndarray
 
 
-def decode_passes(prior: Prior, k_z: np.ndarray, symbols_of: Callable[[Pass], np.ndarray]) -> np.ndarray:
+def decode_passes(
+    prior: Prior,
+    k_z: np.ndarray,
+    symbols_of: Callable[[Pass], np.ndarray],
+    seen: Callable[[np.ndarray], None] = lambda index: None,
+) -> np.ndarray:
     """Run all passes.
 
     Parameters
@@ -94,6 +99,8 @@ def decode_passes(prior: Prior, k_z: np.ndarray, symbols_of: Callable[[Pass], np
         Symbols of z.
     symbols_of : callable
         Gives the symbols of a pass, (h·w', C) int32.
+    seen : callable
+        Called with the indexes of each block of a pass before the next is evaluated; what it raises ends the work.
 
     Returns
     -------
@@ -103,7 +110,9 @@ def decode_passes(prior: Prior, k_z: np.ndarray, symbols_of: Callable[[Pass], np
     _, h, w = k_z.shape
     h, w = UPSAMPLING * h, UPSAMPLING * w
     found = np.empty((2, h, w, len(prior.gains.mean)), np.int32)
-    features = _features(prior, k_z)
+    features = Grid.zeros(h, w, prior.layers[-1].inputs)
+    margin, tiles = prior.layers[-1].side // 2, _fill(features, prior, k_z)
+    reached: tuple[int, ...] = 0, 0, 0, 0  # the tile that was evaluated last
     coded: list[Grid] = []
     for number, group in enumerate(prior.groups or (_all_channels(prior),)):
         size = len(range(*group.channels.indices(found.shape[-1])))
@@ -118,8 +127,15 @@ def decode_passes(prior: Prior, k_z: np.ndarray, symbols_of: Callable[[Pass], np
             step = max(1, _BLOCK // row)
             for top in range(0, h, step):
                 bottom = min(top + step, h)
-                rows = slice(top * row, bottom * row)
-                index[rows], mu[rows], mu_h[rows] = evaluate(positions(w, top, bottom, half).ravel())
+                where = positions(w, top, bottom, half).ravel()
+                for first in range(0, len(where), _BLOCK):  # one, if not a row alone is longer
+                    end = min(first + _BLOCK, len(where))
+                    below, right = min(h, bottom + margin), min(w, w // row * end + margin)
+                    while reached[0] < below and (reached[2] < below or reached[3] < right):
+                        reached = next(tiles)
+                    block = slice(top * row + first, top * row + end)
+                    index[block], mu[block], mu_h[block] = evaluate(where[first:end])
+                    seen(index[block])
             symbols = symbols_of(Pass(group.channels, half, index, mu))
             inside = own.inside
             for target, values in ((found[0], symbols), (found[1], mu)):
@@ -154,22 +170,31 @@ def _all_channels(prior: Prior) -> Group:
     return Group(slice(0, len(prior.gains.mean)), None, None, last, last)
 
 
-def _features(prior: Prior, k_z: np.ndarray) -> Grid:
-    """The input of the last layer of the hyper-decoder."""
+def _fill(features: Grid, prior: Prior, k_z: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """Evaluate the input of the last layer of the hyper-decoder tile by tile, in the order of rows, then columns.
+
+    Yields
+    ------
+    tuple of int
+        Top, left, bottom, right of each tile when it is done, in positions of y; half open.
+    """
     gains = prior.gains
     _, h, w = k_z.shape
-    grid = Grid.zeros(UPSAMPLING * h, UPSAMPLING * w, prior.layers[-1].inputs)
-    rows = max(1, _STRIP // w)
-    for top in range(0, h, rows):
-        bottom = min(top + rows, h)
-        first, end = max(0, top - _HALO), min(h, bottom + _HALO)
-        k = np.clip(k_z[:, first:end].transpose(1, 2, 0).astype(np.int64), -_SYMBOL_MAX, _SYMBOL_MAX)
+    columns = min(w, _TILE)
+    for (top, bottom), (left, right) in itertools.product(_parts(h, _TILE // columns), _parts(w, columns)):
+        y, end, x, edge = max(0, top - _HALO), min(h, bottom + _HALO), max(0, left - _HALO), min(w, right + _HALO)
+        k = np.clip(k_z[:, y:end, x:edge].transpose(1, 2, 0).astype(np.int64), -_SYMBOL_MAX, _SYMBOL_MAX)
         a = np.clip((k * gains.z_scale + gains.z_offset) >> _INPUT_BITS, -ACTIVATION_MAX, ACTIVATION_MAX)
         for layer in prior.layers[:-1]:
             a = upsampled(layer, a.astype(np.float64))
-        inner = slice(UPSAMPLING * (top - first), UPSAMPLING * (bottom - first))
-        grid.inside[UPSAMPLING * top : UPSAMPLING * bottom] = a[inner]
-    return grid
+        a = a[UPSAMPLING * (top - y) : UPSAMPLING * (bottom - y), UPSAMPLING * (left - x) : UPSAMPLING * (right - x)]
+        box = tuple(UPSAMPLING * v for v in (top, left, bottom, right))
+        features.inside[box[0] : box[2], box[1] : box[3]] = a
+        yield box
+
+
+def _parts(length: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 def _evaluation(
