@@ -254,11 +254,11 @@ def _plots(summary: Summary, anchors: Sequence[Curve], out: Path) -> dict[str, s
     if any(curve.bpp for curve in summary.curves):
         figure = plots.rate_distortion(summary.curves, [*summary.peers, *anchors])
         plots.save_plots(figure, out)
-        drawn["Rate and distortion"] = plots.svg(figure)
+        drawn["Rate and distortion"] = plots.svg(figure, transparent=True)
     if sum(cost.bd_rate is not None for cost in summary.costs) > 1:
-        drawn["Time and gain"] = plots.svg(plots.time_and_gain(summary.costs), "time")
+        drawn["Time and gain"] = plots.svg(plots.time_and_gain(summary.costs), "time", transparent=True)
     if summary.traces:
-        drawn["Convergence"] = plots.svg(plots.convergence(summary.traces), "convergence")
+        drawn["Convergence"] = plots.svg(plots.convergence(summary.traces), "convergence", transparent=True)
     return drawn
 
 

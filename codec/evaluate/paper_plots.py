@@ -62,7 +62,7 @@ def figure_1(results: Path) -> str:
         2: [rounding("atanh"), rounding("linear"), rounding("cosine"), rounding("ssl")],
         3: [rounding(method, 3) for method in ("linear", "cosine", "ssl")],
     }
-    v = np.linspace(-0.5, 0.5, 201) + 1e-9
+    v = np.linspace(-0.5, 0.5, 201) * (1 - 1e-6)
     lines = ["v\tmethod\tclasses\tclass\tprobability"]
     figure, panels = new_figure(2)
     for axes, (classes, methods) in zip(panels, chosen.items(), strict=True):

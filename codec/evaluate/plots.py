@@ -138,11 +138,11 @@ def save_plots(figure: Figure, out: Path) -> None:
     (out / PLOTS[1]).write_text(svg(figure), encoding="utf-8")
 
 
-def svg(figure: Figure, name: str = "rd") -> str:
+def svg(figure: Figure, name: str = "rd", transparent: bool = False) -> str:
     """The figure as SVG, deterministic; `name` keeps the ids of several figures of one page apart."""
     import matplotlib
 
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"sgacodec-{name}", "svg.fonttype": "none"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=transparent)
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())

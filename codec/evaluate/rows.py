@@ -7,8 +7,9 @@ Each row is flushed to the disk when it is written, so a killed sweep loses at m
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,20 @@ def rounded(row: Row) -> Row:
 
 def append_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Append rows to a table and flush them to the disk; a new table begins with the header."""
-    with open(path, "a", encoding="utf-8", newline="\n") as file:
+    with named_errors(path), open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(table_text(rows, columns, header=file.tell() == 0))
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Give errors of writing, such as that of a full disk, the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def table_text(rows: Sequence[Row], columns: Sequence[str] = COLUMNS, header: bool = True) -> str:

@@ -35,6 +35,7 @@ from .rows import (
     append_rows,
     check_columns,
     key,
+    named_errors,
     printable,
     read_rows,
     read_traces,
@@ -191,8 +192,9 @@ def measure(coder: Coder, path: Path, file: Path, flip: bool = False) -> tuple[R
     start = time.perf_counter()
     coded = coder.encode(picture)
     seconds_encode = time.perf_counter() - start
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(coded.data)
+    with named_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(coded.data)
 
     data = file.read_bytes()
     height, width = picture.pixels.shape[:2]
