@@ -41,6 +41,22 @@ def test_markers_that_begin_a_line_are_blocks(page: str) -> None:
         assert text[match.end() :].startswith("\n\n"), match[0]
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/models.md", "docs/paper.md", "docs/refinement.md"])
+def test_tables_of_measurements_are_made_from_results(page: str) -> None:
+    """Guards against figures in a document that no table of docs/results/ has.
+
+    A table of another kind is put into docs/results/studies/NAME.tsv, and "<!-- measured: study NAME -->" shows it.
+    """
+    text = re.sub(r"<!-- measured: .+?<!-- end -->", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        head, *rows = table.splitlines()
+        if head.startswith(
+            ("| name | networks |", "| | `lite` | `mshyper` |", "| `--method` |", "| collection |")
+        ):  # none
+            continue
+        assert not any(re.search(r"\d[.,]\d| %", row) for row in rows), head
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, Path]:
     for i in range(3):

@@ -233,7 +233,7 @@ def signed(value: float, digits: int) -> str:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first line is the header."""
-    head, *rest = (f"| {' | '.join(cells)} |" for cells in lines)
+    head, *rest = ("|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
