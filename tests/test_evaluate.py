@@ -229,6 +229,17 @@ def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str
     assert table.read_text() == damage
 
 
+def test_flip_is_measured_where_it_is_asked_for(images: dict[str, Path], table: Path) -> None:
+    """A later run with --flip measures the rows again that lack it."""
+    pytest.importorskip("flip_evaluator", reason="flip-evaluator is not installed")
+    sweep_of(FakeCodec(), images, ALL[:1], table.parent)
+    measured = sweep_of(FakeCodec(), images, ALL[:1], table.parent, flip=True)
+    assert all(0 < row["flip"] < 1 for row in measured.rows)
+    codec = FakeCodec()
+    assert sweep_of(codec, images, ALL[:1], table.parent, flip=True).rows == measured.rows
+    assert not codec.encoded
+
+
 def test_trace_is_a_table_of_its_own(images: dict[str, Path], table: Path) -> None:
     """Guards against traces of a part of the steps, and against taking the seconds of a traced run for others."""
     refined = ALL[3:4]
@@ -570,6 +581,7 @@ def test_command_with_nothing_that_can_be_read(tmp_path: Path) -> None:
         (["--steps", "ten"], "not a list of whole numbers"),
         (["--steps", "-1"], "negative"),
         (["--peers", "jpeg,heic"], "none of jpeg, webp, avif, jxl"),
+        (["--lambda", "0.01", "--view", "0.02"], "--view 0.02 is none of --lambda"),
         (["--method", "none", "--trace", "5"], "--trace has no meaning"),
         (["--method", "none", "--tau-max", "1"], "--tau-max has no meaning"),
         (["--schedule", "cold", "--rate", "1"], "belongs to the schedules"),

@@ -167,3 +167,12 @@ def test_bd_psnr_needs_overlapping_rates() -> None:
     """Guards against extrapolation of BD-PSNR."""
     with pytest.raises(ValueError, match="share no rate"):
         metrics.bd_psnr(scaled(100), BASE)
+
+
+def test_flip_is_zero_for_equal_images_and_rises_with_the_error() -> None:
+    """Guards against a column of another measure than its name says."""
+    pytest.importorskip("flip_evaluator", reason="flip-evaluator is not installed")
+    image = np.random.default_rng(0).integers(40, 200, (64, 64, 3), dtype=np.uint8)
+    assert metrics.flip(image, image) == 0
+    near, far = metrics.flip(image, image + 4), metrics.flip(image, image + 40)
+    assert 0 < near < far < 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_evaluation import FakeCodec, write_image
-from PIL import Image, ImageStat
+from PIL import Image, ImageStat, features
 
 from sgacodec.evaluate import coders, pictures, plots, report, summary, sweep
 from sgacodec.evaluate.rows import read_rows
@@ -168,3 +168,28 @@ def test_phone_and_dark(browser: Any, out: Path) -> None:
     opened.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + 10)
     assert float(opened.input_value("#position")) == pytest.approx(75, abs=0.6)
     opened.close()
+
+
+def test_many_pictures_are_lossy_and_missing_files_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against pages too large for a browser, and against a table without its files that gives no report."""
+    for i in range(2):
+        write_image(tmp_path / "images" / f"{i}.png", i, 72, 96)
+    images = sweep.find_images([tmp_path / "images"])
+    chosen = coders.own_coders(FakeCodec(), coders.settings_grid(LMBDAS[:2], ["none"]))
+    chosen += [c for c in coders.peer_coders(["webp", "jpeg"])[0] if c.setting["quality"] == 50]
+    measured = sweep.run(chosen, images, tmp_path)
+    (tmp_path / "files").rename(tmp_path / "moved")
+    assert pictures.views_of(measured.rows, chosen, images, tmp_path, LMBDAS[1]) == ([], True)
+    (tmp_path / "moved").rename(tmp_path / "files")
+    monkeypatch.setattr(pictures, "_LOSSLESS", 0)
+    views, lossless = pictures.views_of(measured.rows, chosen, images, tmp_path, LMBDAS[1])
+    assert not lossless
+    assert [v.name for v in views] == ["0.png", "1.png"]
+    kinds = [variant.source.partition(";")[0] for variant in views[0].variants]
+    shown = "data:image/avif" if features.check("avif") else "data:image/webp"
+    assert kinds == [shown, shown, "data:image/webp", "data:image/jpeg", "data:image/jpeg"]
+    page = report.html_report(summary.summarise(measured, [], tmp_path), measured.rows, {}, "a", views, lossless)
+    assert "AVIF of quality 90" in page
+    assert "λ = 5e-05" in page
