@@ -167,6 +167,12 @@ def test_phone_and_dark(browser: Any, out: Path) -> None:
     box = opened.locator("#pair").bounding_box()
     opened.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + 10)
     assert float(opened.input_value("#position")) == pytest.approx(75, abs=0.6)
+    fingers = opened.context.new_cdp_session(opened)
+    for kind, part in (("touchStart", 0.7), ("touchMove", 0.5), ("touchMove", 0.4)):
+        points = [{"x": box["x"] + part * box["width"], "y": box["y"] + 20}]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert float(opened.input_value("#position")) == pytest.approx(40, abs=0.6)
     opened.close()
 
 

@@ -46,6 +46,7 @@ function resize() {
   pair.style.width = `${width}px`;
   pair.style.height = `${(width * view.height) / view.width}px`;
   pair.classList.toggle("zoomed", scale > 1);
+  stage.classList.toggle("panned", width > stage.clientWidth);
 }
 
 function slide() {
@@ -57,8 +58,8 @@ function slide() {
 }
 
 function drag(event) {
-  if (event.pointerType !== "mouse" && event.type === "pointermove" && Number(zoom.value) > 1) return; // pans
-  if (event.type === "pointermove" && !event.buttons) return;
+  if (position.disabled || (event.type === "pointermove" && !event.buttons)) return;
+  if (event.pointerType !== "mouse" && stage.classList.contains("panned") && event.type === "pointermove") return;
   const box = pair.getBoundingClientRect();
   position.value = Math.min(100, Math.max(0, (100 * (event.clientX - box.left)) / box.width));
   slide();
