@@ -62,6 +62,9 @@ def command(
     one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
     a warning.
 
+    On the CPU, torch is not needed. --device auto uses CUDA, if there is a GPU, for 16 files or more, as torch and CUDA
+    take seconds to start.
+
     \b
     sgacodec decode photo.sga photo.out.png
     sgacodec decode small --out-dir large --format ppm
@@ -82,10 +85,10 @@ def command(
 
 def _check_format(name: str) -> None:
     """Raise a usage error if images of this type cannot be written."""
-    from PIL import Image
+    from ..image_writer import writable_format
 
     suffix = os.path.splitext("x" + name)[1].lower() or ".png"
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+    if writable_format(suffix) is None:
         raise click.UsageError(f"cannot write images of type '{suffix[1:]}'")
 
 

@@ -22,8 +22,8 @@ from .prior import MU_BITS
 
 _TILE = 512  # pixels a side
 _BODY = 2**11  # latents that pass the body at once
-_BLOCK = 2**10  # positions of a convolution at once: their columns fit into a CPU's cache
-_LATENTS = 2**7  # latents of the transposed convolution of `lite` at once
+_BLOCK = 2**9  # positions of a convolution at once: their columns fit into a CPU's cache
+_LATENTS = 2**11  # latents of the transposed convolution of `lite` at once
 _COLUMNS = 2**22  # values of the columns of a transposed convolution at once
 
 
