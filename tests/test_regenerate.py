@@ -22,7 +22,8 @@ from sgacodec.rounding import rounding
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page.relative_to(ROOT).as_posix() for page in regenerate.pages(ROOT)]
-GRID = settings_grid((2e-5, 5e-5, 2e-4), ["none", "ssl"], [50])
+LMBDAS = (2e-5, 5e-5, 2e-4)
+GRID = settings_grid(LMBDAS, ["none", "ssl"], [50])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -38,7 +39,7 @@ def test_markers_that_begin_a_line_are_blocks(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     for match in re.finditer(r"^<!-- measured: [^\n]+? -->.*?<!-- end -->", text, flags=re.DOTALL | re.MULTILINE):
         assert text[: match.start()].endswith("\n\n"), match[0]
-        assert text[match.end() :].startswith("\n\n"), match[0]
+        assert f"{text}\n"[match.end() :].startswith("\n\n"), match[0]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/models.md", "docs/paper.md", "docs/refinement.md"])
@@ -109,6 +110,10 @@ def test_figures_are_computed_from_the_tables(results: Path) -> None:
     pivot = shown("pivot", "ours", "method", "lambda").splitlines()
     means = [np.mean([r["rd_loss"] for r in table if (r["method"], r["lambda"]) == ("ssl", v)]) for v in (2e-5, 5e-5)]
     assert pivot[3].startswith(f"| ssl | **{means[0]:.4f}** | **{means[1]:.4f}** |")
+    spread = shown("spread", "ours", "method").splitlines()
+    losses = [np.mean([r["rd_loss"] for r in table if (r["method"], r["lambda"]) == ("none", v)]) for v in LMBDAS]
+    assert spread[0] == "| method | none | ssl |"
+    assert spread[2].startswith(f"| spread | {100 * (max(losses) / min(losses) - 1):.2f} % |")
     costs = shown("costs", "JPEG=peers:jpeg, 4:2:0", "ssl=ours:ssl").splitlines()[2].split(" | ")
     assert costs[1] == f"{metrics.bd_rate(ssl, jpeg):+.1f} %".replace("-", "−")
 
@@ -177,6 +182,8 @@ def test_a_table_is_replaced_only_when_its_study_is_complete(tmp_path: Path, ima
     assert len(codec.encoded) == 1  # the others are not measured again
     assert len(rows.read_rows(folder / "ours.tsv")) == 4
     assert len(rows.read_traces(folder / "ours-traces.tsv")) == 8
+    traced = figures.figure(folder, "traced", ["ours", "10"])
+    assert traced.splitlines()[2] == "| ssl, 2 classes | 1.0000 |"
 
 
 def test_studies_need_their_images(tmp_path: Path, images: dict[str, Path]) -> None:
@@ -237,7 +244,8 @@ def test_the_paper_is_measured_drawn_and_shown(tmp_path: Path, monkeypatch: pyte
     before = {path: path.read_bytes() for path in Path("docs/results/paper").glob("*.tsv")}
     assert len(before) == len(paper.STUDIES) + 5 + 1  # traces, figure 1
     shutil.copytree(ROOT / "docs" / "results" / "published", "docs/results/published")
-    text = regenerate.regenerated((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"), Path("docs/results"))
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8").replace("25 50 100 200 500", "10")
+    text = regenerate.regenerated(page, Path("docs/results"))  # the trace of the fake has step 10 only
     assert "not measured yet" not in text
     assert CliRunner().invoke(paper.main, ["table-2", "--kodak", "kodak"]).exit_code == 0
     assert {path: path.read_bytes() for path in before} == before

@@ -14,7 +14,7 @@ from typing import Any
 from .. import metrics
 from ..metrics import Curve
 from .curves import load_curves, named_groups
-from .rows import Row, common_images, means, read_rows
+from .rows import Row, common_images, means, read_rows, read_traces
 
 PUBLISHED, STUDIES = "published", "studies"
 _MINUS = "−"
@@ -188,6 +188,31 @@ def _pivot(folder: Path, file: str, down: str, across: str, value: str = "rd_los
     return markdown(lines)
 
 
+def _spread(folder: Path, file: str, down: str) -> str:
+    """By how much the mean loss varies over a hyperparameter: (highest − lowest) / lowest, for each value of `down`."""
+    path = folder / f"{file}.tsv"
+    losses: dict[str, list[float]] = {}
+    for _, group, _ in _groups(path, path.stat().st_mtime):
+        for point in group:
+            losses.setdefault(_number(_value(point, down)), []).append(point["rd_loss"])
+    lines = [[down, *losses]]
+    lines.append(["spread", *(f"{100 * (max(v) / min(v) - 1):.2f} %" for v in losses.values())])
+    return markdown(lines)
+
+
+def _traced(folder: Path, file: str, *steps: str) -> str:
+    """Mean true loss of each method, with its classes, after some steps of its trace."""
+    losses: dict[str, dict[int, list[float]]] = {}
+    for row in read_traces(folder / f"{file}-traces.tsv"):
+        if row["relaxed_loss"] is not None:
+            name = f"{row['method']}, {row['classes']} classes"
+            losses.setdefault(name, {}).setdefault(row["step"], []).append(row["true_loss"])
+    lines = [["true loss after step", *steps]]
+    for name, found in losses.items():
+        lines.append([name, *(f"{sum(found[int(s)]) / len(found[int(s)]):.4f}" for s in steps)])
+    return markdown(lines)
+
+
 def _value(point: Row, name: str) -> Any:
     if name in point:
         return point[name]
@@ -250,6 +275,8 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "bd-table": _bd_table,
     "costs": _costs,
     "pivot": _pivot,
+    "spread": _spread,
+    "traced": _traced,
     "plot": _plot,
     "optional": _optional,
     "study": _study,
