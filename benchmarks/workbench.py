@@ -46,8 +46,8 @@ def untrained(name: str, seed: int = 0) -> Model:
         gained = GainedHyperprior(ARCHITECTURES[name], (0.0075,))
         gained.log_gain_y += GAIN
         gained.log_gain_d -= GAIN
-        z: Tensor = gained.h_a(gained.g_a(torch.rand(1, 3, 128, 128)))
-        return export(gained, f"{name}, untrained", {"licence": "none"}, [z], levels=1)
+        y: Tensor = gained.g_a(torch.rand(1, 3, 128, 128))
+        return export(gained, f"{name}, untrained", {"licence": "none"}, [gained.h_a(y)], levels=1, y_samples=[y])
 
 
 def synchronise(device: torch.device) -> None:

@@ -13,29 +13,16 @@ from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.decoding import MANY, open_decoder, shared_decoder
 
 
-def test_the_cpu_does_without_torch(tiny_path: Path) -> None:
-    for device in ("cpu", "cpu:0"):
-        assert isinstance(open_decoder(str(tiny_path), device, 1000), PictureDecoder)
+@pytest.mark.parametrize(("files", "kind"), [(1, PictureDecoder), (MANY - 1, PictureDecoder), (MANY, Codec)])
+@pytest.mark.parametrize("device", ["auto", "cpu", "cpu:0"])
+def test_torch_is_for_many_files(device: str, files: int, kind: type, tiny_path: Path) -> None:
+    """Guards against a file that waits for torch, and against a batch that does not profit from it."""
+    assert isinstance(open_decoder(str(tiny_path), device, files), kind)
 
 
-@pytest.mark.parametrize(("files", "kind"), [(1, PictureDecoder), (MANY, Codec)])
-def test_a_gpu_is_for_many_files(files: int, kind: type, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a single file that waits for torch and CUDA, and against a batch that leaves the GPU idle."""
-    monkeypatch.setattr(decoding, "_cuda_is_likely", lambda: True)
-    assert isinstance(open_decoder(str(tiny_path), "auto", files), kind)
-    monkeypatch.setattr(decoding, "_cuda_is_likely", lambda: False)
-    assert isinstance(open_decoder(str(tiny_path), "auto", files), PictureDecoder)
-
-
-def test_hidden_gpus_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert decoding._cuda_is_likely()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not decoding._cuda_is_likely()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+def test_many_files_where_torch_is_missing(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding.importlib.util, "find_spec", lambda name: None)
-    assert not decoding._cuda_is_likely()  # torch is not installed
+    assert isinstance(open_decoder(str(tiny_path), "auto", MANY), PictureDecoder)
 
 
 def test_devices_that_do_not_exist() -> None:

@@ -62,8 +62,8 @@ def command(
     one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
     a warning.
 
-    On the CPU, torch is not needed. --device auto uses CUDA, if there is a GPU, for 16 files or more, as torch and CUDA
-    take seconds to start.
+    Fewer than 24 files are decoded on the CPU without torch, which takes seconds to start; --device cuda uses the GPU
+    for them, too. More files are decoded with torch where it is installed.
 
     \b
     sgacodec decode photo.sga photo.out.png
@@ -78,7 +78,7 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), len(tasks))
+    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), -(-len(tasks) // jobs))
     with batch.stoppable(), output.progress(out, "decode", len(tasks)):
         ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
 

@@ -71,10 +71,8 @@ def _lite(model: DecoderModel, y: np.ndarray) -> tuple[Synthesis, int, Source]:
 
     def synthesis(y_hat: np.ndarray) -> np.ndarray:
         t = _overlap_added(y_hat, blocks, w["blocks.bias"])
-        inner = _convolved(t, *filters[0])
-        np.maximum(inner, np.float32(0.1) * inner, out=inner)
-        inner = _convolved(inner, *filters[1])
-        inner += t
+        inner = _convolved(t, *filters[0], slope=0.1)
+        inner = _convolved(inner, *filters[1], added=t)
         out = _eight_bits(_convolved(inner, *filters[2]))[1:-1, 1:-1]
         height, width, _ = out.shape
         return out.reshape(height, width, 2, 6).transpose(0, 2, 1, 3).reshape(2 * height, 2 * width, 3)
@@ -152,9 +150,12 @@ def _kernel(w: Tensors, name: str, order: np.ndarray | slice = slice(None)) -> t
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))), bias
 
 
-def _convolved(v: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def _convolved(
+    v: np.ndarray, weight: np.ndarray, bias: np.ndarray, slope: float | None = None, added: np.ndarray | None = None
+) -> np.ndarray:
     """A 3×3 convolution of (H + 2, W + 2, C) within a margin of zeros, which the result has, too.
 
+    A LeakyReLU with `slope` follows, and `added` is added, of the shape of the result.
     Positions are numbered through rows with their margins: the window of each is three runs of memory.
     """
     height, width, C = v.shape
@@ -168,6 +169,10 @@ def _convolved(v: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
         block = flat[begin + first : begin + first + len(columns)]
         np.matmul(columns, weight, out=block)
         block += bias
+        if slope is not None:
+            np.maximum(block, np.float32(slope) * block, out=block)
+        if added is not None:
+            block += added.reshape(flat.shape)[begin + first : begin + first + len(columns)]
     _clear_margin(out)
     return out
 
