@@ -42,7 +42,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     measured = sweep.run(chosen, images, folder)
     result = summary.summarise(measured, [], folder)
     drawn = {
-        "Rate and distortion": plots.svg(plots.rate_distortion(result.curves, result.peers)),
+        "Rate and distortion": plots.svg(plots.rate_distortion(result.curves, peers=result.peers)),
         "Time and gain": plots.svg(plots.time_and_gain(result.costs), "time"),
         "Convergence": plots.svg(plots.convergence(result.traces), "convergence"),
     }

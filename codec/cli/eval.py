@@ -252,7 +252,7 @@ def _plots(summary: Summary, anchors: Sequence[Curve], out: Path) -> dict[str, s
 
     drawn = {}
     if any(curve.bpp for curve in summary.curves):
-        figure = plots.rate_distortion(summary.curves, [*summary.peers, *anchors])
+        figure = plots.rate_distortion(summary.curves, anchors, summary.peers)
         plots.save_plots(figure, out)
         drawn["Rate and distortion"] = plots.svg(figure, transparent=True)
     if sum(cost.bd_rate is not None for cost in summary.costs) > 1:

@@ -24,8 +24,8 @@ _ANCHORS = ("#8a8f98", "#b39c82", "#7d9d9c", "#a98ba8", "#9aa877", "#c08a8a")
 _DASHES = ("--", "-.", ":")
 
 
-def rate_distortion(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> Figure:
-    """Draw bpp against PSNR: `curves` in colour, `anchors` as thin lines behind them.
+def rate_distortion(curves: Sequence[Curve], anchors: Sequence[Curve] = (), peers: Sequence[Curve] = ()) -> Figure:
+    """Draw bpp against PSNR: `curves` with dots, `peers` as thin lines, `anchors` as thin grey lines behind them.
 
     The limits of the axes follow `curves` only, because anchors often cover a much larger range.
     """
@@ -42,6 +42,11 @@ def rate_distortion(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> F
             curve.bpp, curve.psnr, color=COLOURS[i % len(COLOURS)], marker="o", markersize=5, linewidth=2, zorder=3,
             label=label_of(curve.name),
         )  # fmt: skip
+    for i, curve in enumerate(peers, start=len(curves)):
+        axes.plot(
+            curve.bpp, curve.psnr, color=COLOURS[i % len(COLOURS)], linewidth=1.1, zorder=2,
+            label=label_of(curve.name),
+        )  # fmt: skip
     rates = [rate for curve in curves for rate in curve.bpp]
     qualities = [quality for curve in curves for quality in curve.psnr]
     if rates:
@@ -50,7 +55,7 @@ def rate_distortion(curves: Sequence[Curve], anchors: Sequence[Curve] = ()) -> F
         axes.set_ylim(min(qualities) - margin, max(qualities) + margin)
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel("PSNR (dB)")
-    if curves or anchors:
+    if curves or anchors or peers:
         axes.legend(frameon=False, loc="lower right")
     return figure
 
