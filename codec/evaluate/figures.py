@@ -113,6 +113,13 @@ def _model(folder: Path, spec: str) -> str:
     return ", ".join(dict.fromkeys(f"{row['model']}, id {row['model_id']}" for row in rows))
 
 
+def _iterations(folder: Path, file: str) -> str:
+    """Steps of the refinements of a table."""
+    path = folder / f"{file}.tsv"
+    steps = sorted({point["steps"] for _, group, _ in _groups(path, path.stat().st_mtime) for point in group})
+    return f"{' and '.join(map(str, steps))} iterations"
+
+
 def _seconds(folder: Path, spec: str, what: str) -> str:
     """Mean seconds to encode or decode an image."""
     points = _select(folder, spec)[1]
@@ -270,6 +277,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "loss": _loss,
     "count": _count,
     "model": _model,
+    "iterations": _iterations,
     "seconds": _seconds,
     "points": _points,
     "bd-table": _bd_table,

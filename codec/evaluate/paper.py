@@ -27,7 +27,7 @@ from .regenerate import RESULTS
 from .studies import Study, chosen_of, measure, measuring_options
 
 LMBDA = 0.0016  # of the studies at one λ
-SHORT, LONG = 500, 2000  # iterations
+SHORT, LONG = 500, 2000  # iterations of Table 1; the paper's other studies have the larger number
 EVERY = 25  # steps between the points of a trace
 SGA_PLUS = ("atanh", "linear", "cosine", "ssl")
 TAU_MAX = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -50,30 +50,30 @@ def _study(name: str, grid: Iterable[Settings], trace: int | None = None) -> Stu
     return Study(name=f"paper/{name}", images="eight", crop=256, grid=tuple(grid), trace=trace)
 
 
-def _of_kind(kind: str, settings: Callable[..., Settings]) -> dict[str, Study]:
+def _of_kind(kind: str, settings: Callable[..., Settings], steps: int) -> dict[str, Study]:
     """The studies that are made with both annealings, by the name of their table or figure in the paper."""
     curves = (settings(m, n, v) for n in (SHORT, LONG) for m in ("atanh", "ssl") for v in ANCHORS)
-    levels = (settings("ssl", SHORT, v, level_lambda=w) for w in LEVELS for v in ANCHORS)
-    classes = (settings(m, SHORT, classes=c) for m in ("linear", "cosine", "ssl") for c in (2, 3))
+    levels = (settings("ssl", steps, v, level_lambda=w) for w in LEVELS for v in ANCHORS)
+    classes = (settings(m, steps, classes=c) for m in ("linear", "cosine", "ssl") for c in (2, 3))
     studies = (
-        _study(f"figure-2-{kind}", (settings(m, LONG) for m in ("ste", "noise", "atanh", "ssl")), EVERY),
+        _study(f"figure-2-{kind}", (settings(m, steps) for m in ("ste", "noise", "atanh", "ssl")), EVERY),
         _study(f"table-1-{kind}", curves),
         _study(f"figure-3c-{kind}", levels),
-        _study(f"table-4-{kind}", (settings("ssl", SHORT, ssl_a=a) for a in SSL_A)),
+        _study(f"table-4-{kind}", (settings("ssl", steps, ssl_a=a) for a in SSL_A)),
         _study(f"table-c5-{kind}", classes, EVERY),
     )
     return dict(zip(("figure-2", "table-1", "figure-3c", "table-4", "table-c5"), studies, strict=True))
 
 
-def _studies() -> tuple[Study, ...]:
-    """All studies, those with the published annealing and few steps first."""
-    paper, default = _of_kind("published", published), _of_kind("ours", ours)
+def studies_with(steps: int) -> tuple[Study, ...]:
+    """All studies, those with the published annealing and few settings first; Table 1 has its own numbers of steps."""
+    paper, default = _of_kind("published", published, steps), _of_kind("ours", ours, steps)
     return (
         _study("unrefined", settings_grid(ANCHORS, ["none"])),
         paper["table-4"],
         paper["table-c5"],
-        _study("table-2", (published(m, SHORT, tau_max=t) for m in SGA_PLUS for t in TAU_MAX)),
-        _study("table-c3", (published(m, SHORT, lr=v) for m in SGA_PLUS for v in LEARNING_RATES), EVERY),
+        _study("table-2", (published(m, steps, tau_max=t) for m in SGA_PLUS for t in TAU_MAX)),
+        _study("table-c3", (published(m, steps, lr=v) for m in SGA_PLUS for v in LEARNING_RATES), EVERY),
         paper["figure-2"],
         default["table-4"],
         default["table-c5"],
@@ -82,11 +82,11 @@ def _studies() -> tuple[Study, ...]:
         paper["figure-3c"],
         default["table-1"],
         default["figure-3c"],
-        _study("figure-3a-baselines", (published(m, LONG, v) for m in ("ste", "noise") for v in ANCHORS)),
+        _study("figure-3a-baselines", (published(m, steps, v) for m in ("ste", "noise") for v in ANCHORS)),
     )
 
 
-STUDIES = _studies()
+STUDIES = studies_with(LONG)
 PREFIX = "paper/"
 
 
@@ -130,18 +130,34 @@ def draw(results: Path, folder: Path, work: Path, kodak: Path | None) -> list[Pa
 @click.command()
 @click.argument("names", nargs=-1, metavar="[STUDY]...")
 @click.option("--whole", "on_whole", is_flag=True, help="Measure the 24 whole images, not eight 256² crops.")
+@click.option(
+    "--steps",
+    metavar="N",
+    type=click.IntRange(1),
+    default=LONG,
+    show_default=True,
+    help="Iterations, but for Table 1, which has 500 and 2000.",
+)
 @click.option("--plots", is_flag=True, help="Measure nothing; draw what has been measured.")
 @click.option("--list", "listed", is_flag=True, help="Print the studies and their refinement steps.")
 @measuring_options
 @click.pass_context
-def main(ctx: click.Context, names: tuple[str, ...], on_whole: bool, plots: bool, listed: bool, **options: Any) -> None:
+def main(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    on_whole: bool,
+    steps: int,
+    plots: bool,
+    listed: bool,
+    **options: Any,
+) -> None:
     """Measure the studies of docs/paper.md (all, or those that are named), in the root of a checkout."""
-    chosen = chosen_of([PREFIX + name.removeprefix(PREFIX) for name in names], STUDIES)
+    chosen = chosen_of([PREFIX + name.removeprefix(PREFIX) for name in names], studies_with(steps))
     folder = "paper-whole" if on_whole else "paper"
     if listed:
         for study in chosen:
-            steps = sum(settings.annealing_steps for settings in study.grid)
-            click.echo(f"{study.name.removeprefix(PREFIX)}: {len(study.grid)} settings, {steps} steps an image")
+            total = sum(settings.annealing_steps for settings in study.grid)
+            click.echo(f"{study.name.removeprefix(PREFIX)}: {len(study.grid)} settings, {total} steps an image")
         return
 
     try:

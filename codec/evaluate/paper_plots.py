@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import metrics
 from ..decoding import decode
-from ..metrics import Curve
 from ..rounding import Rounding, rounding
 from . import plots
 from .curves import load_curves, named_groups
@@ -99,15 +98,13 @@ def _traces(*names: str) -> Callable[[Path], str]:
     return draw
 
 
-def _rate_distortion(names: Sequence[str], suffix: str = "") -> Callable[[Path], str]:
-    """A plot of every curve of these studies whose name ends with `suffix`, or that is of one λ range."""
+def _rate_distortion(*names: str, without: str = "-") -> Callable[[Path], str]:
+    """A plot of every curve of these studies, except those whose name ends with `without`."""
 
     def draw(results: Path) -> str:
-        curves: list[Curve] = []
-        for name in names:
-            found = load_curves(results / f"{name}.tsv")
-            curves += [c for c in found if c.name.endswith(suffix) or c.name == "none"]
-        return plots.svg(plots.rate_distortion(curves), names[-1])
+        curves = [curve for name in names for curve in load_curves(results / f"{name}.tsv")]
+        shown = [curve for curve in curves if not curve.name.endswith(without)]
+        return plots.svg(plots.rate_distortion(shown), names[-1])
 
     return draw
 
@@ -170,9 +167,9 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "figure-1": figure_1,
     "figure-2-published": _traces("figure-2-published"),
     "figure-2-ours": _traces("figure-2-ours"),
-    "figure-3a": _rate_distortion(["unrefined", "figure-3a-baselines", "table-1-published"], "2000 steps"),
-    "figure-3c-published": _rate_distortion(["unrefined", "figure-3c-published"]),
-    "figure-3c-ours": _rate_distortion(["unrefined", "figure-3c-ours"]),
+    "figure-3a": _rate_distortion("unrefined", "figure-3a-baselines", "table-1-published", without=", 500 steps"),
+    "figure-3c-published": _rate_distortion("unrefined", "figure-3c-published"),
+    "figure-3c-ours": _rate_distortion("unrefined", "figure-3c-ours"),
     "table-1-published": _gains("published"),
     "table-1-ours": _gains("ours"),
     "table-2": _against("tau_max", "table-2"),
