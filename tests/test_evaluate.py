@@ -540,6 +540,19 @@ def test_command_measures_what_it_can_without_a_peer(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("fake", "images")
+def test_command_writes_its_report_without_a_damaged_file(tmp_path: Path) -> None:
+    """Guards against a sweep of hours that ends without a report, as one of its old files is damaged."""
+    arguments = (tmp_path / "images", "--lambda", "0.003,0.01", "--method", "none", "--out", tmp_path / "out")
+    assert run(*arguments).exit_code == 0
+    assert 'id="views"' in (tmp_path / "out" / "report.html").read_text()
+    next((tmp_path / "out" / "files").glob("lambda0.003*/photo1*")).write_bytes(b"SGA")
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "no pictures in the report: " in result.stderr
+    assert "<table" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("fake", "images")
 def test_command_passes_the_settings_of_the_refinement(tmp_path: Path) -> None:
     """Guards against rows whose settings are not those that were asked for."""
     arguments = (tmp_path / "images", "--lambda", "0.01", "--method", "none,ssl", "--steps", 50, "--no-plot")

@@ -234,16 +234,19 @@ def _views(
     view: float | None,
     console: output.Output,
 ) -> tuple[list[View], bool]:
-    """The pictures of the report."""
+    """The pictures of the report; none, with a warning, where they cannot be made."""
     from ..evaluate.pictures import views_of
 
-    lmbda = (
-        min((row["lambda"] for row in measured.rows if row["lambda"] is not None), default=0.0)
-        if view is None
-        else view
-    )
+    lmbdas = [row["lambda"] for row in measured.rows if row["lambda"] is not None]
+    if not lmbdas:
+        return [], True
     with batch.stoppable(), output.progress(console, "show", len(found)), output.logged(console):
-        return views_of(measured.rows, coders, found, out, lmbda, lambda: output.file_done(console))
+        try:
+            lmbda = min(lmbdas) if view is None else view
+            return views_of(measured.rows, coders, found, out, lmbda, lambda: output.file_done(console))
+        except Exception as error:  # of one file: tables and plots are worth more than pictures
+            output.problem(console, f"no pictures in the report: {one_line(error)}")
+            return [], True
 
 
 def _plots(summary: Summary, anchors: Sequence[Curve], out: Path) -> dict[str, str]:

@@ -58,8 +58,9 @@ STUDIES = (
     Study(name="kodak-peers", images="kodak", peers=("jpeg", "webp", "avif", "jxl")),
     Study(name="held-out-lite-none", images="held-out", grid=settings_grid(ANCHORS, ["none"])),
     Study(name="held-out-peers", images="held-out", peers=("jpeg", "webp")),
+    Study(name="kodak-crops-lite-ssl", images="eight", crop=256, grid=settings_grid(ANCHORS, ["none", "ssl"], [150])),
     Study(
-        name="kodak-crops-lite-ssl",
+        name="kodak-crops-lite-efforts",
         images="eight",
         crop=256,
         grid=settings_grid(ANCHORS, ["none", "ssl"], EFFORTS[1:4]),
