@@ -19,7 +19,7 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import hyper_decoder
 from sgacodec.coding.passes import fingerprint as reference_fingerprint
-from sgacodec.decoder import layers, prior, synthesis
+from sgacodec.decoder import layers, prior, synthesis, threads
 from sgacodec.decoder import model as reading
 from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.decoder.layers import layer_of
@@ -211,3 +211,27 @@ print([name for name in ("torch", "compressai") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["linear", "body"])
+@pytest.mark.parametrize("side", [40, 200])
+def test_threads_change_nothing(
+    name: str, side: int, model_path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against seams between the parts of a picture that threads render, and against lost exceptions."""
+    path, pixels = model_path(name), photograph[:side, :side]
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert threads.workers() == 1
+    one, _ = both(path, pixels)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(synthesis, "_BODY", 1)
+    assert threads.workers() == 3
+    three, _ = both(path, pixels)
+    assert np.abs(three.pixels.astype(int) - one.pixels).max() <= 1
+
+    def fail(item: int) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        threads.each(fail, range(7))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,26 @@ def test_a_model_that_is_replaced_is_read_again(tiny_path: Path, context_path: P
             (folder / "m.safetensors").write_bytes(path.read_bytes())
             assert decoding.decode(GOLDEN / f"{stem}.sga").pixels.shape == (70, 120, 3)
     shared_decoder.cache_clear()
+
+
+def test_threads_of_the_command_line() -> None:
+    """BLAS has one thread in `decode` and its workers, which share the others; what the user sets stays."""
+    program = """
+import os, sys
+os.environ.pop("OMP_NUM_THREADS", None), os.environ.pop("OPENBLAS_NUM_THREADS", None)
+os.environ.update(dict(pair.split("=") for pair in sys.argv[1].split()))
+from sgacodec.cli import batch
+from sgacodec.decoder.threads import cores
+assert "numpy" not in sys.modules
+batch.divide_threads(int(sys.argv[2]))
+print(os.environ["OPENBLAS_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS"), max(1, cores() // 2))
+"""
+
+    def run(environment: str, jobs: int) -> list[str]:
+        command = [sys.executable, "-c", program, environment, str(jobs)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    assert run("", 1)[:2] == ["1", "None"]
+    blas, omp, share = run("", 2)
+    assert (blas, omp) == ("1", share)
+    assert run("OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=5", 2)[:2] == ["2", "5"]

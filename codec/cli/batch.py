@@ -255,21 +255,16 @@ def _missing_device_reported() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def threads_shared(jobs: int) -> Iterator[None]:
-    """Give each process that is started in the block its share of the CPU's threads, for numpy."""
-    share = str(max(1, _cores() // jobs))
-    names = [name for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ]
-    os.environ.update(dict.fromkeys(names, share))
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
+def divide_threads(jobs: int) -> None:
+    """Give each of the processes that will be started its share of the CPU's threads; BLAS of numpy one, as tiles have.
 
+    To be called before numpy is imported; what the user has set stays.
+    """
+    from ..decoder.threads import cores
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
 
 
 @contextlib.contextmanager

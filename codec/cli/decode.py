@@ -70,6 +70,7 @@ def command(
     sgacodec decode small --out-dir large --format ppm
     cat photo.sga | sgacodec decode - - > photo.out.png
     """
+    batch.divide_threads(jobs)
     extension = f".{format.lstrip('.').lower()}" if format else ".png"
     tasks = files.plan(names, files_from, out_dir, files.decoding(extension), (model,))
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
@@ -103,8 +104,7 @@ def _describe(outcome: Outcome) -> str:
 def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
     if job.jobs > 1:
         batch.check_model(job.model)
-        with batch.threads_shared(job.jobs):
-            yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
+        yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
         return
     batch.open_decoder(job.model, job.device, job.files)  # an error here is one for all files
     for task in tasks:

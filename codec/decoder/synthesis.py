@@ -16,9 +16,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..networks.architecture import STRIDE
-from ..tiling import slices, tiles, with_halo
+from ..tiling import Box, slices, tiles, with_halo
 from .model import DecoderModel, Tensors
 from .prior import MU_BITS
+from .threads import each, workers
 
 _TILE = 512  # pixels a side
 _BODY = 2**11  # latents that pass the body at once
@@ -32,11 +33,23 @@ def render(model: DecoderModel, y: np.ndarray, height: int, width: int) -> np.nd
     size = STRIDE * y.shape[1], STRIDE * y.shape[2]
     synthesis, halo, y_hat = _FAMILIES[model.architecture.family](model, y)
     pixels = np.empty((*size, 3), np.uint8)
-    for tile in tiles((0, 0, *size), _TILE, *size):
+
+    def run(tile: Box) -> None:
         around = with_halo(tile, halo, *size)
         rows, cols = slices(tile, 1, around[:2])
         pixels[slices(tile, 1)] = synthesis(y_hat(slices(around, STRIDE)))[rows, cols]
+
+    each(run, _tiles(*size))
     return np.ascontiguousarray(pixels[:height, :width])
+
+
+def _tiles(height: int, width: int) -> list[Box]:
+    """Tiles of a picture; strips of rows where tiles would be fewer than threads."""
+    found = list(tiles((0, 0, height, width), _TILE, height, width))
+    if len(found) >= workers():
+        return found
+    rows = STRIDE * -(-height // (STRIDE * workers()))
+    return [(top, 0, min(top + rows, height), width) for top in range(0, height, rows)]
 
 
 Synthesis = Callable[[np.ndarray], np.ndarray]  # ŷ (h, w, M) → pixels (16h, 16w, 3) uint8
@@ -88,8 +101,9 @@ def _after_body(model: DecoderModel, y: np.ndarray) -> np.ndarray:
     w, blocks = model.synthesis, model.architecture.body_blocks
     _, height, width, M = y.shape
     out = np.empty((height, width, M), np.float32)
-    rows = max(1, _BODY // width)
-    for top in range(0, height, rows):
+    rows = max(1, min(_BODY // width, -(-height // workers())))
+
+    def run(top: int) -> None:
         bottom = min(top + rows, height)
         first, end = max(0, top - blocks), min(height, bottom + blocks)  # a block sees one row further
         y_hat = _scaled(model, y, (slice(first, end), slice(None)))
@@ -101,6 +115,8 @@ def _after_body(model: DecoderModel, y: np.ndarray) -> np.ndarray:
             v += _mixed(t, w, f"body.{i}.project")
         y_hat += _mixed(v, w, f"body.{blocks + 1}") * w["unit"]
         out[top:bottom] = y_hat[top - first : bottom - first]
+
+    each(run, range(0, height, rows))
     return out
 
 
