@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from .. import metrics
 from . import peers
 from .coders import Coder
 from .curves import named_groups
-from .rows import Row, key, means
+from .rows import CURVE, Row, key, means
 from .sweep import FILES, file_of, picture_of
 
 _LOSSLESS = 6_000_000  # pixels of all pictures of a report, up to which they are shown without loss
@@ -67,43 +68,35 @@ def views_of(
 
     Our files are those of the sweep. Peers are encoded at the quality whose file is nearest to the smallest of ours.
     """
-    chosen = [c for c in coders if c.setting["lambda"] == lmbda]
-    chroma = dict.fromkeys(
-        (c.setting["method"], c.setting["options"].split()[0].partition("=")[2])
-        for c in coders
-        if c.setting["lambda"] is None
-    )
-    names = {
-        tuple(group[0][k] for k in ("method", "classes", "steps", "options")): curve.name
-        for curve, group in named_groups(means(rows))
+    own = [coder for coder in coders if coder.setting["lambda"] == lmbda]
+    chroma = {
+        (coder.setting["method"], coder.setting["options"].split()[0].partition("=")[2]): None
+        for coder in coders
+        if coder.setting["lambda"] is None
     }
+    names = {tuple(group[0][c] for c in CURVE): curve.name for curve, group in named_groups(means(rows))}
     measured = {key(row): row for row in rows}
-    here = {name: path for name, path in images.items() if any(row["name"] == name for row in rows)}
-    pixels = sum(row["pixels"] for row in rows if row["lambda"] == lmbda) + sum(
-        {row["name"]: row["pixels"] for row in rows}.values()
-    )
-    lossless = pixels <= _LOSSLESS
+    identities = {row["name"]: {"name": row["name"], "image_id": row["image_id"]} for row in rows}
+    sizes = {row["name"]: row["pixels"] for row in rows}
+    lossless = sum(sizes.values()) * (1 + len(own)) <= _LOSSLESS
     views = []
-    for name, path in here.items():
-        identity = next(row for row in rows if row["name"] == name)
-        crop = chosen[0].setting["crop"] if chosen else None
-        original = picture_of(path, crop).pixels
+    for name in images.keys() & identities.keys() if own else ():
+        original = picture_of(images[name], own[0].setting["crop"]).pixels
         variants = [Variant("original", None, None, None, _url(original, lossless))]
-        sizes = []
-        for coder in chosen:
-            row = measured.get(key({"name": name, "image_id": identity["image_id"]} | coder.setting))
+        smallest = math.inf
+        for coder in own:
+            row = measured.get(key(identities[name] | coder.setting))
             file = file_of(out / FILES, coder, name)
-            if row is None or not file.exists():
-                continue
-            shown = coder.decode(file.read_bytes(), row["pixels"])
-            label = names[tuple(row[k] for k in ("method", "classes", "steps", "options"))]
-            variants.append(Variant(label, lmbda, row["bpp"], row["psnr"], _url(shown, lossless)))
-            sizes.append(row["bytes"])
-        if sizes:
-            variants += [_peer(method, sampling, original, min(sizes), lossless) for method, sampling in chroma]
+            if row is not None and file.exists():
+                shown = _url(coder.decode(file.read_bytes(), row["pixels"]), lossless)
+                label = names[tuple(row[c] for c in CURVE)]
+                variants.append(Variant(label, lmbda, row["bpp"], row["psnr"], shown))
+                smallest = min(smallest, row["bytes"])
+        if smallest < math.inf:
+            variants += [_peer(method, sampling, original, int(smallest), lossless) for method, sampling in chroma]
             views.append(View(name, original.shape[1], original.shape[0], variants))
         progress()
-    return views, lossless
+    return sorted(views, key=lambda view: view.name), lossless
 
 
 def _peer(name: str, subsampling: str, original: np.ndarray, size: int, lossless: bool) -> Variant:
