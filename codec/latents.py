@@ -47,7 +47,7 @@ class Latents:
     mu : Tensor (1, M, 4h, 4w) int32
         μ with MU_BITS fractional bits.
     passes : tuple of (slice, int or None)
-        Channels of y and half of the checkerboard of each pass, in coding order; empty where that is not known.
+        Channels of y and half of the checkerboard of each pass, in coding order; empty in a part of a picture.
     """
 
     z: Tensor
@@ -147,8 +147,16 @@ def zero_padding(level: LevelModel, y: Tensor, z: Tensor, height: int, width: in
 
 @torch.no_grad()
 def pack(level: LevelModel, y: Tensor, z: Tensor, quantized: Latents | None = None) -> Payload:
-    """Quantize latents of one image (1, …) and entropy-code them; `quantized` is `quantize` of them if it is known."""
+    """Quantize latents of one image (1, …) and entropy-code them; `quantized` is `quantize` of them if it is known.
+
+    Raises
+    ------
+    ValueError
+        When `quantized` is a part of a picture, whose passes are not known.
+    """
     found = quantized or _quantize(level, y, z)
+    if not found.passes:
+        raise ValueError("latents without passes cannot be coded")
     k_z, k_y, index, passes, digest = found.z, found.y, found.index, found.passes, found.digest()
     del found  # frees μ of a large picture before its symbols are sorted
     encoder = Encoder()
@@ -245,11 +253,14 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
         check_size(y_bytes, least)
 
     def symbols_of(one: Pass) -> Tensor:
+        passes.append((one.channels, one.half))
         return torch.from_numpy(decoder.pull(_flat(one.index), level.y_tables)).reshape(one.index.shape)
+
+    passes: list[tuple[slice, int | None]] = []
 
     k_y, index, mu = (v.to(level.device) for v in run_passes(level.exact, k_z, symbols_of, seen))
     decoder.finish()
-    return Latents(z=k_z.to(level.device), y=k_y, index=index, mu=mu)
+    return Latents(z=k_z.to(level.device), y=k_y, index=index, mu=mu, passes=tuple(passes))
 
 
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,10 @@ def test_round_trip(
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert found.digest() == payload.digest == expected.digest()
     assert torch.equal(found.index, plain.index) != context
+    again = pack(lite_level, *encoded, quantized=found)
+    assert (again.z, again.y) == (payload.z, payload.y)
+    with pytest.raises(ValueError, match="without passes"):
+        pack(lite_level, *encoded, quantized=replace(found, passes=()))
     assert float((found.y_hat() - encoded[0]).abs().max()) <= 0.5
     assert 8 * len(payload.z + payload.y) == pytest.approx(code_length(lite_level, found), rel=0.01)
 
