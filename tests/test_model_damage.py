@@ -81,6 +81,8 @@ INVALID: dict[str, Change] = {
     "a tensor of another shape": set_tensor("trunk.g_s.pixels.bias", torch.zeros(5)),
     "slopes that are text": set_metadata("slopes", ["a", "b", "c"]),
     "infinite slope": set_metadata("slopes", [float("inf")] * 3),
+    "too many slopes": set_metadata("slopes", [655, 655, 0, 655]),
+    "a slope of the last layer": set_metadata("slopes", [655, 655, 655]),
     "too few slopes": set_metadata("slopes", [655]),
     "too few bits": set_metadata("bits", [9]),
     "absurd bits": set_metadata("bits", [10**400, 1, 1]),

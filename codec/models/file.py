@@ -213,6 +213,8 @@ def _read_layer(tensors: dict[str, Tensor], prefix: str, like: nn.Module, slope:
 def _read_hyper_decoder(tensors: dict[str, Tensor], gained: GainedHyperprior, slopes: list[int]) -> IntegerHyperDecoder:
     """The integer hyper-decoder, its bounds proved."""
     convolutions = [m for m in gained.h_s if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    if len(slopes) != len(convolutions) or slopes[-1] != 0 or not all(slopes[:-1]):
+        raise ValueError("the slopes of the hyper-decoder are out of range")
     layers = tuple(_read_layer(tensors, f"exact.{i}", conv, int(slopes[i])) for i, conv in enumerate(convolutions))
     h_s = IntegerHyperDecoder(layers=layers, thresholds=tensors["exact.thresholds"], kind=gained.architecture.scale)
     check(h_s)
