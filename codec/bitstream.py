@@ -29,6 +29,7 @@ _NAMES = {tag: name for name, tag in _SECTIONS.items()}
 _FIXED = len(MAGIC) + 1 + 4 + 1  # bytes before the first varint
 _MINIMUM = _FIXED + 3 + 4  # the smallest possible file: three one-byte varints, empty payloads
 _VARINT_BYTES = 5
+HEAD_BYTES = _FIXED + 2 * _VARINT_BYTES  # that hold width and height
 _VARINT_END = 2**32
 _MOST_BYTES = 2**31  # of any file
 _METADATA_BYTES = 2**26  # of the smallest image
@@ -162,14 +163,10 @@ def read_stream(stream: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes
     FormatError
         If there are more bytes than a file of this image can have.
     """
-    head = stream.read(_FIXED + 2 * _VARINT_BYTES)
+    head = stream.read(HEAD_BYTES)
     if not head.startswith(MAGIC + bytes([VERSION])):
         return head
-    try:
-        width, at = _read_varint(memoryview(head), _FIXED, "width")
-        height, _ = _read_varint(memoryview(head), at, "height")
-    except FormatError:
-        width = height = 0
+    width, height = stated_size(head)
     limit = _longest(width, height) if width * height <= max_pixels else _longest(0, 0)
     data = io.BytesIO()
     data.write(head)
@@ -180,6 +177,16 @@ def read_stream(stream: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes
             return data.getvalue()
     _check_pixels(width, height, max_pixels)
     raise FormatError(f"more than {limit} bytes: no image of {width} x {height} pixels takes as many")
+
+
+def stated_size(head: bytes) -> tuple[int, int]:
+    """Width and height that the first HEAD_BYTES of a file state; zeros where they are not those of a .sga file."""
+    try:
+        width, at = _read_varint(memoryview(head), _FIXED, "width")
+        height, _ = _read_varint(memoryview(head), at, "height")
+    except FormatError:
+        return 0, 0
+    return (width, height) if head.startswith(MAGIC + bytes([VERSION])) else (0, 0)
 
 
 def _longest(width: int, height: int) -> int:

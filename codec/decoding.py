@@ -1,4 +1,4 @@
-"""Decode with the decoder that is done first: numpy for some files, torch for many and for CUDA.
+"""Decode with the decoder that is done first: numpy for some megapixels, torch for many and for CUDA.
 
 Importing torch takes longer than decoding several pictures with numpy, and a receiver may not have it; but once it is
 loaded, it decodes a photograph in three quarters of the time.
@@ -19,20 +19,20 @@ from .picture import Picture
 if TYPE_CHECKING:
     from .api import Codec
 
-MANY = 24  # files for which it is worth waiting for torch: benchmarks/processes.py measures both
+MANY = 2**24  # pixels for which it is worth waiting for torch: benchmarks/processes.py measures both
 
 
-def open_decoder(model: str | None = None, device: str = "auto", files: int = 1) -> PictureDecoder | Codec:
-    """A decoder for a number of files; both kinds have `decode`, with the same parameters, result and errors.
+def open_decoder(model: str | None = None, device: str = "auto", pixels: int = 0) -> PictureDecoder | Codec:
+    """A decoder for a number of pixels; both kinds have `decode`, with the same parameters, result and errors.
 
     Parameters
     ----------
     model : str, optional
         Name or path of the only model to use. None: the one that a file names.
     device : str
-        "auto" (CUDA where there is one, for at least `MANY` files), "cpu", "cuda" or "cuda:1".
-    files : int
-        How many there are to decode in this process.
+        "auto" (CUDA where there is one, for at least `MANY` pixels), "cpu", "cuda" or "cuda:1".
+    pixels : int
+        How many there are to decode in this process, at least.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def open_decoder(model: str | None = None, device: str = "auto", files: int = 1)
         When there is no such device.
     """
     check_device_name(device)
-    if device.startswith("cuda") or (files >= MANY and importlib.util.find_spec("torch") is not None):
+    if device.startswith("cuda") or (pixels >= MANY and importlib.util.find_spec("torch") is not None):
         from .api import Codec
 
         return Codec(model, device)

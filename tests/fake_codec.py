@@ -104,7 +104,8 @@ def _encode(picture: Picture, settings: Settings) -> Encoded:
 def decoding() -> types.ModuleType:
     """Return a module to stand in for sgacodec.decoding."""
     module = types.ModuleType("sgacodec.decoding")
-    module.open_decoder = lambda model, device, files: Codec(model, device)  # type: ignore[attr-defined]
+    module.MANY = 1000  # type: ignore[attr-defined]
+    module.open_decoder = lambda model, device, pixels: Codec(model, device)  # type: ignore[attr-defined]
     return module
 
 

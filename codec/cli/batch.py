@@ -231,8 +231,8 @@ def open_codec(model: str | None, device: str, jobs: int) -> Codec:
 
 
 @functools.lru_cache(maxsize=1)
-def open_decoder(model: str | None, device: str, files: int) -> PictureDecoder | Codec:
-    """The decoder of this process for a number of files, made once.
+def open_decoder(model: str | None, device: str, pixels: int) -> PictureDecoder | Codec:
+    """The decoder of this process for a number of pixels, made once.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def open_decoder(model: str | None, device: str, files: int) -> PictureDecoder |
     from ..decoding import open_decoder
 
     with _missing_device_reported():
-        return open_decoder(model, device, files)
+        return open_decoder(model, device, pixels)
 
 
 @contextlib.contextmanager

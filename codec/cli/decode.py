@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
+import math
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ class Job:
     format: str | None
     strip: bool
     jobs: int = 1
-    files: int = 1
+    pixels: int = 0  # to be decoded by a process, at least
 
 
 @click.command(short_help="Turn .sga files back into images.")
@@ -62,8 +64,8 @@ def command(
     one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
     a warning.
 
-    Fewer than 24 files are decoded on the CPU without torch, which takes seconds to start; --device cuda uses the GPU
-    for them, too. More files are decoded with torch where it is installed.
+    Up to 16 megapixels, in one file or several, are decoded on the CPU without torch, which takes seconds to start;
+    --device cuda uses the GPU for them, too. More are decoded with torch where it is installed.
 
     \b
     sgacodec decode photo.sga photo.out.png
@@ -79,7 +81,7 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), -(-len(tasks) // jobs))
+    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), _pixels(tasks, jobs))
     with batch.stoppable(), output.progress(out, "decode", len(tasks)):
         ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
 
@@ -91,6 +93,22 @@ def _check_format(name: str) -> None:
     suffix = os.path.splitext("x" + name)[1].lower() or ".png"
     if writable_format(suffix) is None:
         raise click.UsageError(f"cannot write images of type '{suffix[1:]}'")
+
+
+def _pixels(tasks: list[Task], jobs: int) -> int:
+    """Pixels of the files that a process decodes, as far as they are needed to choose a decoder; 0 for streams."""
+    from ..bitstream import HEAD_BYTES, stated_size
+    from ..decoding import MANY
+
+    found = 0
+    for task in tasks:
+        with contextlib.suppress(OSError):
+            if os.path.isfile(task.source):  # a pipe could not be read again
+                with open(task.source, "rb") as file:
+                    found += math.prod(stated_size(file.read(HEAD_BYTES)))
+        if found >= jobs * MANY:
+            return MANY
+    return 0
 
 
 def _describe(outcome: Outcome) -> str:
@@ -106,7 +124,7 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         batch.check_model(job.model)
         yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
         return
-    batch.open_decoder(job.model, job.device, job.files)  # an error here is one for all files
+    batch.open_decoder(job.model, job.device, job.pixels)  # an error here is one for all files
     for task in tasks:
         yield decode_file(task, job)
 
@@ -118,7 +136,7 @@ def decode_file(task: Task, job: Job) -> Outcome:
 
     try:
         data = files.read_sga(task.source, job.max_pixels)
-        decoded = batch.open_decoder(job.model, job.device, job.files).decode(data, max_pixels=job.max_pixels)
+        decoded = batch.open_decoder(job.model, job.device, job.pixels).decode(data, max_pixels=job.max_pixels)
         picture = stripped(decoded.picture) if job.strip else decoded.picture
         image = io.BytesIO()
         written = write_image(picture, image, job.format or extension_of(task.destination))
