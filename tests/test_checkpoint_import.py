@@ -14,6 +14,7 @@ from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHy
 
 from sgacodec import latents
 from sgacodec.api import Codec, Settings
+from sgacodec.decoder import decode
 from sgacodec.models.cache import LevelCache
 from sgacodec.models.catalogue import ModelError, find_model, read_info
 from sgacodec.models.compressai_import import import_compressai, lambda_of_name
@@ -88,6 +89,10 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
     spent = sum(len(strings[0]) for strings in coded["strings"])
     assert spent > 2000
     assert len(payload.y) + len(payload.z) == pytest.approx(spent, rel=0.01, abs=24)
+    without_torch = decode.read_model(path).at(0)
+    k_z, y = decode.unpack(without_torch, payload.z, payload.y, *pixels.shape[:2])
+    assert decode.digest_of(k_z, y[0]) == payload.digest
+    assert np.abs(decode.render(without_torch, y, *pixels.shape[:2]) - 255 * ours).max() < 1.5
     assert level.lmbda == 0.013
     assert read_model(path).lambdas == [0.013]
 
