@@ -24,6 +24,7 @@ from .pillow import (
     load_8_bit,
     open_foreign,
     planes,
+    refuse_programs,
     silent_libtiff,
     to_plain_mode,
 )
@@ -97,6 +98,7 @@ def _open_stream(source: str | os.PathLike[str] | BinaryIO, max_pixels: int) -> 
 def _read(stream: BoundedFile, max_pixels: int) -> Picture:
     stream.expect_header()
     stored = _opened(cast(BinaryIO, stream))
+    refuse_programs(stored)
     _check_size(stored, max_pixels)
     colours = stated_colours(stored, stream)
     stream.expect_pixels()

@@ -44,6 +44,17 @@ def limited_pillow(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
+def refuse_programs(im: Image.Image) -> None:
+    """Refuse PostScript: Pillow would run Ghostscript to show it, that is, run a program that the file brings.
+
+    Raises
+    ------
+    ImageError
+    """
+    if im.format == "EPS":
+        raise ImageError("PostScript is a program, not an image: convert it first")
+
+
 @contextlib.contextmanager
 def silent_libtiff(im: Image.Image) -> Iterator[None]:
     """Discard what libtiff prints on standard error while a TIFF file is decoded: Pillow's exceptions say it as well.

@@ -417,6 +417,14 @@ def test_a_message_names_its_file_once(run: Run, name: str) -> None:
         assert message in ("not an image of a known format\n", "not a .sga file\n")
 
 
+def test_a_link_to_itself_is_named_once(run: Run, photo: Path) -> None:
+    """Guards against a second, absolute name in the message."""
+    Path("loop.sga").symlink_to("loop.sga")
+    message = run("encode", "photo.png", "loop.sga").stderr
+    assert message.startswith("sgacodec: loop.sga: ")
+    assert message.count("loop.sga") == 1
+
+
 def test_streams_are_named_in_plain_words(run: Run, photo: Path) -> None:
     """Guards against <stdin>, output and - as names in messages."""
     for line in (["encode", "-", "out.sga"], ["decode", "-", "out.png"], ["info", "-"]):

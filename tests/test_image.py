@@ -963,3 +963,13 @@ def test_pictures_are_records() -> None:
     """Guards against pictures that are changed while they are shared."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Picture(RGB).grey = True  # type: ignore[misc]
+
+
+def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a program, which is what PostScript is, that a picture brings and Pillow has Ghostscript run."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **options: pytest.fail("Ghostscript was run"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="PostScript"):
+        read_image(io.BytesIO(eps))

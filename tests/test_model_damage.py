@@ -71,6 +71,8 @@ INVALID: dict[str, Change] = {
     "negative lengths": change_tensor("tables.z.lengths", lambda n: -n),
     "a table too few": lambda t, _: t.update({k: v[:, 1:] for k, v in t.items() if k in ("tables.y.minimum",)}),
     "a frequency moved": change_tensor("tables.y.frequencies", lambda f: f.roll(1)),
+    "lengths of another shape": change_tensor("tables.y.lengths", lambda n: n[None]),
+    "frequencies of another shape": change_tensor("tables.y.frequencies", lambda f: f[:, None]),
     "64-bit minima": change_tensor("tables.y.minimum", lambda m: torch.full_like(m, -(2**63), dtype=torch.int64)),
     "float minima": change_tensor("tables.z.minimum", lambda m: m.float() * float("nan")),
     "thresholds missing": drop("exact.thresholds"),

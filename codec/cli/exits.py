@@ -55,6 +55,9 @@ def one_line(error: BaseException) -> str:
 def named(name: str, error: BaseException) -> str:
     """The message of an exception about an input or output, as one line that begins with its name, once."""
     text = one_line(error)
+    file, reason = (error.filename, error.strerror) if isinstance(error, OSError) else (None, None)
+    if reason and isinstance(file, str) and os.path.abspath(file) == os.path.abspath(name):
+        return f"{name}: {reason}"
     for written in (name, " ".join(name.split())):
         text = text.removeprefix(f"{written}: ")
     return f"{name}: {text}"

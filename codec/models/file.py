@@ -248,6 +248,8 @@ def _read_bits(metadata: dict[str, Any], key: str, count: int) -> tuple[int, ...
 
 def _read_tables(tensors: dict[str, Tensor], prefix: str) -> list[Tables]:
     frequencies = tensors[f"{prefix}.frequencies"].numpy()
+    if frequencies.ndim != 1 or any(tensors[f"{prefix}.{name}"].dim() != 2 for name in ("lengths", "minimum")):
+        raise ValueError("the probability tables have a wrong shape")
     sizes = tensors[f"{prefix}.lengths"], tensors[f"{prefix}.minimum"]
     if any(v.dtype != torch.int32 for v in sizes):  # the magnitude of −2⁶³ is negative
         raise ValueError("the sizes of the probability tables are not int32 numbers")

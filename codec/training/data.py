@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pillow import silent_libtiff
+from ..pillow import refuse_programs, silent_libtiff
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
             for name, content in _files(source):
                 try:
                     with Image.open(io.BytesIO(content)) as opened, silent_libtiff(opened):
+                        refuse_programs(opened)
                         pixels = np.array(opened.convert("RGB"))
                 except Exception as error:  # damaged files raise many types of error in Pillow
                     log.warning("skipped %s: %s", name, error)
