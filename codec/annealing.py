@@ -16,6 +16,7 @@ LR_SCHEDULES = ("constant", "cosine")
 
 PAPER_STEPS = 2000  # the number of steps that the constants of SGA are for
 SGA_START = 700  # t₀ of SGA at PAPER_STEPS
+TAU_MIN = 1e-6  # lowest temperature: 1/τ, its square and its cube are within the range of float32
 LR_FLOOR = 0.02  # last learning rate of the cosine, relative to the first
 
 # Constants of Annealing.default; docs/refinement.md has the measurements they were chosen by. The learning rate is
@@ -77,6 +78,9 @@ class Annealing:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        for name in ("tau_max", "tau_end"):
+            if getattr(self, name) < TAU_MIN:
+                raise ValueError(f"{name} must be at least {TAU_MIN:g}, not {getattr(self, name)!r}")
         if not (self.rate >= 0 and math.isfinite(self.rate)):
             raise ValueError(f"rate must be a number of at least 0, not {self.rate!r}")
         if not 0 <= self.z_part <= 1:
@@ -143,6 +147,8 @@ def temperature(
     * `cold` (ours): geometric from τmax at step 0 to `tau_end` at the last step; a single step is at
       `tau_end`.
 
+    It is never below TAU_MIN, which `exp` would reach after 14,000 steps.
+
     Raises
     ------
     ValueError
@@ -151,10 +157,10 @@ def temperature(
     _check_name("schedule", schedule, SCHEDULES)
     _check_step(step, steps)
     if schedule == "exp":
-        return min(tau_max, math.exp(-rate * step))
+        return max(TAU_MIN, min(tau_max, math.exp(-rate * step)))
     if schedule == "sga":
         paper_step = step * PAPER_STEPS / steps
-        return tau_max * math.exp(-rate * max(0.0, paper_step - SGA_START))
+        return max(TAU_MIN, tau_max * math.exp(-rate * max(0.0, paper_step - SGA_START)))
     if step == steps - 1:
         return tau_end
     return tau_max * (tau_end / tau_max) ** (step / (steps - 1))

@@ -84,6 +84,7 @@ def test_defaults_exist_for_every_method_and_budget(method: str, steps: int) -> 
         ({"schedule": "linear"}, "allowed: exp, sga, cold"),
         ({"lr_schedule": "step"}, "allowed: constant, cosine"),
         ({"tau_max": 0.0}, "tau_max"),
+        ({"tau_max": 1e-30}, "tau_max"),
         ({"tau_end": -1.0}, "tau_end"),
         ({"lr": math.nan}, "lr"),
         ({"rate": -0.1}, "rate"),
@@ -108,3 +109,10 @@ def test_wrong_steps_and_methods_are_refused() -> None:
         Annealing.published("best")
     with pytest.raises(ValueError, match="allowed: ste"):
         Annealing.default("best", 10)
+
+
+@pytest.mark.parametrize("schedule", ["exp", "sga"])
+def test_the_temperature_stays_within_float32(schedule: str) -> None:
+    """Guards against long runs, or large rates, that end in an error: 1/τ leaves the range of float32."""
+    assert temperature(schedule, 99_999, 100_000) >= 1e-6
+    assert temperature(schedule, 2, 3, rate=50.0) == 1e-6
