@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tampering import CLEAR_PEAK, peak
+from tampering import CLEAR_PEAK, change_tensor, peak, tampered
 
 from sgacodec import api, bitstream
 from sgacodec.api import Codec, Settings
@@ -19,7 +19,7 @@ from sgacodec.coding import context_model, hyper_decoder, range_coder
 from sgacodec.decoder import prior
 from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.memory import release_free_memory
-from sgacodec.models.catalogue import ModelNotFoundError
+from sgacodec.models.catalogue import ModelError, ModelNotFoundError
 from sgacodec.models.level import Model
 from sgacodec.picture import Picture
 
@@ -53,6 +53,21 @@ def test_unknown_model(codec: Codec, small: Codec, photograph: np.ndarray, tmp_p
         codec.decode(data)
     shutil.copy(tiny_path, tmp_path)
     assert Codec(device="cpu").decode(data).picture.pixels.shape == (30, 30, 3)
+
+
+@pytest.mark.parametrize("decoder", [Codec, PictureDecoder])
+def test_a_damaged_model_does_not_stand_before_a_sound_one(
+    decoder: type[Codec | PictureDecoder], small: Codec, photograph: np.ndarray, tiny_path: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Guards against files that cannot be decoded because another model file states the id that they name."""
+    monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
+    data = encode(small, Picture(photograph[:30, :30])).data
+    tampered(tiny_path, tmp_path / "a.safetensors", change_tensor("exact.2.weight", lambda w: w ^ 1), new_id=False)
+    with pytest.raises(ModelError, match="damaged model file"):
+        decoder(None).decode(data)
+    shutil.copy(tiny_path, tmp_path / "b.safetensors")
+    assert decoder(None).decode(data).picture.pixels.shape == (30, 30, 3)
 
 
 def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_path: Path, tiny: Model,

@@ -22,8 +22,8 @@ from sgacodec.models.catalogue import (
     ModelError,
     ModelNotFoundError,
     find_model,
-    find_model_by_id,
     list_models,
+    read_by_id,
     read_info,
 )
 from sgacodec.models.export import export
@@ -195,12 +195,12 @@ def test_finding_models(tiny: Model, tiny_path: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ModelNotFoundError, match="tiny"):
         find_model("tiny")
     with pytest.raises(ModelNotFoundError, match=tiny.id) as error:
-        find_model_by_id(bytes.fromhex(tiny.id))
+        read_by_id(bytes.fromhex(tiny.id), read_model)
     assert str(tmp_path) in str(error.value)
     shutil.copy(tiny_path, tmp_path)
     (tmp_path / "broken.safetensors").write_bytes(b"not a model")
     assert find_model("tiny") == tmp_path / "tiny.safetensors"
-    assert find_model_by_id(bytes.fromhex(tiny.id)).path == tmp_path / "tiny.safetensors"
+    assert read_by_id(bytes.fromhex(tiny.id), read_model).name == "tiny"
     assert [info.name for info in list_models()][-1] == "tiny"
     assert find_model(str(tiny_path)) == tiny_path
     with pytest.raises(ModelNotFoundError):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bitstream import DEFAULT_MAX_PIXELS, FormatError, SgaFile
 from ..coding import range_coder
-from ..models.catalogue import ModelNotFoundError, find_model, find_model_by_id
+from ..models.catalogue import ModelNotFoundError, find_model, read_by_id
 from ..networks.architecture import HYPER_STRIDE, padded_size
 from ..reading import Decoded, log_hash, picture_of, read_file
 from .model import DecoderModel, ModelFile, read_model
@@ -67,7 +67,7 @@ class PictureDecoder:
 
     def _level(self, file: SgaFile) -> DecoderModel:
         wanted = file.model_id.hex()
-        model = self._named or self._read(find_model_by_id(file.model_id).path)
+        model = self._named or read_by_id(file.model_id, self._read)
         if model.id != wanted:
             raise ModelNotFoundError(
                 f"the file needs the model with id {wanted}, but {model.metadata['name']} has id {model.id}"

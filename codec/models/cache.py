@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..bitstream import FormatError, SgaFile
-from .catalogue import ModelInfo, ModelNotFoundError, find_model, find_model_by_id, list_models
+from .catalogue import ModelInfo, ModelNotFoundError, find_model, list_models, read_by_id
 from .file import read_model
 from .level import LevelModel, Model
 
@@ -58,7 +58,7 @@ class LevelCache:
         """
         wanted = file.model_id.hex()
         if self._named is None:
-            model = self._read(find_model_by_id(file.model_id).path)
+            model = read_by_id(file.model_id, self._read)
         elif self._named.id == wanted:
             model = self._named
         else:

@@ -9,12 +9,15 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..networks.architecture import architecture_from_dict
 from ..settings import LEVELS
+
+Read = TypeVar("Read")
 
 SUFFIX = ".safetensors"
 FORMAT = "sgacodec-model-1"
@@ -151,16 +154,26 @@ def find_model(name: str) -> Path:
     raise ModelNotFoundError(f"no model named {name!r} (known: {known}; looked in {_folders()})")
 
 
-def find_model_by_id(model_id: bytes) -> ModelInfo:
-    """The model with this id, 4 bytes as in a .sga file.
+def read_by_id(model_id: bytes, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of the model with this id, 4 bytes as in a .sga file.
+
+    Of several files that state the id, the first that `read` does not refuse.
 
     Raises
     ------
     ModelNotFoundError
+    ModelError
+        That of the first file, where `read` refuses all.
     """
+    refused: ModelError | None = None
     for info in list_models():
         if info.id == model_id.hex():
-            return info
+            try:
+                return read(info.path)
+            except ModelError as error:
+                refused = refused or error
+    if refused is not None:
+        raise refused
     raise ModelNotFoundError(
         f"the file needs the model with id {model_id.hex()}, which is not installed (looked in {_folders()}; "
         "give its file with --model, or import it)"
