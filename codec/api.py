@@ -24,7 +24,7 @@ from .image import read_image
 from .models.cache import LevelCache
 from .models.level import LevelModel
 from .networks.architecture import padded_size
-from .picture import Picture
+from .picture import Picture, check_picture
 from .rate_control import Figures, has_target, search
 from .reading import Decoded, log_hash, picture_of, read_file
 from .refine.loop import Progress, Trace, TracePoint, refine
@@ -106,11 +106,15 @@ class Codec:
         ------
         ValueError
             When the settings contradict each other.
+        ImageError
+            When a picture's arrays have other types or shapes than `Picture` says.
         TargetError
             When a target cannot be reached. A `target_bpp` of more bits than the picture can use is a warning only.
         """
         settings = settings or Settings()
         settings.validate()
+        for picture in pictures:
+            check_picture(picture)
         if trace is not None and (
             len(pictures) != 1 or has_target(settings) or needs_tiles(*padded_size(*pictures[0].pixels.shape[:2]))
         ):

@@ -45,6 +45,20 @@ class Picture:
     warnings: tuple[str, ...] = ()
 
 
+def check_picture(picture: Picture) -> None:
+    """Raise ImageError unless pixels and alpha have the types and shapes of `Picture`, and metadata are bytes."""
+    shape, depth = picture.pixels.shape, picture.pixels.dtype
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or depth != "uint8":
+        raise ImageError(f"pixels must be (height, width, 3) uint8, not {shape} {depth}")
+    alpha = picture.alpha
+    if alpha is not None and (alpha.shape != shape[:2] or alpha.dtype != "uint8"):
+        raise ImageError(f"alpha must be {shape[:2]} uint8, not {alpha.shape} {alpha.dtype}")
+    for kind in ("icc", "exif", "xmp"):
+        data = getattr(picture, kind)
+        if data is not None and not (isinstance(data, bytes) and data):
+            raise ImageError(f"{kind} must be bytes, and not empty")
+
+
 def named(file: object, problem: str) -> str:
     """The message of an error in a file, which begins with its path if it has one."""
     return f"{os.fspath(file)}: {problem}" if isinstance(file, (str, os.PathLike)) else problem

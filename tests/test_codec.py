@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sgacodec.models import cache
 from sgacodec.models.catalogue import find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
-from sgacodec.picture import Picture
+from sgacodec.picture import ImageError, Picture
 from sgacodec.refine.problem import Problem
 
 PLAIN = Settings(method="none")
@@ -233,3 +234,25 @@ def test_tiles_are_invisible(lite_level: LevelModel, tiny: Model, photograph: np
             for (top, left, bottom, right), shown, _ in pieces:
                 assert np.array_equal(shown[: 330 - top, : 460 - left], tiled[top:bottom, left:right])
             assert sum(bits for _, _, bits in pieces) == pytest.approx(latents.code_length(level, found), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"pixels": np.zeros((0, 0, 3), np.uint8)},
+        {"pixels": np.zeros((5, 0, 3), np.uint8)},
+        {"pixels": np.zeros((5, 5), np.uint8)},
+        {"pixels": np.zeros((5, 5, 4), np.uint8)},
+        {"pixels": np.zeros((5, 5, 3))},
+        {"alpha": np.zeros((4, 5), np.uint8)},
+        {"alpha": np.zeros((5, 5))},
+        {"exif": b""},
+        {"icc": "text"},
+    ],
+)
+def test_records_that_are_no_pictures(small: Codec, fields: dict[str, Any]) -> None:
+    """Guards against errors from the depths of torch for arrays of a wrong type or shape."""
+    picture = Picture(**{"pixels": np.zeros((5, 5, 3), np.uint8), **fields})
+    with pytest.raises(ImageError, match="must be"):
+        small.encode([picture], Settings(method="none"))
+    assert small.encode([], Settings(method="none")) == []
