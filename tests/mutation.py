@@ -183,6 +183,8 @@ def mutated_tensor(chance: random.Random, value: torch.Tensor) -> torch.Tensor:
     if value.is_floating_point():
         top = torch.finfo(value.dtype).max
         new = chance.choice((float("nan"), float("inf"), -float("inf"), top, -top, 0.0, 1.0, 1e-30, 50.0))
+    elif value.dtype == torch.bool:
+        new = True
     else:
         info = torch.iinfo(value.dtype)
         new = chance.choice((info.min, info.max, 0, 1, 2, info.max // 2, info.max // 255))
