@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import hyper_decoder
 from sgacodec.coding.passes import fingerprint as reference_fingerprint
-from sgacodec.decoder import layers, prior, synthesis, threads
+from sgacodec.decoder import decode, layers, prior, synthesis, threads
 from sgacodec.decoder import model as reading
 from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.decoder.layers import layer_of
@@ -235,3 +237,25 @@ def test_threads_change_nothing(
 
     with pytest.raises(MemoryError):
         threads.each(fail, range(7))
+
+
+def test_several_threads_share_a_decoder(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a race in a program whose threads open many pictures: the levels in memory replace each other."""
+    monkeypatch.setattr(decode, "_LEVELS_HELD", 1)
+    decoder = PictureDecoder(str(tiny_path))
+    files = {case: (GOLDEN / f"{case}.sga").read_bytes() for case in ("colour", "grey-alpha")}  # of two levels
+    alone = {case: decoder.decode(data).report["integers"] for case, data in files.items()}
+    load, loading, most = reading.ModelFile.at, [], []
+
+    def at(self: reading.ModelFile, level: int) -> reading.DecoderModel:
+        loading.append(level)
+        most.append(len(loading))
+        time.sleep(0.002)  # lets other threads run
+        loading.pop()
+        return load(self, level)
+
+    monkeypatch.setattr(reading.ModelFile, "at", at)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda case: (case, decoder.decode(files[case]).report["integers"]), list(files) * 8))
+    assert all(digest == alone[case] for case, digest in found)
+    assert max(most) == 1

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _LEVELS_HELD = 4
 
 
 class PictureDecoder:
-    """A decoder on the CPU, for any number of files: models and levels stay loaded between calls.
+    """A decoder on the CPU, for any number of files and threads: models and levels stay loaded between calls.
 
     Parameters
     ----------
@@ -38,6 +39,7 @@ class PictureDecoder:
     """
 
     def __init__(self, model: str | None = None) -> None:
+        self._lock = threading.Lock()
         self._files: dict[tuple[Path, int], ModelFile] = {}  # by path and time of change
         self._levels: dict[tuple[str, int], DecoderModel] = {}  # least recently used first
         self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
@@ -46,7 +48,8 @@ class PictureDecoder:
         """Decode a .sga file; parameters, result and errors are those of `Codec.decode`."""
         start = time.perf_counter()
         file = read_file(data, max_pixels)
-        model = self._level(file)
+        with self._lock:
+            model = self._level(file)
         k_z, y = unpack(model, file.z, file.y, file.height, file.width)
         digest = digest_of(k_z, y[0])
         log_hash("z, y", digest.encode())
