@@ -59,6 +59,8 @@ def test_what_needs_torch_says_what_to_install(tmp_path: Path) -> None:
     hint = "sgacodec: this needs torch, which is not installed here: pip install sgacodec\n"
     assert light("encode", picture, str(tmp_path / "x.sga"), code=1).stderr == hint
     assert light("models", "verify", code=1).stderr == hint
+    said = light("eval", picture, "--out", str(tmp_path / "study"), code=1).stderr
+    assert re.fullmatch(r"sgacodec: this needs \w+, which is not installed here: pip install sgacodec\n", said)
     names = [str(GOLDEN / "context.sga"), str(tmp_path / "x.png")]
     assert light("decode", *names, "--device", "cuda", code=1).stderr == hint
     code = "import sgacodec\ntry: sgacodec.encode\nexcept ImportError as error: print(error)"

@@ -13,7 +13,14 @@ BAD_FILE = 3  # not a valid .sga file, or damaged
 NO_MODEL = 4  # model not found, or damaged
 INTERRUPTED = 130  # 128 + SIGINT
 
-_HEAVY = {"torch", "compressai", "matplotlib", "bjontegaard", "pytorch_msssim"}  # packages that decoding does without
+_HEAVY = {
+    "torch",
+    "compressai",
+    "matplotlib",
+    "bjontegaard",
+    "pytorch_msssim",
+    "rich",
+}  # packages that decoding does without
 
 
 def debugging() -> bool:
