@@ -5,8 +5,17 @@ from __future__ import annotations
 from .networks.architecture import padded_size
 from .picture import Picture
 
+_CUDA_IMAGES = 4
+_CPU_IMAGES = 8
+_CPU_PIXELS = 2**18  # of a batch: beyond, a step has as much to do for each picture as for one alone
+
 
 def batch_key(picture: Picture) -> tuple[int, int, bool]:
     """Padded height, padded width and greyness: pictures that agree in all three can form one batch."""
     height, width = picture.pixels.shape[:2]
     return *padded_size(height, width), picture.grey
+
+
+def batch_size(height: int, width: int, cuda: bool) -> int:
+    """Images of a padded size to refine as one batch: as many as make it quicker for each (benchmarks/batch.py)."""
+    return _CUDA_IMAGES if cuda else max(1, min(_CPU_IMAGES, _CPU_PIXELS // (height * width)))

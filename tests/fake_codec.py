@@ -6,6 +6,7 @@ as a script, this file is the command line with it: `python tests/fake_codec.py 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from sgacodec.picture import ImageError, Picture
 from sgacodec.settings import Settings
 
 MODEL_ID = b"\x01\x02\x03\x04"
+DEADLY_ONCE_RED = 12  # the same, if the file named FAKE_DEAD does not exist; it is made
 DEADLY_RED = 13  # value of the first pixel that kills the process, as running out of memory does
 BAD_RED = 14  # value of the first pixel that cannot be encoded
 
@@ -90,6 +92,10 @@ class Codec:
 def _encode(picture: Picture, settings: Settings) -> Encoded:
     if picture.pixels[0, 0, 0] == DEADLY_RED:
         os._exit(9)
+    if picture.pixels[0, 0, 0] == DEADLY_ONCE_RED:
+        with contextlib.suppress(FileExistsError):
+            open(os.environ["FAKE_DEAD"], "x").close()
+            os._exit(9)
     if picture.pixels[0, 0, 0] == BAD_RED:
         raise ImageError("this picture cannot be encoded")
     height, width = picture.pixels.shape[:2]
@@ -117,13 +123,18 @@ def install() -> types.ModuleType:
     return module
 
 
-if __name__ in ("__main__", "__mp_main__"):  # also in the processes of --jobs
-    for _value in (Settings, Encoded, Decoded, Progress, Codec):
-        _value.__module__ = "sgacodec.api"  # so that they can be pickled
+def stand_in() -> None:
+    """Replace sgacodec.api, and torch, in this process."""
+    for value in (Settings, Encoded, Decoded, Progress, Codec):
+        value.__module__ = "sgacodec.api"  # so that they can be pickled
     sys.modules["sgacodec.api"] = install()
     sys.modules["sgacodec.decoding"] = decoding()
-    sys.modules["torch"] = _torch = types.ModuleType("torch")  # importing the real one takes seconds
-    _torch.get_num_threads, _torch.set_num_threads = lambda: 2, lambda count: None  # type: ignore[attr-defined]
+    sys.modules["torch"] = torch = types.ModuleType("torch")  # importing the real one takes seconds
+    torch.get_num_threads, torch.set_num_threads = lambda: 2, lambda count: None  # type: ignore[attr-defined]
+
+
+if __name__ in ("__main__", "__mp_main__"):  # also in the processes of --jobs
+    stand_in()
 
 if __name__ == "__main__":
     from sgacodec.cli import main

@@ -21,7 +21,7 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import files, main
+from sgacodec.cli import main, storage
 
 run = test_cli.run
 FAKE = [sys.executable, str(Path(fake_codec.__file__))]
@@ -189,9 +189,16 @@ def test_images_of_one_shape_share_a_batch_on_cuda(run: Run, photos: Path) -> No
     run("encode", "photos", "--out-dir", "out", "--device", "cuda")
     assert sorted(count for _, count, *_ in fake_codec.CALLS) == [1, 2, 3, 4]  # large, grey, colour
     assert len(names("out")) == 10
-    fake_codec.CALLS.clear()
-    run("encode", "photos", "--out-dir", "out", "--device", "cpu")
-    assert {count for _, count, *_ in fake_codec.CALLS} == {1}
+
+
+def test_small_images_share_a_batch_on_a_cpu(run: Run, photos: Path) -> None:
+    """Small images are refined together, large ones and unrefined ones one by one."""
+    for name in ("large1.png", "large2.png"):
+        picture(photos / name, size=(500, 300))
+    for options, counts in (((), [1, 1, 3]), (("--method", "none"), [1] * 5), (("--time-limit", "9"), [1] * 5)):
+        fake_codec.CALLS.clear()
+        run("encode", "photos", "--out-dir", "out", "--device", "cpu", *options)
+        assert sorted(count for _, count, *_ in fake_codec.CALLS) == counts
 
 
 def test_a_bad_image_does_not_take_its_batch_along(run: Run, photos: Path) -> None:
@@ -219,7 +226,7 @@ def test_no_overwrite_keeps_what_is_there(run: Run, photos: Path) -> None:
     assert result.exit_code == 0
     assert "skipped" in result.stderr
     assert Path("out/a.sga").read_bytes() == b"mine"
-    assert len(fake_codec.CALLS) == 2
+    assert sum(count for _, count, *_ in fake_codec.CALLS) == 2
     result = run("decode", "out/b.sga", "photos/a.png", "--no-overwrite", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["skipped"] is True
@@ -241,10 +248,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="No space left"):
-            files.write_bytes(str(target), b"new")
+            storage.write_bytes(str(target), b"new")
     assert names(tmp_path) == ["out.sga"]
     assert target.read_bytes() == b"old"
-    files.write_bytes(str(target), b"new")
+    storage.write_bytes(str(target), b"new")
     assert target.read_bytes() == b"new"
     assert names(tmp_path) == ["out.sga"]
 
@@ -252,15 +259,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 @posix
 def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
     """Guards against replacing /dev/null, or a link, by a regular file."""
-    files.write_bytes("/dev/null", b"new")
+    storage.write_bytes("/dev/null", b"new")
     assert not Path("/dev/null").is_file()
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
-    files.write_bytes(str(tmp_path / "link"), b"new")
+    storage.write_bytes(str(tmp_path / "link"), b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
     os.umask(mask := os.umask(0o027))
-    files.write_bytes(str(tmp_path / "fresh"), b"")
+    storage.write_bytes(str(tmp_path / "fresh"), b"")
     assert (tmp_path / "fresh").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
@@ -293,6 +300,30 @@ def test_workers_end_with_a_killed_run(photos: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=10)
     assert not Path("out").exists()
+
+
+@posix
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_killed_batch_is_resumed(photos: Path, jobs: str) -> None:
+    """After kill -9 every .sga that is present is whole, and the same command with --no-overwrite makes the others."""
+    for i in range(5):
+        picture(photos / f"{i}.png")
+    out = photos.parent / "out"
+    line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", jobs, "--no-overwrite"]
+    line += ["--time-limit", "9"]  # one by one
+    slow = {**os.environ, "FAKE_STEPS": "2"}
+    process = subprocess.Popen(line, cwd=photos.parent, env=slow, stdout=subprocess.DEVNULL, start_new_session=True)
+    _wait_until(lambda: out.is_dir() and len(names(out)) > 1)
+    process.kill()
+    process.wait()
+    _wait_until(lambda: not _session_lives(process.pid))
+    done = [name for name in names(out) if name.endswith(".sga")]
+    assert 0 < len(done) < 8
+    for name in done:
+        assert bitstream.read((out / name).read_bytes()).width == 20
+    again = subprocess.run([*line, "--json"], cwd=photos.parent, capture_output=True, check=True)
+    assert sum(json.loads(text).get("skipped", False) for text in again.stdout.splitlines()) == len(done)
+    assert len([name for name in names(out) if name.endswith(".sga")]) == 8
 
 
 def _started(photos: Path, jobs: int) -> subprocess.Popen[str]:

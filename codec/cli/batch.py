@@ -1,7 +1,4 @@
-"""Many inputs: one that fails does not stop the others, and an interrupted run leaves no half file.
-
-Workers read and compute; only the main process writes, so a worker can be terminated at any moment.
-"""
+"""Many inputs: one that fails does not stop the others, and an interrupted run leaves no half file."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import functools
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -18,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import output
+from . import output, urls
 from .exits import DONE, FAILED, combined, debugging, exit_code, named, one_line
-from .files import STREAM, Task, shown, write_bytes
+from .files import Task
+from .storage import STREAM, shown, write_bytes
 
 if TYPE_CHECKING:
     from ..api import Codec
@@ -34,7 +31,7 @@ class Outcome:
     Attributes
     ----------
     data : bytes, optional
-        Content of the output; None if the task failed.
+        Content of the output; None if the task failed, or after `written`.
     report : dict
         Figures of the file, as `--json` prints them.
     notes : tuple of str
@@ -68,9 +65,10 @@ def failure(task: Task, error: Exception) -> Outcome:
 
 def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
     """The tasks whose output does not exist; the others are reported as skipped (--no-overwrite)."""
+    remote = urls.existing([task.destination for task in tasks if urls.is_url(task.destination)])
     left = []
     for task in tasks:
-        if task.destination != STREAM and os.path.lexists(task.destination):
+        if task.destination in remote or (task.destination != STREAM and os.path.lexists(task.destination)):
             output.record(out, {"input": task.source, "output": task.destination, "skipped": True})
             if not out.json:
                 output.note(out, f"{shown(task.source)}: skipped, {task.destination} exists")
@@ -94,7 +92,7 @@ def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describ
     codes = []
     with contextlib.closing(outcomes), output.logged(out):
         for outcome in outcomes:
-            outcome = _written(outcome)
+            outcome = written(outcome)
             source, destination = outcome.task.source, outcome.task.destination
             name = shown(source)
             for text in outcome.notes:
@@ -112,8 +110,8 @@ def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describ
     return combined(codes)
 
 
-def _written(outcome: Outcome) -> Outcome:
-    """Write the data of an outcome; the outcome itself, or a failure if writing failed."""
+def written(outcome: Outcome) -> Outcome:
+    """Write the data of an outcome, if it has any; the outcome without them, or a failure if writing failed."""
     if outcome.data is None:
         return outcome
     try:
@@ -123,7 +121,7 @@ def _written(outcome: Outcome) -> Outcome:
     except OSError as error:
         name = shown(outcome.task.destination, "standard output")
         return Outcome(outcome.task, error=named(name, error), code=exit_code(error))
-    return outcome
+    return replace(outcome, data=None)
 
 
 # ----------------------------------------------------------------------------------------------- interruption
@@ -149,51 +147,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# -------------------------------------------------------------------------------------------------- processes
-
-
-def in_processes(
-    work: Callable[[Task], Outcome], tasks: list[Task], jobs: int, out: output.Output
-) -> Generator[Outcome, None, None]:
-    """Run tasks in several processes; yield the outcomes in the tasks' order.
-
-    Parameters
-    ----------
-    work : function
-        Picklable; called in the workers, one task at a time.
-    tasks : list of Task
-        At most two a process are submitted ahead, so that memory stays bounded.
-    jobs : int
-        Number of processes.
-    out : Output
-        The console, also of the workers' log.
-    """
-    import multiprocessing
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
-    console = replace(out, bar=None)  # the progress bar belongs to this process
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(console,))
-    left = deque(tasks)
-    running: deque[tuple[Task, Future[Outcome]]] = deque()
-    try:
-        while left or running:
-            while left and len(running) < 2 * jobs:
-                with _interrupts_blocked():
-                    running.append((left[0], pool.submit(work, left[0])))
-                left.popleft()
-            outcome = running[0][1].result()
-            running.popleft()
-            yield outcome
-        pool.shutdown()
-    except BrokenProcessPool:
-        for task in (*(task for task, _ in running), *left):
-            yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
-    finally:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        pool.shutdown(cancel_futures=True)  # waits: at exit, CPython may still write to a pipe that its thread closes
+# ------------------------------------------------------------------------------------------------------ codec
 
 
 def check_model(name: str | None) -> None:
@@ -210,8 +164,8 @@ def check_model(name: str | None) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def open_codec(model: str | None, device: str, jobs: int) -> Codec:
-    """The codec of this process, made once; with several processes, each takes its share of the CPU's threads.
+def open_codec(model: str | None, device: str, processes: int) -> Codec:
+    """The codec of this process, made once; of several processes, each takes its share of the CPU's threads.
 
     Raises
     ------
@@ -222,10 +176,10 @@ def open_codec(model: str | None, device: str, jobs: int) -> Codec:
     """
     from ..api import Codec
 
-    if jobs > 1:
+    if processes > 1:
         import torch
 
-        torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     with _missing_device_reported():
         return Codec(model, device)
 
@@ -265,33 +219,3 @@ def divide_threads(jobs: int) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if jobs > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in the block. A process that is started in it inherits the block, so Ctrl-C does not reach it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(out: output.Output) -> None:
-    """Ignore Ctrl-C in a worker, since the main process handles it and stops the workers; end when that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    output.start_logging(out)
-
-
-def _end_with_parent() -> None:
-    """End this process, at once, when the process that started it has ended."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(FAILED)

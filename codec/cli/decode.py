@@ -7,14 +7,16 @@ import functools
 import io
 import math
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import click
 
-from . import batch, files, options, output
+from . import batch, engines, files, options, output
 from .batch import Outcome
-from .files import STREAM, Task
+from .engines import Engine
+from .files import Task
+from .storage import STREAM, read_sga
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,6 @@ class Job:
     max_pixels: int
     format: str | None
     strip: bool
-    jobs: int = 1
     pixels: int = 0  # to be decoded by a process, at least
 
 
@@ -49,7 +50,9 @@ def command(
     max_pixels: int,
     out_dir: str | None,
     files_from: str | None,
-    jobs: int,
+    jobs: int | None,
+    engine: str,
+    address: str | None,
     no_overwrite: bool,
     strip: bool,
     json: bool,
@@ -58,7 +61,7 @@ def command(
 ) -> None:
     """Turn .sga files back into images.
 
-    IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.sga
+    IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.sga
     becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in
     DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model by id; --model gives
     one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
@@ -72,7 +75,7 @@ def command(
     sgacodec decode small --out-dir large --format ppm
     cat photo.sga | sgacodec decode - - > photo.out.png
     """
-    batch.divide_threads(jobs)
+    batch.divide_threads(jobs or 1 if engine == "local" else 1)  # Ray divides the CPUs itself
     extension = f".{format.lstrip('.').lower()}" if format else ".png"
     tasks = files.plan(names, files_from, out_dir, files.decoding(extension), (model,))
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
@@ -81,9 +84,11 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(model, device, max_pixels, format, strip, min(jobs, len(tasks)), _pixels(tasks, jobs))
+    runner = engines.chosen(engine, jobs, address, device, tasks)
+    pixels = _pixels(tasks, runner.processes) if runner.name == "local" else 0
+    job = Job(model, device, max_pixels, format, strip, pixels)
     with batch.stoppable(), output.progress(out, "decode", len(tasks)):
-        ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
+        ctx.exit(batch.finish(_outcomes(tasks, job, runner, out), out, _describe))
 
 
 def _check_format(name: str) -> None:
@@ -119,23 +124,28 @@ def _describe(outcome: Outcome) -> str:
 # ------------------------------------------------------------------------------------------------------- work
 
 
-def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
-    if job.jobs > 1:
+def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -> Generator[Outcome, None, None]:
+    work = functools.partial(decode_files, job=job)
+    if engine.elsewhere:
         batch.check_model(job.model)
-        yield from batch.in_processes(functools.partial(decode_file, job=job), tasks, job.jobs, out)
+        yield from engines.outcomes(work, tasks, engine, job.device, out)
         return
     batch.open_decoder(job.model, job.device, job.pixels)  # an error here is one for all files
-    for task in tasks:
-        yield decode_file(task, job)
+    yield from work(tasks)
+
+
+def decode_files(tasks: list[Task], job: Job) -> Iterator[Outcome]:
+    """Decode files to the bytes of image files, here or in a worker process."""
+    return (decode_file(task, job) for task in tasks)
 
 
 def decode_file(task: Task, job: Job) -> Outcome:
-    """Decode one file to the bytes of an image file, here or in a worker process."""
+    """Decode one file to the bytes of an image file."""
     from ..image import stripped
     from ..image_writer import write_image
 
     try:
-        data = files.read_sga(task.source, job.max_pixels)
+        data = read_sga(task.source, job.max_pixels)
         decoded = batch.open_decoder(job.model, job.device, job.pixels).decode(data, max_pixels=job.max_pixels)
         picture = stripped(decoded.picture) if job.strip else decoded.picture
         image = io.BytesIO()

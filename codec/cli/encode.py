@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..batching import batch_key
+from ..batching import batch_key, batch_size
+from ..rate_control import has_target
 from ..settings import LADDER, Settings
-from . import batch, encoder_options, files, options, output
+from . import batch, encoder_options, engines, files, options, output, storage, urls
 from .batch import Outcome
-from .files import STREAM, Task
-from .streams import binary_input
+from .engines import Engine
+from .files import Task
+from .storage import STREAM
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from ..api import Codec
     from ..picture import Picture
 
-CUDA_GROUP = 4  # images that are refined as one batch on CUDA
 PENDING = 16  # pictures kept in memory until a batch is full
 
 
@@ -38,7 +39,7 @@ class Job:
     strip: bool
     max_pixels: int
     roi: str | None
-    jobs: int = 1
+    processes: int = 1  # that share this machine
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def command(
     roi: str | None,
     out_dir: str | None,
     files_from: str | None,
-    jobs: int,
+    jobs: int | None,
+    engine: str,
+    address: str | None,
     no_overwrite: bool,
     strip: bool,
     json: bool,
@@ -86,7 +89,7 @@ def command(
 ) -> None:
     """Compress images to .sga files.
 
-    IN and OUT may be - for standard input and output. With --out-dir every name is an input, and photo.png
+    IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.png
     becomes DIR/photo.sga. A folder stands for all images in it and in its subfolders, which are kept in DIR.
     Existing files are overwritten unless --no-overwrite is given.
 
@@ -106,9 +109,10 @@ def command(
         tasks = batch.absent_outputs(tasks, out)
     if not tasks:
         ctx.exit()
-    job = Job(settings, model, device, strip, max_pixels, roi, min(jobs, len(tasks)))
+    runner = engines.chosen(engine, jobs, address, device, tasks)
+    job = Job(settings, model, device, strip, max_pixels, roi, runner.processes)
     with batch.stoppable(), output.progress(out, "encode", len(tasks)):
-        ctx.exit(batch.finish(_outcomes(tasks, job, out), out, _describe))
+        ctx.exit(batch.finish(_outcomes(tasks, job, runner, out), out, _describe))
 
 
 def _describe(outcome: Outcome) -> str:
@@ -123,27 +127,32 @@ def _describe(outcome: Outcome) -> str:
 # ------------------------------------------------------------------------------------------------------- work
 
 
-def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outcome, None, None]:
-    if job.jobs > 1:
+def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -> Generator[Outcome, None, None]:
+    if engine.elsewhere:
         batch.check_model(job.model)
-        yield from batch.in_processes(functools.partial(encode_file, job=job), tasks, job.jobs, out)
+        yield from engines.outcomes(functools.partial(encode_files, job=job), tasks, engine, job.device, out)
         return
-    codec = batch.open_codec(job.model, job.device, job.jobs)
-    pending: dict[tuple[int, int, bool], list[Input]] = {}  # by `batch_key`
-    group = CUDA_GROUP if codec.device.type == "cuda" else 1
 
     def step(progress: Any) -> None:
         output.step(out, progress.step, progress.steps, progress.bpp, progress.psnr)
 
+    batch.open_codec(job.model, job.device, job.processes)  # an error here is one for all files
+    yield from encode_files(tasks, job, step)
+
+
+def encode_files(tasks: list[Task], job: Job, step: Callable[[Any], None] | None = None) -> Iterator[Outcome]:
+    """Encode files, here or in a worker process; those that can be refined as one batch are kept until it is full."""
+    pending: dict[tuple[int, int, bool], list[Input]] = {}  # by `batch_key`
     for task in tasks:
         try:
+            codec = batch.open_codec(job.model, job.device, job.processes)
             read = read_input(task, job)
         except Exception as error:
             yield batch.failure(task, error)
             continue
         key = batch_key(read.picture)
         pending.setdefault(key, []).append(read)
-        if len(pending[key]) == group:
+        if len(pending[key]) >= _batch_size(codec, key, job.settings):
             yield from _encode(codec, pending.pop(key), job, step)
         elif sum(map(len, pending.values())) == PENDING:
             yield from _encode(codec, pending.pop(next(iter(pending))), job, step)
@@ -151,14 +160,13 @@ def _outcomes(tasks: list[Task], job: Job, out: output.Output) -> Generator[Outc
         yield from _encode(codec, inputs, job, step)
 
 
-def encode_file(task: Task, job: Job) -> Outcome:
-    """Encode one file in a worker process."""
-    try:
-        codec = batch.open_codec(job.model, job.device, job.jobs)
-        inputs = [read_input(task, job)]
-    except Exception as error:
-        return batch.failure(task, error)
-    return next(_encode(codec, inputs, job, None))
+def _batch_size(codec: Codec, key: tuple[int, int, bool], settings: Settings) -> int:
+    """Pictures that are encoded together: one where nothing is gained, or where an image has a time limit."""
+    if settings.time_limit is not None or has_target(settings):
+        return 1
+    cuda = codec.device.type == "cuda"
+    refined = settings.method != "none" and settings.steps != 0
+    return batch_size(*key[:2], cuda) if cuda or refined else 1
 
 
 def _encode(
@@ -181,14 +189,17 @@ def _encode(
 
 
 def _size_warning(task: Task, data: bytes) -> tuple[str, ...]:
-    """A warning when the output is larger than the input file; not for a stream."""
+    """A warning when the output is larger than the input file, if that has a known size."""
+    size = task.size
     try:
-        status = None if task.source == STREAM else os.stat(task.source)
+        if size is None and task.source != STREAM and not urls.is_url(task.source):
+            status = os.stat(task.source)
+            size = status.st_size if stat.S_ISREG(status.st_mode) else None
     except OSError:  # removed since
         return ()
-    if status is None or not stat.S_ISREG(status.st_mode) or len(data) <= status.st_size:
+    if size is None or len(data) <= size:
         return ()
-    return (f"the output is larger than the input: {len(data)} bytes, not {status.st_size}",)
+    return (f"the output is larger than the input: {len(data)} bytes, not {size}",)
 
 
 def read_input(task: Task, job: Job) -> Input:
@@ -196,8 +207,11 @@ def read_input(task: Task, job: Job) -> Input:
     from ..image import read_image, stripped
     from ..metadata import orientation, turned
 
-    stream = binary_input() if task.source == STREAM else task.source
-    picture = read_image(stream, max_pixels=job.max_pixels)
+    if task.source == STREAM or urls.is_url(task.source):
+        with storage.opened(task.source) as stream:
+            picture = read_image(stream, max_pixels=job.max_pixels)
+    else:
+        picture = read_image(task.source, max_pixels=job.max_pixels)
     weights = None if job.roi is None else read_roi(job.roi, picture, job.max_pixels)
     if job.strip:
         if weights is not None:

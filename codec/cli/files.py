@@ -1,4 +1,4 @@
-"""Names of inputs and outputs, and writing.
+"""Names of inputs and outputs.
 
 `plan` turns the names on the command line into tasks, and finds every mistake that can be found before work starts.
 """
@@ -10,15 +10,15 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import click
 
-from ..atomic import atomic_file
-from .streams import binary_input, binary_output, is_terminal
+from . import urls
+from .storage import STREAM, opened
+from .streams import is_terminal
 
-STREAM = "-"
 _IMAGE_TYPES = (
     "apng avif avifs bmp dds dib gif heic heif hif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl mpo pbm pcx pgm "
     "png pnm ppm qoi sgi tga tif tiff webp"
@@ -30,10 +30,17 @@ _LONGEST_LIST = 2**26  # bytes
 
 @dataclass(frozen=True)
 class Task:
-    """One input and where its output goes; `-` is standard input or output."""
+    """One input and where its output goes: paths or URLs; `-` is standard input or output.
+
+    Attributes
+    ----------
+    size : int, optional
+        Bytes of the input, where a listing told it.
+    """
 
     source: str
     destination: str
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,6 @@ ENCODING = Direction(IMAGE_SUFFIXES, ".sga", "an .sga file")
 def decoding(extension: str) -> Direction:
     """The direction from .sga files to images of a type."""
     return Direction(SGA_SUFFIXES, extension, "an image")
-
-
-def shown(name: str, stream: str = "standard input") -> str:
-    """The name of an input or output, for messages."""
-    return stream if name == STREAM else name
 
 
 # ----------------------------------------------------------------------------------------------------- naming
@@ -100,10 +102,11 @@ def plan(
     if files_from == STREAM and STREAM in names:
         raise click.UsageError("standard input cannot be both an input and the list of --files-from")
     listed = _listed(files_from) if files_from is not None else []
+    names, listed = tuple(map(urls.local_name, names)), list(map(urls.local_name, listed))
     if out_dir is None:
         tasks = [_single(names, listed, direction)]
     else:
-        tasks = _into_folder((*names, *listed), out_dir, direction)
+        tasks = _into_folder((*names, *listed), urls.local_name(out_dir), direction)
     _check_destinations(tasks, [name for name in (files_from, *also_read) if name not in (None, STREAM)])
     return tasks
 
@@ -115,7 +118,7 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
     if not names:
         raise click.UsageError("missing input: give IN and OUT, or IN... and --out-dir DIR")
     source, destination = names if len(names) == 2 else (names[0], None)
-    if os.path.isdir(source):
+    if _is_folder(source, direction):
         raise click.UsageError(f"'{source}' is a folder: give --out-dir DIR to work on the files in it")
     if destination is None:
         if source != STREAM:
@@ -134,7 +137,7 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
             f"'{destination}' stands where OUT is expected, but is not named like {direction.output}; "
             "to work on several files give --out-dir DIR"
         )
-    if os.path.isdir(destination):
+    if not urls.is_url(destination) and os.path.isdir(destination):
         raise click.UsageError(f"'{destination}' is a folder: give it as --out-dir {destination}")
     return Task(source, destination)
 
@@ -143,39 +146,63 @@ def _into_folder(names: tuple[str, ...], out_dir: str, direction: Direction) -> 
     """The tasks of a command line with --out-dir: every name is an input; a folder stands for all files in it."""
     if STREAM in names:
         raise click.UsageError("standard input has no name to put into --out-dir: give OUT instead")
-    if os.path.lexists(out_dir) and not os.path.isdir(out_dir):
+    if not urls.is_url(out_dir) and os.path.lexists(out_dir) and not os.path.isdir(out_dir):
         raise click.UsageError(f"--out-dir '{out_dir}' is not a folder")
     tasks = []
     for name in names:
-        if not os.path.isdir(name):
-            tasks.append(Task(name, os.path.join(out_dir, _renamed(os.path.basename(name), direction))))
+        if not _is_folder(name, direction):
+            base = urls.file_name(name) if urls.is_url(name) else os.path.basename(name)
+            tasks.append(Task(name, _join(out_dir, _renamed(base, direction))))
             continue
-        for inner in _inside(name, direction.inputs):
-            target = os.path.join(out_dir, _renamed(inner, direction))
-            tasks.append(Task(os.path.join(name, inner), target))
+        for inner, size in _inside(name, direction.inputs):
+            tasks.append(Task(_join(name, inner), _join(out_dir, _renamed(inner, direction)), size))
     if not tasks:
         raise click.UsageError("no input files")
     return tasks
 
 
-def _inside(folder: str, suffixes: frozenset[str]) -> list[str]:
-    """Regular files with one of the suffixes in a folder and its subfolders, relative to it, sorted, none hidden."""
-    found = []
+def _is_folder(name: str, direction: Direction) -> bool:
+    """Whether an input is a folder. A URL with the suffix of an input is not: to ask the store takes a request each."""
+    if not urls.is_url(name):
+        return os.path.isdir(name)
+    return _suffix(urls.file_name(name)) not in direction.inputs and urls.is_folder(name)
+
+
+def _join(folder: str, name: str) -> str:
+    """The name of a file in a local folder or at a URL."""
+    return urls.join(folder, name.replace(os.sep, "/")) if urls.is_url(folder) else os.path.join(folder, name)
+
+
+def _inside(folder: str, suffixes: frozenset[str]) -> list[tuple[str, int | None]]:
+    """Regular files with one of the suffixes in a folder and its subfolders, relative to it, sorted, none hidden.
+
+    With each, its size if the store of a URL told it.
+    """
+    files = urls.inside(folder) if urls.is_url(folder) else dict.fromkeys(_below(folder))
+    found = [
+        (name, size)
+        for name, size in files.items()
+        if _suffix(name) in suffixes and not any(part.startswith(".") for part in name.replace(os.sep, "/").split("/"))
+    ]
+    if not found:
+        raise click.UsageError(f"no files to work on in the folder '{folder}'")
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Regular files in a local folder and its subfolders, relative to it; hidden folders are not entered."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = os.path.join(parent, name)
-            if _suffix(name) in suffixes and not name.startswith(".") and os.path.isfile(path):
-                found.append(os.path.relpath(path, folder))
-    if not found:
-        raise click.UsageError(f"no files to work on in the folder '{folder}'")
-    return sorted(found)
+            if os.path.isfile(path):
+                yield os.path.relpath(path, folder)
 
 
 def _listed(files_from: str) -> list[str]:
     """The names in a list: one a line, or separated by NUL characters if there are any."""
     try:
-        with contextlib.nullcontext(binary_input()) if files_from == STREAM else open(files_from, "rb") as file:
+        with opened(files_from) as file:
             data = file.read(_LONGEST_LIST + 1)
     except OSError as error:
         raise click.UsageError(f"--files-from '{files_from}': {error.strerror}") from None
@@ -218,7 +245,11 @@ def _check_destinations(tasks: list[Task], also_read: list[str]) -> None:
 
 
 def _check_place(destination: str) -> None:
-    """Raise a usage error if a file cannot be created here."""
+    """Raise a usage error if a file cannot be created here; of a remote store, only the spelling is checked."""
+    if urls.is_url(destination):
+        if "::" in destination or destination.startswith(("http://", "https://")):
+            raise click.UsageError(f"'{destination}' cannot be written")
+        return
     if os.path.isdir(destination):
         raise click.UsageError(f"'{destination}' is a folder")
     parent = os.path.dirname(os.path.abspath(destination))
@@ -231,65 +262,16 @@ def _check_place(destination: str) -> None:
 
 
 def _full_path(name: str) -> str:
-    return os.path.normcase(os.path.realpath(name))
+    return urls.canonical(name) if urls.is_url(name) else os.path.normcase(os.path.realpath(name))
 
 
 def _keys(name: str) -> set[object]:
     """What identifies a file: its full path and, if it exists, its number on the disk, which all its links share."""
     keys: set[object] = {_full_path(name)}
+    if urls.is_url(name):
+        return keys
     with contextlib.suppress(OSError):
         status = os.stat(name)
         if stat.S_ISREG(status.st_mode):
             keys.add((status.st_dev, status.st_ino))
     return keys
-
-
-# ------------------------------------------------------------------------------------------- reading, writing
-
-
-def read_sga(source: str, max_pixels: int) -> bytes:
-    """Read a .sga file, for `bitstream.read`; of any other file, only the first bytes.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    FormatError
-        If there are more bytes than a file of this image can have.
-    """
-    from ..bitstream import read_stream
-
-    if source == STREAM:
-        return read_stream(binary_input(), max_pixels)
-    with open(source, "rb") as file:
-        return read_stream(file, max_pixels)
-
-
-def write_bytes(destination: str, data: bytes) -> None:
-    """Write an output, whole or not at all.
-
-    A failure or a signal before all of it was written leaves the old file. Missing folders are made. What is no
-    regular file (a device, a pipe) is written directly, and a symbolic link is followed.
-
-    Raises
-    ------
-    OSError
-        If writing fails; no temporary file is left.
-    """
-    if destination == STREAM:
-        stream = binary_output()
-        stream.write(data)
-        stream.flush()
-        return
-    path = os.path.realpath(destination)
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            with open(path, "wb") as file:
-                file.write(data)
-            return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        with atomic_file(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, destination) from None

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..settings import LADDER, LEVELS, level_lambda
-from . import options, output
+from . import options, output, urls
 from .exits import DONE, combined, debugging, exit_code, named
-from .files import read_sga, shown
+from .storage import read_sga, shown
 
 if TYPE_CHECKING:
     from ..models.catalogue import ModelInfo
@@ -25,7 +25,7 @@ MAX_PIXELS = 2**64  # all that the format can state: nothing is allocated for th
 def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool, verbose: int) -> None:
     """Show what .sga files hold, without decoding them.
 
-    The checksum is verified, the pixels are not decoded. FILE may be - for standard input. The model is shown
+    The checksum is verified, the pixels are not decoded. FILE may be a URL, or - for standard input. The model is shown
     by name if it is installed; its weights are not needed.
 
     \b
@@ -37,7 +37,7 @@ def command(ctx: click.Context, names: tuple[str, ...], json: bool, quiet: bool,
     out = options.output(json, quiet, verbose)
     models = {info.id: info for info in list_models()}
     codes = []
-    for name in names:
+    for name in map(urls.local_name, names):
         try:
             report = describe(read_sga(name, MAX_PIXELS), models)
         except (ValueError, OSError, MemoryError) as error:

@@ -37,14 +37,15 @@ error. When image or file data goes to standard output, everything else goes to 
 is shown only when standard error is a terminal. An object of a failed input has the keys `input`, `output`
 (null) and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that
 is not finite is `null`. A stream that is closed, or a standard error that cannot be written, stops no work that
-does not need it: what cannot be printed is not printed. With CUDA the lines come in the order in which images are
-finished.
+does not need it: what cannot be printed is not printed. Lines come in the order in which files are finished: images
+that are refined as one batch finish together.
 
 Outputs are written to a temporary file in the same folder, brought to the disk (`fsync`) and renamed, so a file
 under its own name is whole, even after a power failure. `fsync` costs about 3 ms a file (200 files of 30 kB on a
 virtual disk with ext4: 11 ms each with it, 8 ms without). A file that replaces an older one gets its permission
-bits. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed. An output
-that would overwrite a file which the same command reads (an input, a mask, a list, a model) is wrong usage.
+bits. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed. How remote
+stores (URLs) are written is described in [pipelines.md](pipelines.md). An output that would overwrite a file which the
+same command reads (an input, a mask, a list, a model) is wrong usage.
 
 ## Image formats
 

@@ -40,9 +40,19 @@ _BATCH = (
         "--jobs",
         metavar="N",
         type=click.IntRange(1, 1024),
-        default=1,
+        help="Work in N processes; with Ray, in N tasks at a time.  [default: 1; with Ray one a CPU or GPU]",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
         show_default=True,
-        help="Work on N files in parallel, each in its own process.",
+        help="What runs a batch: this machine, or a Ray cluster (docs/pipelines.md).",
+    ),
+    click.option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster; local starts one here.  [default: RAY_ADDRESS, or one that runs here, or local]",
     ),
     click.option("--no-overwrite", is_flag=True, help="Skip inputs whose output exists (not a failure)."),
 )

@@ -1,0 +1,112 @@
+"""What runs a batch: this process, several processes of this machine, or the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import click
+
+from . import output, urls
+from .batch import Outcome
+from .files import Task
+from .storage import STREAM
+
+Work = Callable[[list[Task]], Iterator[Outcome]]  # picklable
+
+_PORTION = 8  # files that a worker gets at a time, at most
+_PORTION_BYTES = 2**20  # of those files, so that a portion of large ones does not take for ever
+_PORTIONS_EACH = 4  # for every worker, at least, so that all are busy to the end
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs the tasks.
+
+    Attributes
+    ----------
+    name : str
+        "local" or "ray".
+    jobs : int, optional
+        Workers at a time. None: 1 of "local", all CPUs (or GPUs) of "ray".
+    address : str, optional
+        Of the Ray cluster. None: that of RAY_ADDRESS, else one that runs on this machine, else a new one.
+    """
+
+    name: str
+    jobs: int | None = None
+    address: str | None = None
+
+    @property
+    def processes(self) -> int:
+        """Workers that share the CPUs of this machine as they like; those of Ray have theirs assigned."""
+        return self.jobs or 1 if self.name == "local" else 1
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes do the work."""
+        return self.name != "local" or self.processes > 1
+
+
+def chosen(engine: str, jobs: int | None, address: str | None, device: str, tasks: list[Task]) -> Engine:
+    """The engine of the options.
+
+    Raises
+    ------
+    click.UsageError
+        If options have no meaning together.
+    """
+    if engine == "local":
+        if address is not None:
+            raise click.UsageError("--address has no meaning without --engine ray")
+        return Engine(engine, min(jobs or 1, len(tasks)))
+    if any(STREAM in (task.source, task.destination) for task in tasks):
+        raise click.UsageError("--engine ray cannot use standard input or output")
+    if device not in ("auto", "cpu", "cuda"):
+        raise click.UsageError(f"--engine ray assigns the GPUs itself: give --device cuda, not {device}")
+    return Engine(engine, jobs, address)
+
+
+def portions(tasks: list[Task], workers: int, device: str) -> list[list[Task]]:
+    """Divide tasks, in their order, into what a worker gets at a time.
+
+    Small files go together, as they can form one batch, and cost less that way; a file of unknown size goes alone. On
+    CUDA all files can form batches.
+    """
+    most = min(_PORTION, max(1, len(tasks) // (_PORTIONS_EACH * workers)))
+    divided: list[list[Task]] = []
+    room = 0
+    for task in tasks:
+        size = 0 if device == "cuda" else _size(task)
+        if not divided or len(divided[-1]) == most or size > room:
+            divided.append([])
+            room = _PORTION_BYTES
+        divided[-1].append(task)
+        room -= size
+    return divided
+
+
+def outcomes(
+    work: Work, tasks: list[Task], engine: Engine, device: str, out: output.Output
+) -> Generator[Outcome, None, None]:
+    """Run the tasks in other processes; yield their outcomes as they come."""
+    if engine.name == "ray":
+        from .ray_engine import on_ray
+
+        yield from on_ray(work, tasks, engine, device, out)
+    else:
+        from .processes import in_processes
+
+        yield from in_processes(work, portions(tasks, engine.processes, device), engine.processes, out)
+
+
+def _size(task: Task) -> int:
+    """Bytes of the input; those of a whole portion if they are not known."""
+    if task.size is not None:
+        return task.size
+    with contextlib.suppress(OSError):
+        if not urls.is_url(task.source):
+            return os.stat(task.source).st_size
+    return _PORTION_BYTES
