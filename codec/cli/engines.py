@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import click
 
-from . import output, urls
+from . import output
 from .batch import Outcome
 from .files import Task
+from .portions import Work, portions
 from .storage import STREAM
-
-Work = Callable[[list[Task]], Iterator[Outcome]]  # picklable
-
-_PORTION = 8  # files that a worker gets at a time, at most
-_PORTION_BYTES = 2**20  # of those files, so that a portion of large ones does not take for ever
-_PORTIONS_EACH = 4  # for every worker, at least, so that all are busy to the end
 
 
 @dataclass(frozen=True)
@@ -69,25 +62,6 @@ def chosen(engine: str, jobs: int | None, address: str | None, device: str, task
     return Engine(engine, jobs, address)
 
 
-def portions(tasks: list[Task], workers: int, device: str) -> list[list[Task]]:
-    """Divide tasks, in their order, into what a worker gets at a time.
-
-    Small files go together, as they can form one batch, and cost less that way; a file of unknown size goes alone. On
-    CUDA all files can form batches.
-    """
-    most = min(_PORTION, max(1, len(tasks) // (_PORTIONS_EACH * workers)))
-    divided: list[list[Task]] = []
-    room = 0
-    for task in tasks:
-        size = 0 if device == "cuda" else _size(task)
-        if not divided or len(divided[-1]) == most or size > room:
-            divided.append([])
-            room = _PORTION_BYTES
-        divided[-1].append(task)
-        room -= size
-    return divided
-
-
 def outcomes(
     work: Work, tasks: list[Task], engine: Engine, device: str, out: output.Output
 ) -> Generator[Outcome, None, None]:
@@ -100,13 +74,3 @@ def outcomes(
         from .processes import in_processes
 
         yield from in_processes(work, portions(tasks, engine.processes, device), engine.processes, out)
-
-
-def _size(task: Task) -> int:
-    """Bytes of the input; those of a whole portion if they are not known."""
-    if task.size is not None:
-        return task.size
-    with contextlib.suppress(OSError):
-        if not urls.is_url(task.source):
-            return os.stat(task.source).st_size
-    return _PORTION_BYTES

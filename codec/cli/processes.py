@@ -12,15 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from . import output
 from .batch import Outcome
 from .exits import FAILED
 from .files import Task
-
-if TYPE_CHECKING:
-    from .engines import Work
+from .portions import Work
 
 
 def in_processes(

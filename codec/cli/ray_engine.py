@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import engines, output, urls
+from . import output, urls
 from .batch import Outcome, failure, written
 from .exits import FAILED, named
 from .files import Task
+from .portions import Work, portions
 
 if TYPE_CHECKING:
-    from .engines import Engine, Work
+    from .engines import Engine
 
 _RETRIES = 3  # of a task whose worker is lost
 _SUBMITTED = 1000  # tasks that Ray knows at a time; it asks for more machines by their number
@@ -55,7 +56,7 @@ def on_ray(
         gpus = device != "cpu" and (device == "cuda" or resources.get("GPU", 0) > 0)
         workers = engine.jobs or int(max(1, resources.get("GPU" if gpus else "CPU", 1)))
         remote = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=_RETRIES)(_run)
-        left = deque(engines.portions([_absolute(task) for task in tasks], workers, "cuda" if gpus else "cpu"))
+        left = deque(portions([_absolute(task) for task in tasks], workers, "cuda" if gpus else "cpu"))
         running: dict[Any, list[Task]] = {}
         try:
             while left or running:
