@@ -99,7 +99,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
         up, middle, down = squares(move), squares(0 * move), squares(-move)
         slopes.append((float(gradient[0, channel, row, column]), (up - down) / 2))
         bends.append(float(curvature[0, channel, row, column]) / (up + down - 2 * middle))
-    assert np.corrcoef(np.array(slopes).T)[0, 1] > 0.98
+    assert np.corrcoef(np.array(slopes).T)[0, 1] > 0.93
     assert np.mean(bends) == pytest.approx(1, abs=0.2)
     assert 0.5 < min(bends) < max(bends) < 2
 

@@ -351,7 +351,7 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
     scale, mean = lite_level.folded.networks.h_s(z_hat).chunk(2, 1)
     thresholds = torch.from_numpy(scale_thresholds())
     index = torch.bucketize(scale.double().contiguous(), thresholds)
-    assert float((index == found.index).double().mean()) > 0.99
+    assert float((index == found.index).double().mean()) > 0.98
     assert int((index - found.index.long()).abs().max()) <= 1
     error = (mean - found.mu / 2**MU_BITS).abs()
     assert float(error.square().mean().sqrt()) < 0.005  # in steps of y

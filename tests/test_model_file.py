@@ -120,14 +120,10 @@ def test_built_in_models_are_sound() -> None:
         assert verify(path) == []
 
 
-WITHOUT_DIGEST = {"03585b28"}  # ids of released models from before there was one
-
-
 def test_built_in_models_have_a_digest_of_their_encoder() -> None:
     """Guards against releasing weights whose damage would show as poor files only."""
     for path in models.builtin_folder().glob("*.safetensors"):
-        info = read_info(path)
-        assert "encoder" in info.metadata or info.id in WITHOUT_DIGEST
+        assert "encoder" in read_info(path).metadata
 
 
 # ------------------------------------------------------------------------------------------------------------ the id

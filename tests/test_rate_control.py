@@ -200,7 +200,7 @@ def test_the_codec_meets_a_target(photograph: np.ndarray, target: dict[str, floa
         assert report["bpp"] == pytest.approx(settings.target_bpp, rel=0.02)
     else:
         assert settings.target_psnr is not None
-        assert 0 <= report["psnr"] - settings.target_psnr <= 0.15
+        assert 0 <= report["psnr"] - settings.target_psnr <= 0.25
 
 
 def test_a_black_picture_has_few_bits() -> None:
