@@ -27,7 +27,7 @@ from .networks.context import ContextModel, ContextPass, code_passes, last_layer
 from .networks.gains import scale_input, scale_output, shift_output
 from .networks.mshyper import freeze
 from .networks.transforms import Networks
-from .settings import ANCHORS, LEVELS, level_lambda
+from .settings import ANCHORS, LEVELS, anchor_weights, level_lambda
 
 
 def level_lambdas(anchors: tuple[float, ...] = ANCHORS, levels: int = LEVELS) -> list[float]:
@@ -84,11 +84,7 @@ class GainedHyperprior(nn.Module):
 
     def _interpolated(self, anchored: Tensor, lmbda: float) -> Tensor:
         """Rows (A, …) of the anchors → the row at λ, linear in log λ."""
-        logs = [math.log(a) for a in self.anchors]
-        position = min(max(math.log(lmbda), logs[0]), logs[-1])
-        i = max(k for k in range(len(logs)) if logs[k] <= position)
-        j = min(i + 1, len(logs) - 1)
-        t = 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
+        i, j, t = anchor_weights(lmbda, self.anchors)
         return (1 - t) * anchored[i] + t * anchored[j]
 
 

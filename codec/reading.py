@@ -1,4 +1,4 @@
-"""What every decoder does before and after the networks: .sga file → checked content, pixels → picture; no torch."""
+"""Steps common to both decoders, before and after the networks: parse a .sga file, assemble the picture; no torch."""
 
 from __future__ import annotations
 

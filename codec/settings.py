@@ -6,6 +6,7 @@ The command line reads its choices here, so nothing that is imported loads torch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .annealing import SCHEDULES, Annealing
@@ -27,6 +28,18 @@ def level_lambda(level: int, ladder: tuple[float, float] = LADDER, levels: int =
     """λ of a level: geometric from the low end of the ladder (level 0) to the high one (level `levels` − 1)."""
     low, high = ladder
     return low if levels <= 1 else low * math.exp(math.log(high / low) * level / (levels - 1))
+
+
+def anchor_weights(lmbda: float, anchors: Sequence[float]) -> tuple[int, int, float]:
+    """Anchors i and j around λ and the weight t of j, linear in log λ: a value at λ is (1 − t)·v_i + t·v_j.
+
+    Outside the anchors the value is that of the nearest.
+    """
+    logs = [math.log(anchor) for anchor in anchors]
+    position = min(max(math.log(lmbda), logs[0]), logs[-1])
+    i = max(k for k in range(len(logs)) if logs[k] <= position)
+    j = min(i + 1, len(logs) - 1)
+    return i, j, 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def check_model(seed: int, model: Sound, path: Path, monkeypatch: pytest.MonkeyP
 
 
 def used(path: Path, file: bytes, torch: bool) -> str:
-    """What a file, and with torch another that is encoded, decode to."""
+    """The outcome of decoding a file with a model; with torch, a picture is also encoded and decoded."""
     try:
         decoder = Codec(str(path), device="cpu") if torch else PictureDecoder(str(path))
         if isinstance(decoder, Codec):

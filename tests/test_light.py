@@ -1,4 +1,4 @@
-"""What works where torch is not installed: everything that a receiver of .sga files needs."""
+"""Decoding and its command line in an environment without torch."""
 
 from __future__ import annotations
 

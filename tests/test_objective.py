@@ -14,7 +14,7 @@ from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import steps
-from sgacodec.refine.fused import coded_latents, weighted_squares
+from sgacodec.refine.fused import Relaxation, coded_latents, weighted_squares
 from sgacodec.refine.noise import sample_noise
 from sgacodec.refine.objective import Batch, relaxed_loss, relaxed_parameters
 from sgacodec.refine.problem import Problem
@@ -78,7 +78,7 @@ def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> N
     towards, weight = torch.randn(shape, generator=generator), torch.tensor([0.3, 0.01])
 
     def fused(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return coded_latents(y, parameters, 0.6, how, noise, active, log_scale)
+        return coded_latents(y, parameters, Relaxation(0.6, how, noise, active), log_scale)
 
     def plain(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scale, mu = parameters.chunk(2, 3)
@@ -104,7 +104,7 @@ def test_the_bits_of_y_have_the_same_gradient_where_the_parameters_are_constant(
     gradients = []
     for needed in (True, False):
         y_, parameters_ = y.clone().requires_grad_(), parameters.clone().requires_grad_(needed)
-        y_hat, bits = coded_latents(y_, parameters_, 0.5, DETERMINISTIC, None, None, log_scale=True)
+        y_hat, bits = coded_latents(y_, parameters_, Relaxation(0.5, DETERMINISTIC), log_scale=True)
         gradients.append(torch.autograd.grad(y_hat.square().sum() + bits.sum(), y_)[0])
     assert torch.equal(*gradients)
 

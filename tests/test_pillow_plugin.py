@@ -36,7 +36,7 @@ def saved(im: Image.Image, **options: object) -> bytes:
 
 
 def test_save_and_open(image: Image.Image, tmp_path: Path) -> None:
-    """What a user does: the pixels are those of the library, and the file is closed after loading."""
+    """Guards against pixels that differ from those of `sgacodec.decode`, and files that stay open after loading."""
     path = tmp_path / "x.sga"
     image.save(path, lmbda=0.03, method="ssl", steps=3, model="lite", device="cpu")
     with Image.open(path) as im:

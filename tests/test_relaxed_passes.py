@@ -15,7 +15,7 @@ from sgacodec.networks.context import ContextPass, code_passes, last_layer, part
 from sgacodec.refine import fused
 from sgacodec.refine.context import group_inputs, relaxed_passes
 from sgacodec.refine.frozen_context import FrozenContext
-from sgacodec.refine.fused import coded_latents
+from sgacodec.refine.fused import Relaxation, coded_latents
 from sgacodec.refine.noise import sample_noise
 from sgacodec.refine.objective import frozen_context
 from sgacodec.rounding import Rounding, rounding
@@ -83,7 +83,8 @@ def of_autograd(case: Case) -> Results:
 
     def code(current: ContextPass) -> Tensor:
         noise, active = own(case.noise, current), own(case.active, current)
-        found = coded_latents(sources[len(parts)], current.parameters, TAU, case.how, noise, active, case.log_scale)
+        how = Relaxation(TAU, case.how, noise, active)
+        found = coded_latents(sources[len(parts)], current.parameters, how, case.log_scale)
         parts.append(found[0])
         bits.append(found[1])
         return found[0]
@@ -108,7 +109,8 @@ def in_closed_form(case: Case, bf16: bool = False) -> Results:
     y, features = case.y.clone().requires_grad_(), case.features.clone().requires_grad_()
     parameters, mixed = context.parameters(features.bfloat16() if bf16 else features)
     noise = in_rows(context, case.noise)
-    found = relaxed_passes(y, parameters, mixed, context, None, TAU, case.how, noise, case.active, case.log_scale)
+    how = Relaxation(TAU, case.how, noise, case.active)
+    found = relaxed_passes(y, parameters, mixed, context, None, how, case.log_scale)
     return case.results(*found, y, features)
 
 
@@ -139,7 +141,8 @@ def test_constant_parameters_give_the_same_gradient_of_y(contexts: dict[str, Mod
         parameters, mixed = context.parameters(case.features)
         inputs = group_inputs(context, parameters, mixed)
     noise = in_rows(context, case.noise)
-    found = relaxed_passes(y, parameters, mixed, context, inputs, TAU, case.how, noise, None, case.log_scale)
+    how = Relaxation(TAU, case.how, noise)
+    found = relaxed_passes(y, parameters, mixed, context, inputs, how, case.log_scale)
     for ours, expected in zip(case.results(*found, y), in_closed_form(case)[:3], strict=True):
         assert torch.equal(ours, expected)
 

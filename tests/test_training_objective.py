@@ -17,7 +17,7 @@ from sgacodec.training.rate import coded_symbols
 def plain_symbols(
     y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
 ) -> tuple[Tensor, Tensor]:
-    """What rate.py says: the gradient of σ and μ is that of the rounded symbols, that of y comes from noisy ones."""
+    """Guards against a wrong source of a gradient: rounded symbols for σ and μ, symbols with noise for y."""
     scale, mean = parameters.chunk(2, -1)
     sigma = lower_bound((scale.exp() if log_scale else scale) * log_gain.exp(), SCALE_BOUND)
     mu = mean * log_gain.exp()

@@ -1,4 +1,4 @@
-"""What runs a batch: this process, several processes of this machine, or the workers of a Ray cluster."""
+"""Engines that run a batch: this process, several processes of this machine, or the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .storage import STREAM
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs the tasks.
+    """How the tasks of a batch are run.
 
     Attributes
     ----------

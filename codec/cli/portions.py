@@ -1,4 +1,4 @@
-"""What a worker gets at a time."""
+"""Division of a batch into the portions that workers take, one at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PORTIONS_EACH = 4  # for every worker, at least, so that all are busy to the en
 
 
 def portions(tasks: list[Task], workers: int, device: str) -> list[list[Task]]:
-    """Divide tasks, in their order, into what a worker gets at a time.
+    """Divide tasks, in their order, into portions.
 
     Small files go together, as they can form one batch, and cost less that way; a file of unknown size goes alone. On
     CUDA all files can form batches.

@@ -47,7 +47,7 @@ def file_name(url: str) -> str:
 
 
 def canonical(url: str) -> str:
-    """The same text for all spellings of a URL."""
+    """The normalised form of a URL, the same for all its spellings."""
     fs, path = _store(url)
     return str(fs.unstrip_protocol(path))
 
@@ -68,7 +68,7 @@ def inside(folder: str) -> dict[str, int | None]:
 
 
 def existing(urls: list[str]) -> set[str]:
-    """Those of the URLs at which there is a file. Many are looked up by listing their common folder."""
+    """The URLs at which a file exists. Many are looked up by listing their common folder."""
     if not urls:
         return set()
     fs, _ = _store(urls[0])

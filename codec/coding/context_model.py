@@ -5,9 +5,9 @@
     first half of the group ─► near ┘
 
 A pass is evaluated in blocks, at the positions that it codes and no others, channels-last; the features of h_s are
-evaluated as far as the first pass has come. The input of `past`
-and `near` is the residual r = (ŷ − μ_h)/(g_y · y_unit) with RESIDUAL_BITS, clamped to 16 bits; μ_h is the mean without
-context. Half of the positions that `near` could see have not been coded and are left out.
+evaluated as far as the first pass has come. The input of `past` and `near` is the residual r = (ŷ − μ_h)/(g_y · y_unit)
+with RESIDUAL_BITS, clamped to 16 bits; μ_h is the mean without context. Half of the positions that `near` could see
+have not been coded and are left out.
 """
 
 from __future__ import annotations

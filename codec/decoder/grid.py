@@ -30,7 +30,7 @@ class Grid:
 
 
 def positions(width: int, top: int, bottom: int, half: int | None) -> np.ndarray:
-    """Where the positions of rows `top` to `bottom` − 1 are in `Grid.flat`: of one half of the checkerboard, or all.
+    """Indexes into `Grid.flat` of rows `top` to `bottom` − 1: of one half of the checkerboard, or of all positions.
 
     Half 0 has those of even row + column, half 1 the others.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from ..coding.range_coder import Tables
 from ..models.catalogue import ModelError, read_info
 from ..networks.architecture import Architecture, architecture_from_dict
-from ..settings import LEVELS, level_lambda
+from ..settings import LEVELS, anchor_weights, level_lambda
 from .layers import BIAS_MAX, OUTPUT_MAX, SLOPE_BITS, Layer, check_layer, layer_of
 from .prior import Gains, Group, Prior, fingerprint
 from .shapes import synthesis_shapes
@@ -92,6 +91,7 @@ class ModelFile:
         """
         anchors = [float(a) for a in self.metadata["anchors"]]
         lmbda = level_lambda(level, (anchors[0], anchors[-1]), self.levels)
+        (i, j, t), log_gain = anchor_weights(lmbda, anchors), self.tensors["trunk.log_gain_d"].astype(np.float64)
         try:
             (y_tables,) = _tables(self.tensors, "tables.y", 0, 1)
             (z_tables,) = _tables(self.tensors, "tables.z", level, level + 1)
@@ -107,7 +107,7 @@ class ModelFile:
             y_tables=y_tables,
             z_tables=z_tables,
             synthesis={name: value.astype(np.float32) for name, value in _synthesis(self.tensors).items()},
-            gain=np.exp(_interpolated(self.tensors["trunk.log_gain_d"], anchors, lmbda)).astype(np.float32),
+            gain=np.exp((1 - t) * log_gain[i] + t * log_gain[j]).astype(np.float32),
         )
 
     def prior(self, level: int) -> Prior:
@@ -285,14 +285,3 @@ def _tables(tensors: Tensors, prefix: str, first: int, end: int) -> list[Tables]
         tables.check()
         found.append(tables)
     return found
-
-
-def _interpolated(rows: np.ndarray, anchors: list[float], lmbda: float) -> np.ndarray:
-    """The row at λ of those of the anchors, linear in log λ."""
-    logs = [math.log(anchor) for anchor in anchors]
-    position = min(max(math.log(lmbda), logs[0]), logs[-1])
-    i = max(k for k in range(len(logs)) if logs[k] <= position)
-    j = min(i + 1, len(logs) - 1)
-    t = 0.0 if i == j else (position - logs[i]) / (logs[j] - logs[i])
-    row: np.ndarray = (1 - t) * rows[i].astype(np.float64) + t * rows[j]
-    return row

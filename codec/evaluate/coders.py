@@ -1,4 +1,4 @@
-"""What a sweep measures: our codec at each setting, and peers at each quality, behind one interface."""
+"""Encoders that a sweep measures: our codec at each setting, and peers at each quality, behind one interface."""
 
 from __future__ import annotations
 

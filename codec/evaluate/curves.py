@@ -132,7 +132,7 @@ def _names(points: Sequence[Row]) -> list[str]:
 
 
 def _distinctive(options: str, similar: Sequence[str]) -> list[str]:
-    """Those of the options "name=value name=value" that not all of `similar` have."""
+    """The options, of "name=value name=value", that some of `similar` lack."""
     everywhere = set.intersection(*(set(text.split()) for text in similar))
     return [word.removeprefix("subsampling=").replace("=", " ") for word in options.split() if word not in everywhere]
 

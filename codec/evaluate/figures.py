@@ -14,7 +14,7 @@ from typing import Any
 from .. import metrics
 from ..metrics import Curve
 from .curves import load_curves, named_groups
-from .rows import Row, common_images, means, read_rows, read_traces
+from .rows import Row, common_images, means, read_rows, read_traces, seconds_per_megapixel
 
 PUBLISHED, STUDIES = "published", "studies"
 _MINUS = "−"
@@ -171,10 +171,7 @@ def _costs(folder: Path, anchor: str, *specs: str) -> str:
     lines = [["", f"BD-rate against {label or base}", "encode, s/MP", "decode, s/MP"]]
     for name, spec in map(_labelled, specs):
         points = _select(folder, spec)[1]
-        cells = []
-        for column in ("seconds_encode", "seconds_decode"):
-            ratios = [point[column] * 1e6 * point["images"] / point["pixels"] for point in points]
-            cells.append(f"{sum(ratios) / len(ratios):.3g}")
+        cells = [f"{seconds_per_megapixel(points, what):.3g}" for what in ("encode", "decode")]
         lines.append([name or spec, _bd_rate(folder, spec, base), *cells])
     return markdown(lines)
 

@@ -24,7 +24,7 @@ from ..settings import ANCHORS, Settings
 from . import paper_plots
 from .coders import settings_grid
 from .regenerate import RESULTS
-from .studies import Study, chosen_of, measure, measuring_options
+from .studies import Study, chosen_of, finish, measure, measuring_options
 
 LMBDA = 0.0016  # of the studies at one λ
 SHORT, LONG = 500, 2000  # iterations of Table 1; the paper's other studies have the larger number
@@ -160,15 +160,13 @@ def main(
             click.echo(f"{study.name.removeprefix(PREFIX)}: {len(study.grid)} settings, {total} steps an image")
         return
 
-    try:
+    def work() -> list[str]:
         problems = [] if plots else measure([whole(s) if on_whole else s for s in chosen], options, RESULTS)
         for path in draw(RESULTS / folder, RESULTS.parent / "images" / folder, options["work"], options["kodak"]):
             click.echo(f"drawn: {path}")
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from None
-    for problem in problems:
-        click.echo(problem, err=True)
-    ctx.exit(1 if problems else 0)
+        return problems
+
+    finish(ctx, work)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Peer:
     find_version: Callable[[], str | None]
 
     def options(self, subsampling: str) -> dict[str, Any]:
-        """What identifies a curve of this peer: the chroma format and the effort."""
+        """The options that identify a curve of this peer: chroma format and effort."""
         return {"subsampling": subsampling, **self.effort}
 
     def save_options(self, subsampling: str) -> dict[str, Any]:

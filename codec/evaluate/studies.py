@@ -180,6 +180,17 @@ def chosen_of(names: Sequence[str], studies: Sequence[Study]) -> list[Study]:
     return [known[name] for name in names] or list(studies)
 
 
+def finish(ctx: click.Context, work: Callable[[], list[str]]) -> None:
+    """Do the work of a command, print the problems that it returns, and exit; an error of the work is one line."""
+    try:
+        problems = work()
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    for problem in problems:
+        click.echo(problem, err=True)
+    ctx.exit(1 if problems else 0)
+
+
 @click.command()
 @click.argument("names", nargs=-1, metavar="[STUDY]...")
 @measuring_options
@@ -187,13 +198,7 @@ def chosen_of(names: Sequence[str], studies: Sequence[Study]) -> list[Study]:
 def main(ctx: click.Context, names: tuple[str, ...], **options: Any) -> None:
     """Measure the studies of docs/results/ (all, or those that are named), in the root of a checkout."""
     chosen = chosen_of(names, STUDIES)
-    try:
-        problems = measure(chosen, options, RESULTS)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from None
-    for problem in problems:
-        click.echo(problem, err=True)
-    ctx.exit(1 if problems else 0)
+    finish(ctx, lambda: measure(chosen, options, RESULTS))
 
 
 if __name__ == "__main__":

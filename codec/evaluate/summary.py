@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..metrics import Curve
 from .curves import Comparison, compare, named_groups
-from .rows import SETTING, Row, common_images, means
+from .rows import SETTING, Row, common_images, means, seconds_per_megapixel
 from .sweep import Sweep
 
 SUMMARY = "results.json"
@@ -115,22 +115,17 @@ def _costs(named: Sequence[tuple[Curve, list[Row]]], anchors: Sequence[Curve]) -
     """The cost of each curve; BD-rates are against the first anchor: a peer where there is one."""
     costs = []
     for curve, group in named:
-        pixels = [point["pixels"] / 1e6 / point["images"] for point in group]
         comparison = compare([curve], anchors[:1])[0]
         costs.append(
             Cost(
                 curve=curve.name,
                 anchor=comparison.anchor,
                 bd_rate=comparison.bd_rate,
-                seconds_encode=_mean_of_ratios([p["seconds_encode"] for p in group], pixels),
-                seconds_decode=_mean_of_ratios([p["seconds_decode"] for p in group], pixels),
+                seconds_encode=seconds_per_megapixel(group, "encode"),
+                seconds_decode=seconds_per_megapixel(group, "decode"),
             )
         )
     return costs
-
-
-def _mean_of_ratios(values: Sequence[float], divisors: Sequence[float]) -> float:
-    return sum(v / d for v, d in zip(values, divisors, strict=True)) / len(values)
 
 
 def _traces(named: Sequence[tuple[Curve, list[Row]]], rows: Sequence[Row], names: set[str]) -> dict[str, list[Row]]:

@@ -155,9 +155,7 @@ def find_model(name: str) -> Path:
 
 
 def read_by_id(model_id: bytes, read: Callable[[Path], Read]) -> Read:
-    """What `read` makes of the model with this id, 4 bytes as in a .sga file.
-
-    Of several files that state the id, the first that `read` does not refuse.
+    """Read the model with this id, 4 bytes as in a .sga file; of several files with the id, the first that is sound.
 
     Raises
     ------

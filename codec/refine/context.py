@@ -11,7 +11,7 @@ up the gradient by r from all layers that see it. The rate, which no later pass 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..networks.context import LIMIT
-from ..rounding import Rounding
 from .frozen_context import FrozenContext, Tables
-from .fused import rate_of, relaxed_into
+from .fused import Relaxation, rate_of, relaxed_into
 
 _SLOPE = 0.01  # of the LeakyReLUs
 
@@ -34,7 +33,7 @@ Halves = Sequence[Tensor]  # of all positions, one for each half of the checkerb
 
 @dataclass(frozen=True)
 class GroupInputs:
-    """What the passes of a group have from ẑ, in the order of rows (see frozen_context.py).
+    """Inputs of the passes of a group that depend on ẑ only, in the order of rows (see frozen_context.py).
 
     Attributes
     ----------
@@ -53,7 +52,7 @@ class GroupInputs:
 
 
 def group_inputs(context: FrozenContext, parameters: Tensor, mixed: Tensor) -> list[GroupInputs]:
-    """Those of all groups, from `FrozenContext.parameters`."""
+    """The inputs of all groups, from `FrozenContext.parameters`."""
     found = []
     sizes = [group.inverse_unit.shape[0] for group in context.groups for _ in range(2)]
     outputs = parameters.split(sizes, 1)
@@ -73,10 +72,7 @@ def relaxed_passes(
     mixed: Tensor,
     context: FrozenContext,
     inputs: list[GroupInputs] | None,
-    tau: float | Tensor,
-    rounding: Rounding,
-    noise: Tensor | None,
-    active: Tensor | None,
+    relaxation: Relaxation,
     log_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """ŷ (B, h, w, M) and its bits (B,), differentiable once by y, parameters and mixed.
@@ -87,17 +83,17 @@ def relaxed_passes(
         From `FrozenContext.parameters`.
     inputs : list of GroupInputs, optional
         `group_inputs` of these, where they are constant; None: computed here.
-    noise : Tensor, optional
-        Its positions are in the order of rows.
-
-    The other arguments are as in `fused.coded_latents`.
+    relaxation : Relaxation
+        As in `fused.coded_latents`, but the positions of its noise are in the order of rows.
+    log_scale : bool
+        Whether scales are log σ; otherwise they are σ.
     """
-    return _Passes.apply(y, parameters, mixed, context, inputs, tau, rounding, noise, active, log_scale)
+    return _Passes.apply(y, parameters, mixed, context, inputs, relaxation, log_scale)
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the backward pass of a group needs."""
+    """Tensors of a group that its backward pass needs."""
 
     seen: Tensor  # (n + 1, C), the residuals, clamped
     past: Tensor | None  # (n, out)
@@ -115,10 +111,7 @@ class _Passes(torch.autograd.Function):
         mixed: Tensor,
         context: FrozenContext,
         inputs: list[GroupInputs] | None,
-        tau: float | Tensor,
-        rounding: Rounding,
-        noise: Tensor | None,
-        active: Tensor | None,
+        relaxation: Relaxation,
         log_scale: bool,
     ) -> tuple[Tensor, Tensor]:
         B, h, w, M = y.shape
@@ -127,12 +120,9 @@ class _Passes(torch.autograd.Function):
         rows_of_y = y.reshape(n, M).index_select(0, tables.order)
         value, scale, y_hat = (torch.empty_like(rows_of_y) for _ in range(3))
         pieces = [_pieces(v, context) for v in (rows_of_y, value, scale, y_hat)]
-        noises: Any = [[None] * len(context.groups)] * context.halves
-        if noise is not None:
-            noises = _pieces(noise.reshape(-1, n, M).squeeze(0), context)
-        actives: Sequence[Tensor | None] = [None] * context.halves
-        if active is not None:
-            actives = active.expand(B, h, w, 1).reshape(n, 1).index_select(0, tables.order).chunk(context.halves)
+        flat = relaxation.flat(y.shape)
+        if flat.active is not None:
+            flat = replace(flat, active=flat.active.index_select(0, tables.order))
         residuals: list[Tensor] = []  # with a row of zeros for neighbours outside the picture
         ctx.saved = []
         for k, given in enumerate(inputs or group_inputs(context, parameters, mixed)):
@@ -144,6 +134,7 @@ class _Passes(torch.autograd.Function):
             hidden, slopes = list(hidden_here.chunk(context.halves)), []
             seen = _with_zeros(n, group.inverse_unit.shape[0], hidden_here)
             for half in range(context.halves):
+                rows = slice(half * part, (half + 1) * part)
                 y_here, value_here, scale_here, y_hat_here = (v[half][k] for v in pieces)
                 if group.near is not None and half == 1:
                     columns = seen.index_select(0, tables.to_second[group.near.kernel]).view(part, -1)
@@ -152,10 +143,10 @@ class _Passes(torch.autograd.Function):
                 added = (F.leaky_relu(hidden[half], _SLOPE) @ group.out).chunk(2, 1)
                 torch.add(given.scale[half], added[0], out=scale_here)
                 mu = given.mean[half] + added[1]
-                slope = relaxed_into(value_here, y_here - mu, tau, rounding, noises[half][k], actives[half])
+                slope = relaxed_into(value_here, y_here - mu, flat.part(rows, group.channels))
                 torch.add(value_here, mu, out=y_hat_here)
                 residual = torch.addcmul(given.origin[half], y_hat_here, group.inverse_unit)
-                seen[half * part : (half + 1) * part] = residual.clamp_(-LIMIT, LIMIT)
+                seen[rows] = residual.clamp_(-LIMIT, LIMIT)
                 slopes.append(slope)
             residuals.append(seen)
             ctx.saved.append(_Saved(seen=seen, past=past, near=near, hidden=hidden, slope=slopes))
@@ -221,7 +212,7 @@ class _Passes(torch.autograd.Function):
                 grad_seen = found if grad_seen is None else found.add_(grad_seen[:, : group.channels.start])
         grad_y = grad_y.index_select(0, tables.inverse).view(B, h, w, M)
         by_mixed = torch.cat(grad_mixed[::-1], 1) if by_z else None
-        return grad_y, grad_parameters, by_mixed, *[None] * 7
+        return grad_y, grad_parameters, by_mixed, *[None] * 4
 
 
 def _pieces(v: Tensor, context: FrozenContext) -> list[list[Tensor]]:

@@ -7,6 +7,8 @@ computes the derivatives as well, in blocks of y that fit into a CPU's cache, an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,15 +24,54 @@ _BELOW_BOUND = SCALE_BOUND * (1 - 2**-24)  # the last float32 below SCALE_BOUND
 _threshold_backward: Any = torch.ops.aten.threshold_backward
 
 
-def coded_latents(
-    y: Tensor,
-    parameters: Tensor,
-    tau: float | Tensor,
-    rounding: Rounding,
-    noise: Tensor | None,
-    active: Tensor | None,
-    log_scale: bool,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Relaxation:
+    """How latents are rounded softly, and where.
+
+    Attributes
+    ----------
+    tau : float or Tensor
+        Temperature, as in `relaxations.relax`.
+    rounding : Rounding
+    noise : Tensor (…, B, h, w, M), optional
+        As `noise.sample_noise` returns it for the latents (B, h, w, M); None where the method has none.
+    active : Tensor (1, h, w, 1) bool, optional
+        Where latents are relaxed; elsewhere they are rounded. None: everywhere.
+    """
+
+    tau: float | Tensor
+    rounding: Rounding
+    noise: Tensor | None = None
+    active: Tensor | None = None
+
+    def flat(self, shape: Sequence[int]) -> Relaxation:
+        """That of the rows (n, M) of latents of a shape (B, h, w, M): noise (…, n, M), active (n, 1)."""
+        noise, active, rows = self.noise, self.active, math.prod(shape[:3])
+        return replace(
+            self,
+            noise=None if noise is None else noise.reshape(*noise.shape[:-4], rows, shape[3]),
+            active=None if active is None else active.expand(*shape[:3], 1).reshape(rows, 1),
+        )
+
+    def part(self, rows: slice, channels: slice = slice(None)) -> Relaxation:
+        """Of a flat one, that of some rows and channels."""
+        return replace(
+            self,
+            noise=None if self.noise is None else self.noise[..., rows, channels],
+            active=None if self.active is None else self.active[rows],
+        )
+
+    def relax(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Softly rounded v (n, C) and the derivative, of a flat one; v is overwritten."""
+        value, slope = value_and_slope(v, self.tau, self.rounding, self.noise)
+        if slope is None:
+            slope = torch.ones_like(value)
+        if self.active is None:
+            return value, slope
+        return torch.where(self.active, value, v.round_()), slope.mul_(self.active)
+
+
+def coded_latents(y: Tensor, parameters: Tensor, relaxation: Relaxation, log_scale: bool) -> tuple[Tensor, Tensor]:
     """ŷ = relax(y − μ) + μ and its bits: −log₂ of its likelihood, at least 1e-9, under N(μ, σ²) ∗ U(−½, ½).
 
     Parameters
@@ -38,12 +79,6 @@ def coded_latents(
     y : Tensor (B, h, w, M) float32
     parameters : Tensor (B, h, w, 2M) float32
         Scale and mean, the output of h_s.
-    tau : float or Tensor
-        Temperature, as in `relaxations.relax`.
-    noise : Tensor, optional
-        As `noise.sample_noise` returns it for y's shape; None where the method has none.
-    active : Tensor (1, h, w, 1) bool, optional
-        Where latents are relaxed; elsewhere they are rounded. None: everywhere.
     log_scale : bool
         Whether the scale is log σ; otherwise it is σ.
 
@@ -53,37 +88,22 @@ def coded_latents(
         Both differentiable once with respect to y and parameters. The incoming gradient of `bits` must not be negative:
         as with CompressAI's `LowerBound`, a σ below its bound has a gradient only where descent would raise it.
     """
-    return _CodedLatents.apply(y, parameters, tau, rounding, noise, active, log_scale)
+    return _CodedLatents.apply(y, parameters, relaxation, log_scale)
 
 
 class _CodedLatents(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        y: Tensor,
-        parameters: Tensor,
-        tau: float | Tensor,
-        rounding: Rounding,
-        noise: Tensor | None,
-        active: Tensor | None,
-        log_scale: bool,
+        ctx: Any, y: Tensor, parameters: Tensor, relaxation: Relaxation, log_scale: bool
     ) -> tuple[Tensor, Tensor]:
         M = y.shape[-1]
-        flat_y, flat_parameters = y.reshape(-1, M), parameters.reshape(-1, 2 * M)
-        flat_noise = None if noise is None else noise.reshape(*noise.shape[: noise.dim() - y.dim()], -1, M)
-        flat_active = None if active is None else active.expand(*y.shape[:3], 1).reshape(-1, 1)
+        flat_y, flat_parameters, flat = y.reshape(-1, M), parameters.reshape(-1, 2 * M), relaxation.flat(y.shape)
         y_hat, by_v, slope = (torch.empty_like(flat_y) for _ in range(3))
         by_scale = torch.empty_like(flat_y) if ctx.needs_input_grad[1] else None
         bits = flat_y.new_empty(flat_y.shape[0])  # of each position
         for part in _blocks(flat_y):
             scale, mu = flat_parameters[part].split(M, dim=1)
-            value, slope[part] = _relaxed(
-                flat_y[part] - mu,
-                tau,
-                rounding,
-                None if flat_noise is None else flat_noise[..., part, :],
-                None if flat_active is None else flat_active[part],
-            )
+            value, slope[part] = flat.part(part).relax(flat_y[part] - mu)
             torch.add(value, mu, out=y_hat[part])
             gaussian_derivatives(
                 value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part]
@@ -102,48 +122,24 @@ class _CodedLatents(torch.autograd.Function):
         grad_y = torch.addcmul(through_mu, by_v, weight).mul_(slope)
         shape = grad.shape[:-1]
         if by_scale is None:
-            return grad_y.view(*shape, M), None, None, None, None, None, None
+            return grad_y.view(*shape, M), None, None, None
         grad_parameters = grad_y.new_empty(grad_y.shape[0], 2 * M)
         torch.mul(by_scale, weight, out=grad_parameters[:, :M])
         torch.sub(through_mu, grad_y, out=grad_parameters[:, M:])
-        return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None, None, None, None
+        return grad_y.view(*shape, M), grad_parameters.view(*shape, 2 * M), None, None
 
 
-def relaxed_into(
-    value: Tensor, v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None
-) -> Tensor:
-    """Write relax(v) into `value`, (n, C), and return its derivative; `noise` (…, n, C) and `active` (n, 1).
-
-    v is overwritten.
-    """
+def relaxed_into(value: Tensor, v: Tensor, relaxation: Relaxation) -> Tensor:
+    """Write softly rounded v into `value`, (n, C), and return the derivative; v is overwritten."""
     blocks = _blocks(v)
     if len(blocks) == 1:
-        found, slope = _relaxed(v, tau, rounding, noise, active)
+        found, slope = relaxation.relax(v)
         value.copy_(found)
         return slope
     slope = torch.empty_like(v)
     for part in blocks:
-        found, slope[part] = _relaxed(
-            v[part],
-            tau,
-            rounding,
-            None if noise is None else noise[..., part, :],
-            None if active is None else active[part],
-        )
-        value[part] = found
+        value[part], slope[part] = relaxation.part(part).relax(v[part])
     return slope
-
-
-def _relaxed(
-    v: Tensor, tau: float | Tensor, rounding: Rounding, noise: Tensor | None, active: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """relax(v) (n, C) where `active`, round(v) elsewhere, and the derivative; v is overwritten."""
-    value, slope = value_and_slope(v, tau, rounding, noise)
-    if slope is None:
-        slope = torch.ones_like(value)
-    if active is None:
-        return value, slope
-    return torch.where(active, value, v.round_()), slope.mul_(active)
 
 
 def rate_of(value: Tensor, scale: Tensor, log_scale: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from ..networks.context import last_layer
 from ..rounding import Rounding
 from .context import GroupInputs, relaxed_passes
 from .frozen_context import FrozenContext, freeze_context
-from .fused import coded_latents, weighted_squares
+from .fused import Relaxation, coded_latents, weighted_squares
 from .noise import sample_noise
 from .problem import MS_SSIM_SCALE, Problem
 from .relaxations import relax
@@ -152,13 +152,10 @@ def relaxed_latents(
     """
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
-    log_scale = level.folded.architecture.scale == "exp"
-    active = batch.active_y
+    relaxation, log_scale = Relaxation(tau, rounding, noise, batch.active_y), level.folded.architecture.scale == "exp"
     if given.context is None or given.mixed is None:
-        return coded_latents(y, given.parameters, tau, rounding, noise, active, log_scale)
-    return relaxed_passes(
-        y, given.parameters, given.mixed, given.context, given.inputs, tau, rounding, noise, active, log_scale
-    )
+        return coded_latents(y, given.parameters, relaxation, log_scale)
+    return relaxed_passes(y, given.parameters, given.mixed, given.context, given.inputs, relaxation, log_scale)
 
 
 def relaxed_loss(

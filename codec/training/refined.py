@@ -14,7 +14,7 @@ from ..annealing import Annealing
 from ..density import bits
 from ..hyperprior import GainedHyperprior
 from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
-from ..refine.fused import coded_latents
+from ..refine.fused import Relaxation, coded_latents
 from ..refine.noise import sample_noise
 from ..refine.relaxations import relax
 from ..rounding import Rounding, rounding
@@ -94,7 +94,7 @@ def _relaxed_loss(
         scale = scale + own_gain.log() if log_scale else scale * own_gain
         parameters = torch.cat((scale, mean * own_gain), -1)
         noise = sample_noise(own.shape, method, generator=generator, device=own.device)
-        y_hat, bits_of_pass = coded_latents(own, parameters, tau, method, noise, None, log_scale)
+        y_hat, bits_of_pass = coded_latents(own, parameters, Relaxation(tau, method, noise), log_scale)
         spent.append(bits_of_pass)
         parts.append(y_hat)
         return y_hat / own_gain
