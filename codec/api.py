@@ -10,28 +10,26 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from . import bitstream, latents
-from .alpha import encode_alpha
 from .batching import batch_key
-from .bitstream import DEFAULT_MAX_PIXELS, SgaFile
+from .bitstream import DEFAULT_MAX_PIXELS
 from .device import device_of
+from .encoding import encode_batch, encode_to_target
 from .image import read_image
 from .models.cache import LevelCache
-from .models.level import LevelModel
 from .networks.architecture import padded_size
 from .picture import Picture, check_picture
 from .rate_control import Figures, has_target, search
 from .reading import Decoded, log_hash, picture_of, read_file
-from .refine.loop import Progress, Trace, TracePoint, refine
-from .refine.problem import Problem
-from .refine.start import starting_point
-from .refine.tiles import needs_tiles, refine_tiles
-from .reports import Refinement, decoding_report, encoding_report
+from .refine.loop import Progress, Trace, TracePoint
+from .refine.steer import MissedLevelError
+from .refine.tiles import needs_tiles
+from .reports import decoding_report, encoding_report
 from .settings import Settings
 
 __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "Trace", "TracePoint", "encode"]
@@ -128,7 +126,7 @@ class Codec:
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = _encode_batch(level, chosen, weights, settings, progress, trace)
+            coded = encode_batch(level, chosen, weights, settings, progress, trace)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
                 report = encoding_report(level, pictures[i], settings, refinement, data, seconds)
@@ -143,16 +141,47 @@ class Codec:
         progress: Callable[[Progress], None] | None,
     ) -> Encoded:
         def encode_at(chosen: Settings) -> Encoded:
-            return self.encode([picture], chosen, rois=[roi], progress=progress)[0]
+            start = time.perf_counter()
+            level = self.levels.for_encoding(chosen.lmbda, chosen.level_lambda)
+
+            def has_other_level(lmbda: float) -> bool:
+                return self.levels.for_encoding(lmbda, chosen.level_lambda) is not level
+
+            try:
+                if not has_target(chosen):
+                    ((data, refinement),) = encode_batch(level, [picture], [roi], chosen, progress)
+                else:
+                    data, refinement = encode_to_target(level, picture, roi, chosen, progress, has_other_level)
+            except MissedLevelError as missed:
+                level = self.levels.for_encoding(missed.lmbda)
+                chosen = replace(chosen, lmbda=missed.lmbda)
+                if chosen.time_limit is not None:
+                    left = chosen.time_limit - (time.perf_counter() - start)
+                    chosen = replace(chosen, time_limit=max(1e-3, left))
+                data, refinement = encode_to_target(level, picture, roi, chosen, progress, None)
+            seconds = time.perf_counter() - start
+            return Encoded(data, encoding_report(level, picture, chosen, refinement, data, seconds))
+
+        def level_lambda(result: Encoded) -> float:
+            return self.levels.for_encoding(result.report["lambda"], settings.level_lambda).lmbda
 
         def figures(result: Encoded) -> Figures:
             psnr = result.report["psnr"]
             file = bitstream.read(result.data, math.prod(picture.pixels.shape[:2]))
             beside = sum(len(v) for v in (file.alpha, file.icc, file.exif, file.xmp) if v is not None)
-            return Figures(len(result.data), result.report["bpp"], math.inf if psnr is None else psnr, beside)
+            return Figures(
+                size=len(result.data),
+                bpp=result.report["bpp"],
+                psnr=math.inf if psnr is None else psnr,
+                beside=beside,
+                level=level_lambda(result) if result.report["method"] == "none" else None,
+            )
 
         start = time.perf_counter()
-        found, warning = search(settings, encode_at, figures)
+        steered = not needs_tiles(*padded_size(*picture.pixels.shape[:2])) and settings.rounds_after(
+            settings.annealing_steps
+        )
+        found, warning = search(settings, encode_at, figures, steered=bool(steered))
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())
 
@@ -190,63 +219,6 @@ def encode(
     """Encode one image, a path or a Picture, to the content of a .sga file; `Codec` also takes batches and devices."""
     picture = source if isinstance(source, Picture) else read_image(source)
     return Codec(model).encode([picture], settings)[0].data
-
-
-def _encode_batch(
-    level: LevelModel,
-    pictures: list[Picture],
-    rois: list[np.ndarray | None],
-    settings: Settings,
-    progress: Callable[[Progress], None] | None,
-    trace: Trace | None = None,
-) -> list[tuple[bytes, Refinement]]:
-    """The .sga files of pictures of one padded size, refined together.
-
-    Raises
-    ------
-    RuntimeError
-        When a payload does not decode to the same integers.
-    """
-    problems = [
-        Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
-    ]
-    best = [starting_point(problem) for problem in problems]
-    unrefined = [candidate.loss for candidate in best]
-    steps = 0
-    if settings.method != "none":
-        if needs_tiles(*problems[0].shape):
-            best[0], steps = refine_tiles(level, problems[0], best[0], settings, progress)
-        else:
-            best, steps = refine(level, problems, best, settings, progress, trace)
-    coded = []
-    for picture, loss in zip(pictures, unrefined, strict=True):
-        found = best.pop(0)
-        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss)
-        payload = latents.pack(level, found.y, found.z, found.quantized)
-        del found  # the float latents of a large picture take more memory than its pixels
-        if latents.unpack(level, payload.z, payload.y, *picture.pixels.shape[:2]).digest() != payload.digest:
-            raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
-        coded.append((_file(level, picture, payload.z, payload.y), refinement))
-    return coded
-
-
-def _file(level: LevelModel, picture: Picture, z: bytes, y: bytes) -> bytes:
-    """The content of a .sga file."""
-    height, width = picture.pixels.shape[:2]
-    file = SgaFile(
-        model_id=bytes.fromhex(level.model_id),
-        level=level.level,
-        width=width,
-        height=height,
-        z=z,
-        y=y,
-        grey=picture.grey,
-        alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
-        icc=picture.icc,
-        exif=picture.exif,
-        xmp=picture.xmp,
-    )
-    return bitstream.write(file)
 
 
 def _batches(pictures: Sequence[Picture]) -> list[list[int]]:

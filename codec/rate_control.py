@@ -9,6 +9,9 @@ refined encoding that meets the target, bisection goes on, and the result is unr
 
 A picture may not have as many bits as `target_bpp` asks for (a black one has hardly any): the best file below it is the
 result then. All other targets that cannot be reached are errors.
+
+Where the refinement itself steers λ to the target (`refine/steer.py`), two to four unrefined encodings find the level,
+and one refined encoding is enough.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from .settings import Settings
+from .settings import LAMBDA_RANGE, Settings
 
-LAMBDA_MIN, LAMBDA_MAX = 1e-4, 1.0  # beyond the ladder only the refinement's λ changes
 _UNREFINED_TRIALS, _TRIALS = 7, 6
+_APPROACHES, _NEAR = 4, 0.08  # unrefined encodings before one that steers λ; the error of the last one that is enough
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
+_GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes, typically
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
@@ -39,13 +43,15 @@ class TargetError(ValueError):
 class Figures:
     """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
 
-    `beside` are the bytes of metadata and alpha, which do not depend on λ.
+    `beside` are the bytes of metadata and alpha, which do not depend on λ. `level` is the λ of the level of an
+    unrefined encoding, None where λ itself decides.
     """
 
     size: int
     bpp: float
     psnr: float
     beside: int = 0
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def search(
     encode: Callable[[Settings], Result],
     figures: Callable[[Result], Figures],
     clock: Callable[[], float] = time.monotonic,
+    steered: bool = False,
 ) -> tuple[Result, str]:
     """Encode at the λ that meets the target.
 
@@ -76,7 +83,8 @@ def search(
     settings : Settings
         With one target. `time_limit` is for the whole search: no refinement goes on after it.
     encode : callable
-        Encodes the picture with settings that have a λ and no target.
+        Encodes the picture with settings that have a λ and no target; if `steered`, those of refined encodings have the
+        target, too, and λ is where they begin.
     figures : callable
         The figures of a result.
     clock : callable
@@ -105,7 +113,8 @@ def search(
         found = figures(result)
         return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
 
-    low, high = math.log(LAMBDA_MIN), math.log(LAMBDA_MAX)
+    parts = 1 if steered else _PARTS
+    low, high = map(math.log, LAMBDA_RANGE)  # beyond the ladder only the λ of the refinement changes
     middle = math.log(settings.lmbda)
     unrefined: list[Trial[Result]] = []
 
@@ -117,21 +126,33 @@ def search(
             low, high = (low, middle) if unrefined[-1].error > 0 else (middle, high)
             middle = (low + high) / 2
 
-    bracket(limit / 3)
+    def approach(seconds: float) -> None:
+        """Secants with unrefined encodings, at least one, until the level is found, or `seconds` have passed."""
+        position = middle
+        while len(unrefined) < _APPROACHES and (not unrefined or clock() - begin < seconds):
+            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(position)))))
+            found = {_effective(trial) for trial in unrefined}
+            if abs(unrefined[-1].error - _gain(settings)) < _NEAR or len(found) < len(unrefined):
+                break
+            position = _secant(settings, unrefined)
+
+    (approach if steered else bracket)(limit / 3)
     position = middle
-    if len(unrefined) < _UNREFINED_TRIALS:  # no time for more
+    if steered:
+        position = _secant(settings, unrefined)
+    elif len(unrefined) < _UNREFINED_TRIALS:  # no time for more
         position = _next(settings, unrefined)
     elif len({trial.error > 0 for trial in unrefined}) == 1:
         # Unrefined encodings do not reach the target, as they do not change beyond the ladder: begin near its end.
         position = math.log(min(unrefined, key=lambda trial: abs(trial.error)).lmbda)
     trials: list[Trial[Result]] = []
-    part = (begin + limit - clock()) / _PARTS
+    part = (begin + limit - clock()) / parts
     while len(trials) < _TRIALS:
         left = begin + limit - clock()
         late = left <= 0 or left < part / 2  # too few steps for an encoding that is compared with the others
         if late:
             break
-        chosen = replace(plain, lmbda=math.exp(position))
+        chosen = replace(settings if steered else plain, lmbda=math.exp(position))
         if settings.time_limit is not None:
             chosen = replace(chosen, time_limit=min(part, left))
         trials.append(attempt(chosen if settings.method != "none" else _unrefined(chosen)))
@@ -152,6 +173,28 @@ def search(
     best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))
     wanted = f"no λ gives {settings.target_bpp:g} bits a pixel{when}"
     return best.result, f"{wanted}; the best below is {_shown(best.figures)}"
+
+
+def _secant(settings: Settings, trials: list[Trial[Result]]) -> float:
+    """log λ at which a line through the last two trials, or one of typical slope, meets the target."""
+    last = trials[-1]
+    slope = _SLOPE_PSNR if settings.target_psnr is not None else _SLOPE_RATE
+    away = max(-10.0, min(10.0, last.error - _gain(settings)))  # the PSNR of a lossless picture is infinite
+    if len(trials) > 1 and (ratio := _effective(last) / _effective(trials[-2])) != 1:
+        found = (last.error - trials[-2].error) / math.log(ratio)
+        slope = min(2 * slope, max(slope / 2, found))
+    low, high = map(math.log, LAMBDA_RANGE)
+    return min(high, max(low, math.log(_effective(last)) - away / slope))
+
+
+def _effective(trial: Trial[Result]) -> float:
+    """λ of the level of an unrefined encoding."""
+    return trial.figures.level or trial.lmbda
+
+
+def _gain(settings: Settings) -> float:
+    """The error of an unrefined encoding at the λ with which a refined one meets the target."""
+    return 0.0 if settings.target_psnr is not None else _GAIN_RATE
 
 
 def _unrefined(settings: Settings) -> Settings:

@@ -24,12 +24,15 @@ class Refinement:
         Of the visible 8-bit pixels of the result, for pixels scaled to 0..1.
     loss, unrefined_loss : float
         λ·255²·distortion + bits per pixel of the payload, of the result and of the unrefined latents.
+    lmbda : float, optional
+        Where it was steered to a target: λ of the losses. None: that of the settings.
     """
 
     steps: int
     mse: float
     loss: float
     unrefined_loss: float
+    lmbda: float | None = None
 
 
 def encoding_report(
@@ -43,7 +46,7 @@ def encoding_report(
         "bytes": len(data),
         "bpp": 8 * len(data) / (width * height),
         "psnr": psnr_of_mse(refinement.mse) if refinement.mse > 0 else None,
-        "lambda": settings.lmbda,
+        "lambda": settings.lmbda if refinement.lmbda is None else refinement.lmbda,
         "level": level.level,
         "model": level.model_name,
         "model_id": level.model_id,

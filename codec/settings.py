@@ -20,6 +20,7 @@ EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)  # the λ at which gains are trained: those of SGA+
 LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, unless the model says otherwise
 LEVELS = 64
+LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 

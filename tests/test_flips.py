@@ -73,8 +73,10 @@ def test_the_loss_of_a_round_is_the_true_one(
     lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
 ) -> None:
     """Guards against rounds that are compared by another loss than that of the file."""
-    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
-    bits = loss.at(coded.y.float()).loss
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), symbol_coder(lite_level, coded))
+    found = loss.at(coded.y.float())
+    assert found.squares / problem.pixels == pytest.approx(annealed.mse, rel=1e-2)  # μ is of float networks
+    bits = LMBDA * found.distortion + found.bits
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
     assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-3)  # μ and σ are floats
 
@@ -83,9 +85,9 @@ def test_gradient_and_curvature_predict_the_squared_error(
     lite_level: LevelModel, problem: Problem, coded: Latents
 ) -> None:
     """Guards against a wrong prediction of what a change does to the squared error, checked by finite differences."""
-    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), LMBDA, symbol_coder(lite_level, coded))
-    y_hat = coded.y_hat()
-    gradient = loss.at(coded.y.float()).gradient
+    loss = flips._Loss(lite_level, Batch.of(lite_level, [problem]), symbol_coder(lite_level, coded))
+    found = loss.at(coded.y.float())
+    y_hat, gradient = found.y_hat, found.gradient  # μ is that of float networks
     curvature = loss.curvature(y_hat)
 
     def squares(move: torch.Tensor) -> float:

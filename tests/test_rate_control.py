@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +126,39 @@ def test_a_target_is_met(target: dict[str, float], steps: int | None) -> None:
     assert meets(encoder.search(settings), settings, tolerance=0.04 if steps is None else 0.02)
     assert {result.steps for result in encoder.refined} == ({steps} if steps else set())
     assert len(encoder.results) - len(encoder.refined) == (7 if steps else len(encoder.results))
+
+
+@pytest.mark.parametrize("limit", [None, 20.0])
+@pytest.mark.parametrize("target", [*TARGETS, {"target_size": 20_000}, {"target_psnr": 26.0}])
+def test_one_refined_encoding_is_enough_where_it_is_steered(target: dict[str, float], limit: float | None) -> None:
+    """Guards against a search that goes on after a hit, or that leaves most of the time limit unused."""
+    encoder = Encoder()
+
+    def encode(settings: Settings) -> Result:
+        plain = replace(settings, target_size=None, target_bpp=None, target_psnr=None)
+        result = encoder.encode(plain)
+        if settings.method == "none":
+            return result
+        size = settings.target_size or 0.995 * (settings.target_bpp or 8 * result.size / PIXELS) * PIXELS / 8
+        encoder.results[-1] = replace(result, size=int(size), psnr=(settings.target_psnr or result.psnr) + 1e-3)
+        return encoder.results[-1]
+
+    def figures(result: Result) -> Figures:
+        unrefined = result.settings.method == "none"
+        level = _level_lambda(result.settings.lmbda) if unrefined else None
+        return Figures(result.size, 8 * result.size / PIXELS, result.psnr, level=level)
+
+    settings = Settings(steps=100, time_limit=limit, **target)  # type: ignore[arg-type]
+    found, warning = search(settings, encode, figures, encoder.clock, steered=True)
+    assert not warning
+    assert encoder.refined == [found]
+    assert len(encoder.results) <= 5
+    assert meets(found, settings, tolerance=0.01)
+    needed = 100 if limit is None else 0.5 * limit / STEP
+    assert found.steps >= min(100, needed)
+    begins = encoder.encode(replace(found.settings, steps=100, time_limit=None))
+    off = begins.psnr - settings.target_psnr if settings.target_psnr else math.log(begins.size / found.size) * 6
+    assert abs(off) < 0.8  # λ begins where the target is nearly met
 
 
 @pytest.mark.parametrize("factor", [1.05, 1.2])

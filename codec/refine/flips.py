@@ -25,6 +25,7 @@ from ..device import reduced_precision
 from ..latents import quantize
 from ..memory import release_free_memory
 from ..models.level import LevelModel
+from .aim import Aim
 from .fused import weighted_squares
 from .objective import Batch, synthesise
 from .problem import Candidate, Problem
@@ -33,6 +34,8 @@ from .symbols import Coded, symbol_coder
 _MARGIN = 0.05  # a symbol is changed where the loss is predicted to fall by more than this part of the curvature
 _SHARE = 0.4  # with a context model, the share of the predicted changes that a round makes: those that gain most
 _LATER = 0.5  # weight of the gradient of later bits, which overestimates the effect of a change by one
+_INTEGRAL, _PROPORTIONAL = 2.0, 6.0  # with an aim: gains of the control of log λ by the excess
+_LANDING = 16  # with an aim: further rounds until it is met
 _PROBES = 2  # random vectors of the curvature estimate
 
 
@@ -44,6 +47,7 @@ def polish(
     rounds: int,
     batch_of: Callable[[LevelModel], Batch] | None = None,
     until: float = math.inf,
+    aim: Aim | None = None,
 ) -> Candidate:
     """Change symbols of y by one, at most one channel at each position in each round, and keep the best round.
 
@@ -58,11 +62,15 @@ def polish(
         whole problem.
     until : float
         Value of `time.perf_counter` after which no round begins, in seconds.
+    aim : Aim, optional
+        What the result should have: λ is steered from round to round, and the best round that meets the aim, or the
+        nearest, is kept.
 
     Returns
     -------
     Candidate
-        With a true loss at most that of `candidate`, and the same z; `candidate` itself where no round lowers it.
+        With the same z. Without an aim, its true loss is at most that of `candidate`, which is returned where no round
+        lowers it.
     """
     if rounds == 0 or time.perf_counter() > until:
         return candidate
@@ -71,55 +79,84 @@ def polish(
         level = problem.level
     batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
     latents = candidate.quantized or quantize(level, candidate.y, candidate.z)
-    loss = _Loss(level, batch, problem.lmbda, symbol_coder(level, latents))
-    symbols = latents.y.float()
+    loss = _Loss(level, batch, symbol_coder(level, latents))
+    symbols, lmbda = latents.y.float(), problem.lmbda
     release_free_memory()
-    found = loss.at(symbols)
-    annealed = best = found.y_hat
-    least = found.loss
+    first = best = found = loss.at(symbols)
+
+    def excess(found: _Found) -> float:
+        assert aim is not None
+        squares = (found.squares - first.squares) / max(1, problem.visible_pixels)
+        return aim.excess(candidate.bits + found.bits - first.bits, candidate.mse + squares)
+
+    def rank(found: _Found) -> tuple[float, float]:
+        """Smaller is better: how far a round is from the aim, then its loss."""
+        loss = problem.lmbda * found.distortion + found.bits
+        return (0.0 if aim is None else aim.distance(excess(found))), loss
+
     release_free_memory()
     curvature = loss.curvature(found.y_hat)
     release_free_memory()
-    for _ in range(rounds):
+    for done in range(rounds if aim is None else rounds + _LANDING):
+        if done >= rounds and aim is not None and aim.is_met(excess(found)):
+            break
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
             break
-        move, before = loss.best_moves(found.entry, found.gradient, curvature), found.gradient
+        if aim is not None:
+            lmbda = aim.steered(lmbda, excess(found), _INTEGRAL)
+        now = lmbda if aim is None else aim.steered(lmbda, excess(found), _PROPORTIONAL)
+        move, before = loss.best_moves(found, curvature, now), found.gradient
         symbols = symbols + move
         found = loss.at(symbols)
-        if found.loss < least:
-            least, best = found.loss, found.y_hat
+        if rank(found) < rank(best):
+            best = found
         secant = ((found.gradient - before) * move).clamp_(min=0)
         curvature = torch.where(move != 0, (curvature + secant) / 2, curvature)
-    if best is annealed:
+    if best is first:
         return candidate
     release_free_memory()
-    polished = problem.evaluate(best, candidate.z)
-    return polished if polished.loss < candidate.loss else candidate
+    polished = problem.evaluate(best.y_hat, candidate.z)
+    return polished if aim is not None or polished.loss < candidate.loss else candidate
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The loss of symbols in bits, with 8-bit pixels, and its gradient by the symbols, without that of their own bits.
+    """Figures of symbols, with 8-bit pixels; the tensors are (1, M, H/16, W/16).
 
-    ŷ, the gradient and `entry` (`symbols.Coded`) are (1, M, H/16, W/16).
+    Attributes
+    ----------
+    bits : float
+        Of y.
+    distortion : float
+        255²·(squared error), weighted as in the loss; its product with λ and `bits` add up to the loss in bits.
+    squares : float
+        Squared error of the visible pixels, which are in 0..1, mean of the colours.
+    gradient, later : Tensor
+        Derivatives by the symbols: of `distortion`, and of the bits of later symbols.
+    y_hat, entry : Tensor
+        ŷ, and `symbols.Coded.entry`.
     """
 
-    loss: float
+    bits: float
+    distortion: float
+    squares: float
     gradient: Tensor
+    later: Tensor | None
     y_hat: Tensor
     entry: Tensor
 
 
 class _Loss:
-    """The true loss as a function of the symbols of y, for fixed z, in bits: λ·255²·(squared error) + bits of y.
+    """Bits of y and squared error as functions of the symbols of y, for fixed z.
 
     Symbols, the curvature and the changes of symbols ("moves") are (1, M, H/16, W/16) float32.
     """
 
-    def __init__(self, level: LevelModel, batch: Batch, lmbda: float, code: Callable[[Tensor], Coded]) -> None:
+    def __init__(self, level: LevelModel, batch: Batch, code: Callable[[Tensor], Coded]) -> None:
         self.level, self.batch, self.code = level, batch, code
-        self.x, self.weight = batch.x, (lmbda * 255**2 / 3) * batch.weight
+        self.x, self.weight = batch.x, (255**2 / 3) * batch.weight
+        self.colours = 1 if batch.x.shape[1] % 3 else 3
         self.bits, self.lower, self.higher = (v.to(level.device) for v in bit_costs(level.y_tables))
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
@@ -131,12 +168,20 @@ class _Loss:
             symbols = symbols.detach().requires_grad_()
             coded = self.code(symbols)
             x_hat = self.synthesise(coded.y_hat).clamp(0, 1)
-            smooth = weighted_squares(x_hat, self.x, self.weight) + _LATER * coded.later_bits
-        (gradient,) = torch.autograd.grad(smooth, symbols)
-        error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x)
-        bits = self.bits[coded.entry].sum(dtype=torch.float64)
-        loss = float(error.square_().mul_(self.weight).sum(dtype=torch.float64) + bits)
-        return _Found(loss=loss, gradient=gradient, y_hat=coded.y_hat.detach(), entry=coded.entry)
+            smooth = weighted_squares(x_hat, self.x, self.weight)
+        (gradient,) = torch.autograd.grad(smooth, symbols, retain_graph=coded.later_bits.requires_grad)
+        later = torch.autograd.grad(coded.later_bits, symbols)[0] if coded.later_bits.requires_grad else None
+        error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x).square_()
+        squares = float(error.mul(self.batch.weight > 0).sum(dtype=torch.float64)) / self.colours
+        return _Found(
+            bits=float(self.bits[coded.entry].sum(dtype=torch.float64)),
+            distortion=float(error.mul_(self.weight).sum(dtype=torch.float64)),
+            squares=squares,
+            gradient=gradient,
+            later=later,
+            y_hat=coded.y_hat.detach(),
+            entry=coded.entry,
+        )
 
     def curvature(self, y_hat: Tensor) -> Tensor:
         """Estimate of the second derivative of the squared error by each symbol.
@@ -157,9 +202,12 @@ class _Loss:
         channel, position = squares.mean(dim=(2, 3), keepdim=True), squares.mean(dim=1, keepdim=True)
         return (2 / _PROBES) * channel * position / squares.mean().clamp(min=1e-30)
 
-    def best_moves(self, entry: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+    def best_moves(self, found: _Found, curvature: Tensor, lmbda: float) -> Tensor:
         """The change of each symbol, −1, 0 or 1; at each position only the channel that gains most may change."""
-        down, up = self.lower[entry].sub_(gradient), self.higher[entry].add_(gradient)
+        gradient, curvature = lmbda * found.gradient, lmbda * curvature
+        if found.later is not None:
+            gradient.add_(found.later, alpha=_LATER)
+        down, up = self.lower[found.entry].sub_(gradient), self.higher[found.entry].add_(gradient)
         gain, channel = torch.minimum(down, up).add_(curvature, alpha=0.5).min(dim=1, keepdim=True)
         worth = gain < -_MARGIN * curvature.gather(1, channel)
         if self.batch.active_y is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +72,7 @@ class Trace:
 
 
 Report = Callable[[Progress], None]
-Check = Callable[[Tensor, Tensor], None]
+Check = Callable[[float, Tensor, Tensor], None]
 
 
 @keep_freed_memory()
@@ -104,15 +104,15 @@ def refine(
     best = list(unrefined)
     prepared = prepare(level)
     batch = Batch.of(prepared, problems)
-    y, z = _batched([c.y for c in unrefined]), _batched([c.z for c in unrefined])
+    y, z = batched([c.y for c in unrefined]), batched([c.z for c in unrefined])
     steps = settings.annealing_steps
     rounds = settings.rounds_after(steps)
     if settings.time_limit is not None:
         steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
 
-    def check(y: Tensor, z: Tensor) -> None:
+    def check(part: float, y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):
-            candidate = problem.evaluate(_of_image(y, i), _of_image(z, i))
+            candidate = problem.evaluate(of_image(y, i), of_image(z, i))
             if candidate.loss < best[i].loss:
                 best[i] = candidate
 
@@ -124,7 +124,7 @@ def refine(
         if step < steps:
             report(step)
         if trace is not None and step % trace.every == 0:
-            now = [p.evaluate(_of_image(y.detach(), i), _of_image(z.detach(), i)) for i, p in enumerate(problems)]
+            now = [p.evaluate(of_image(y.detach(), i), of_image(z.detach(), i)) for i, p in enumerate(problems)]
             record(trace, step, problems, now, relaxed.tolist())
 
     if steps:
@@ -161,12 +161,12 @@ def psnr_of(mse: float) -> float:
     return psnr_of_mse(max(mse, 1e-12))
 
 
-def _batched(latents: list[Tensor]) -> Tensor:
+def batched(latents: list[Tensor]) -> Tensor:
     """Latents (1, C, h, w) of several images → (B, h, w, C) contiguous, a copy."""
     return torch.cat(latents).permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
 
 
-def _of_image(latents: Tensor, i: int) -> Tensor:
+def of_image(latents: Tensor, i: int) -> Tensor:
     """The latents of one image, (1, C, h, w), a copy."""
     return latents[i : i + 1].permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
@@ -196,6 +196,8 @@ def anneal(
     steps: int,
     check: Check,
     report: Callable[[int, Tensor], None],
+    lmbda: Tensor | None = None,
+    checks: Sequence[float] = _CHECKS,
 ) -> None:
     """Run one whole annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place.
 
@@ -204,14 +206,16 @@ def anneal(
     level : LevelModel
         From `steps.prepare`.
     check : callable
-        `check(y, z)` is called after a few of the later steps and after the last.
+        `check(part, y, z)` is called after the steps that `checks` names, as parts of all steps.
     report : callable
         `report(step, relaxed)` is called after every step with its relaxed loss, (B,).
+    lmbda : Tensor () float32, optional
+        λ on the model's device, which `check` may change; None: that of the settings.
     """
-    checks = {max(1, round(part * steps)) for part in _CHECKS}
-    step = stepper(level, batch, y, z, settings, steps)
+    checked = {max(1, round(part * steps)) for part in checks}
+    step = stepper(level, batch, y, z, settings, steps, lmbda)
     for done in range(1, steps + 1):
         relaxed = step()
-        if done in checks:
-            check(y.detach(), z.detach())
+        if done in checked:
+            check(done / steps, y.detach(), z.detach())
         report(done, relaxed)

@@ -166,7 +166,7 @@ def relaxed_loss(
     tau: float | Tensor,
     rounding: Rounding,
     noise: Tensor | None,
-    lmbda: float,
+    lmbda: float | Tensor,
     metric: str = "mse",
     bf16: bool = False,
 ) -> Tensor:

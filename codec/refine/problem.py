@@ -198,6 +198,12 @@ class Problem:
         )
 
 
+def weighed_anew(candidate: Candidate, before: Problem, now: Problem) -> Candidate:
+    """A candidate of a problem with the loss that it has with the λ of another problem of the same picture."""
+    rate = candidate.bits / now.pixels
+    return replace(candidate, loss=rate + (candidate.loss - rate) * (now.lmbda / before.lmbda))
+
+
 def _weights(roi: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Relative weights (h, w) as `Problem.weights` has them: 0 where not visible, of mean 1 elsewhere, float32."""
     height, width = visible.shape

@@ -61,7 +61,13 @@ def _reduce_precision(network: nn.Module) -> None:
 
 
 def stepper(
-    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
+    level: LevelModel,
+    batch: Batch,
+    y: Tensor,
+    z: Tensor,
+    settings: Settings,
+    steps: int,
+    lmbda: Tensor | None = None,
 ) -> Callable[[], Tensor]:
     """A function that does the next of `steps` steps and returns the relaxed loss before it, (B,).
 
@@ -71,20 +77,23 @@ def stepper(
         From `prepare`.
     y, z : Tensor (B, H/16, W/16, M), (B, H/64, W/64, N) float32
         Latents, channels last; changed in place.
+    lmbda : Tensor () float32, optional
+        λ on the model's device, which may change between steps; None: that of the settings.
     """
+    weight = settings.lmbda if lmbda is None else lmbda
     y.requires_grad_(True)
     z.requires_grad_(True)
     if steps and level.device.type == "cuda":
         try:
             with torch.cuda.device(level.device):  # whose generator is seeded and whose stream is captured
-                return _captured(level, batch, y, z, settings, steps)
+                return _captured(level, batch, y, z, settings, steps, weight)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
-    return _eager(level, batch, y, z, settings, steps)
+    return _eager(level, batch, y, z, settings, steps, weight)
 
 
 def _eager(
-    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
+    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int, lmbda: float | Tensor
 ) -> Callable[[], Tensor]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
     schedule = enumerate(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
@@ -113,7 +122,7 @@ def _eager(
             given = freeze_z(level, batch, z, bf16, context)
             if given.context is not None and given.mixed is not None:
                 given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
-        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, settings.lmbda, settings.metric, bf16)
+        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, lmbda, settings.metric, bf16)
         y.grad, z.grad = _gradients(loss, y, z if done < steps_of_z else None)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
@@ -139,7 +148,7 @@ def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _captured(
-    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int
+    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int, lmbda: float | Tensor
 ) -> Callable[[], Tensor]:
     """The whole step as a CUDA graph, which reads temperature and learning rate from tables by a counter on the device.
 
@@ -165,7 +174,7 @@ def _captured(
         rate.copy_(rates[count].squeeze(0))
         with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
             given = frozen if y_only else relaxed_parameters(level, batch, z, tau, rounding, None, True, context)
-            loss = relaxed_loss(level, batch, y, given, tau, rounding, None, settings.lmbda, settings.metric, bf16=True)
+            loss = relaxed_loss(level, batch, y, given, tau, rounding, None, lmbda, settings.metric, bf16=True)
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
         relaxed.copy_(loss.detach())

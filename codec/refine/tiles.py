@@ -149,7 +149,7 @@ def _refine_region(
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     release_free_memory()
 
-    def check(y: Tensor, z: Tensor) -> None:
+    def check(part_done: float, y: Tensor, z: Tensor) -> None:
         nonlocal best
         candidate = part.evaluate(*(v.permute(0, 3, 1, 2).clone() for v in (y, z)))
         if candidate.loss < best.loss:

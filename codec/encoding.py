@@ -1,0 +1,130 @@
+"""The content of .sga files from pictures: of a batch at one λ, or of one picture with λ steered to a target."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from . import bitstream, latents
+from .alpha import encode_alpha
+from .bitstream import SgaFile
+from .models.level import LevelModel
+from .picture import Picture
+from .refine.aim import SLACK_RATE, Aim
+from .refine.loop import Progress, Trace, refine
+from .refine.problem import Problem, weighed_anew
+from .refine.start import starting_point
+from .refine.steer import land, refine_to
+from .refine.tiles import needs_tiles, refine_tiles
+from .reports import Refinement
+from .settings import Settings
+
+_CODER_BYTES = 4  # of the ends of the coded z and y, and the lengths of their sections, in the mean
+_CORRECTIONS = 2  # of a file that is too large or too small, once its bytes are known
+
+
+def encode_batch(
+    level: LevelModel,
+    pictures: list[Picture],
+    rois: list[np.ndarray | None],
+    settings: Settings,
+    progress: Callable[[Progress], None] | None,
+    trace: Trace | None = None,
+) -> list[tuple[bytes, Refinement]]:
+    """The .sga files of pictures of one padded size, refined together.
+
+    Raises
+    ------
+    RuntimeError
+        When a payload does not decode to the same integers.
+    """
+    problems = [
+        Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
+    ]
+    best = [starting_point(problem) for problem in problems]
+    unrefined = [candidate.loss for candidate in best]
+    steps = 0
+    if settings.method != "none":
+        if needs_tiles(*problems[0].shape):
+            best[0], steps = refine_tiles(level, problems[0], best[0], settings, progress)
+        else:
+            best, steps = refine(level, problems, best, settings, progress, trace)
+    coded = []
+    for picture, loss in zip(pictures, unrefined, strict=True):
+        found = best.pop(0)
+        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss)
+        payload = latents.pack(level, found.y, found.z, found.quantized)
+        del found  # the float latents of a large picture take more memory than its pixels
+        coded.append((_checked_file(level, picture, payload), refinement))
+    return coded
+
+
+def encode_to_target(
+    level: LevelModel,
+    picture: Picture,
+    roi: np.ndarray | None,
+    settings: Settings,
+    progress: Callable[[Progress], None] | None,
+    has_other_level: Callable[[float], bool] | None,
+) -> tuple[bytes, Refinement]:
+    """The .sga file of a picture whose λ is steered to the target during its refinement; raises as `refine_to`."""
+    problem = Problem.of(level, picture, roi, settings.lmbda, settings.metric)
+    unrefined = starting_point(problem)
+    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    beside = len(_file(level, picture, b"", b""))
+    size = settings.target_size
+    if settings.target_bpp is not None:
+        size = int(settings.target_bpp * problem.pixels / 8)
+    if size is None:
+        assert settings.target_psnr is not None
+        aim = Aim(mse=10 ** (-settings.target_psnr / 10))
+    else:
+        aim = Aim(bits=8.0 * max(1, size - beside - _CODER_BYTES))
+    found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level)
+    unrefined = weighed_anew(unrefined, problem, problem := replace(problem, lmbda=lmbda))
+    payload = latents.pack(level, found.y, found.z, found.quantized)
+    for _ in range(_CORRECTIONS):
+        missing = 0 if size is None else size - beside - len(payload.z) - len(payload.y)
+        if size is None or 0 <= missing <= SLACK_RATE * size or aim.bits is None or aim.bits + 8 * missing <= 0:
+            break
+        aim = Aim(bits=8 * (size - beside) - (8 * (len(payload.z) + len(payload.y)) - found.bits))
+        found = land(level, problem, found, aim, until)
+        payload = latents.pack(level, found.y, found.z, found.quantized)
+    refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=unrefined.loss, lmbda=lmbda)
+    return _checked_file(level, picture, payload), refinement
+
+
+def _checked_file(level: LevelModel, picture: Picture, payload: latents.Payload) -> bytes:
+    """The content of a .sga file, whose payload has been decoded.
+
+    Raises
+    ------
+    RuntimeError
+        When it does not decode to the same integers.
+    """
+    if latents.unpack(level, payload.z, payload.y, *picture.pixels.shape[:2]).digest() != payload.digest:
+        raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
+    return _file(level, picture, payload.z, payload.y)
+
+
+def _file(level: LevelModel, picture: Picture, z: bytes, y: bytes) -> bytes:
+    """The content of a .sga file."""
+    height, width = picture.pixels.shape[:2]
+    file = SgaFile(
+        model_id=bytes.fromhex(level.model_id),
+        level=level.level,
+        width=width,
+        height=height,
+        z=z,
+        y=y,
+        grey=picture.grey,
+        alpha=None if picture.alpha is None else encode_alpha(picture.alpha),
+        icc=picture.icc,
+        exif=picture.exif,
+        xmp=picture.xmp,
+    )
+    return bitstream.write(file)

@@ -1,0 +1,123 @@
+"""Refinement to a wanted rate or quality: λ is steered within one annealing, and the last pass lands on the target.
+
+    unrefined y, z ─► [ step ] × … ─► true bits and MSE of the rounded latents ─► λ ─► [ step ] × … ─► last pass
+                         ▲                                                        │
+                         └────────────────────────────────────────────────────────┘
+
+From a fifth of the annealing on, the rate of the rounded latents is within two percent of the final one, and their
+squared error falls by a nearly constant factor until the end, so both can be predicted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..memory import keep_freed_memory
+from ..models.level import LevelModel
+from ..settings import Settings
+from .aim import Aim
+from .flips import polish
+from .loop import Report, anneal, batched, of_image, state_of, steps_within
+from .objective import Batch
+from .problem import Candidate, Problem, weighed_anew
+from .steps import prepare
+
+CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
+_SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
+_LAG = 2.7  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
+_GROWTH = 0.01  # logarithm by which bits grow, …
+_FALL = 0.055  # … and by which the squared error falls, in a whole annealing after its beginning
+_FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
+_FEW = 50  # steps of an annealing whose first check says little
+_LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
+_ATTEMPTS = 3
+
+
+class MissedLevelError(Exception):
+    """The aim needs another level; `lmbda` is where a refinement should begin."""
+
+    def __init__(self, lmbda: float) -> None:
+        self.lmbda = lmbda
+
+
+@keep_freed_memory()
+def refine_to(
+    level: LevelModel,
+    problem: Problem,
+    unrefined: Candidate,
+    settings: Settings,
+    aim: Aim,
+    progress: Report | None = None,
+    has_other_level: Callable[[float], bool] | None = None,
+) -> tuple[Candidate, int, float]:
+    """Refine the latents of one image to an aim; `problem.lmbda` is where λ begins.
+
+    Parameters
+    ----------
+    settings : Settings
+        With rounds of the last pass.
+    has_other_level : callable, optional
+        Whether the model has a level that is nearer to a λ. None: this level is kept.
+
+    Returns
+    -------
+    Candidate, int, float
+        The result, which may miss the aim; the number of steps; and λ at the end of the annealing, which weighs the
+        loss of the result.
+
+    Raises
+    ------
+    MissedLevelError
+        At the first check, where the aim is far from what this level gives, and there is a better one.
+    """
+    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    prepared = prepare(level)
+    batch = Batch.of(prepared, [problem])
+    y, z = batched([unrefined.y]), batched([unrefined.z])
+    steps = settings.annealing_steps
+    rounds = settings.rounds_after(steps)
+    if settings.time_limit is not None:
+        steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
+    lmbda = torch.full((), problem.lmbda, device=level.device)
+    first = max(1, round(CHECKS[0] * steps)) / max(1, steps)
+    latest, reached, checked = unrefined, math.log(problem.lmbda), 0.0  # log of the λ that suits the latents, and when
+
+    def check(part: float, y: Tensor, z: Tensor) -> None:
+        nonlocal latest, reached, checked
+        latest = problem.evaluate(of_image(y, 0), of_image(z, 0))
+        reached += (math.log(lmbda) - reached) * (1 - math.exp((checked - part) / _LAG))
+        checked = part
+        drift = _GROWTH if aim.bits is not None else -_FALL
+        excess = aim.excess(latest.bits, latest.mse) + drift * (1 - part)
+        lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / _SLOPE))
+        far = _FAR["mse" if aim.bits is None else "bits"]
+        if part == first and steps >= _FEW and abs(excess) > far and has_other_level and has_other_level(float(lmbda)):
+            raise MissedLevelError(float(lmbda))
+
+    def report(step: int) -> None:
+        if progress is not None:
+            progress(state_of([latest], [problem], step, steps))
+
+    report(0)
+    anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(min(step, steps - 1)), lmbda, CHECKS)
+    problem, before = replace(problem, lmbda=float(lmbda)), problem
+    start = min((weighed_anew(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
+    found = latest = polish(prepared, problem, start, rounds, until=until, aim=aim)
+    latest = found = land(prepared, problem, found, aim, until)
+    report(steps)
+    return found, steps, problem.lmbda
+
+
+def land(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim, until: float = math.inf) -> Candidate:
+    """Change integers until the aim is met, if it can be done in a few rounds; else the nearest candidate."""
+    for _ in range(_ATTEMPTS):
+        if aim.is_met(aim.excess(candidate.bits, candidate.mse)):
+            break
+        candidate = polish(level, problem, candidate, _LANDING, until=until, aim=aim)
+    return candidate

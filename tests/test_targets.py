@@ -1,0 +1,88 @@
+"""Refinement to a wanted rate or quality: the aim, λ steered by it, and whether the last pass lands on it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sgacodec.api import Codec
+from sgacodec.models.level import LevelModel
+from sgacodec.picture import Picture
+from sgacodec.rate_control import search
+from sgacodec.refine.aim import Aim
+from sgacodec.refine.problem import Problem, weighed_anew
+from sgacodec.refine.steer import refine_to
+from sgacodec.settings import LAMBDA_RANGE, Settings
+
+
+@pytest.fixture(scope="module")
+def picture(photograph: np.ndarray) -> Picture:
+    return Picture(np.ascontiguousarray(photograph[120:248, 200:328]))
+
+
+def test_an_aim_is_never_exceeded() -> None:
+    """Guards against a file of more than the bytes that a user allows, and against one of far fewer."""
+    rate, quality = Aim(bits=1000.0), Aim(mse=1e-3)
+    met = [False, True, True, False]
+    assert [rate.is_met(rate.excess(bits, 1.0)) for bits in (1000.1, 1000.0, 991.0, 989.0)] == met
+    above = [quality.excess(1.0, 1e-3 * 10 ** (-decibels / 10)) for decibels in (-0.001, 0.001, 0.049, 0.051)]
+    assert list(map(quality.is_met, above)) == met
+    distances = [rate.distance(rate.excess(bits, 1.0)) for bits in (995, 985, 900, 1001, 1100)]
+    assert distances == sorted(distances)
+    assert distances[0] == 0
+
+
+def test_lambda_is_steered_against_the_excess() -> None:
+    """Guards against a control of the wrong sign, for rate and for quality, or without limits."""
+    for aim, sign in ((Aim(bits=1000.0), -1), (Aim(mse=1e-3), 1)):
+        assert (aim.steered(0.01, 0.1, 1.0) - 0.01) * sign > 0
+        assert (aim.steered(0.01, -0.1, 1.0) - 0.01) * sign < 0
+        assert aim.steered(0.01, -aim.slack / 2, 5.0) == pytest.approx(0.01)
+        assert LAMBDA_RANGE[0] <= aim.steered(0.01, 50.0, 50.0) <= LAMBDA_RANGE[1]
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.15])
+def test_one_annealing_meets_an_aim(lite_level: LevelModel, picture: Picture, factor: float) -> None:
+    """Guards against a target that costs several refinements, or that the last pass alone must reach."""
+    problem = Problem.of(lite_level, picture, None, 0.0075, "mse")
+    start = problem.start()
+    for aim in (Aim(bits=0.93 * factor * start.bits), Aim(mse=start.mse / factor)):
+        found, steps, lmbda = refine_to(lite_level, problem, start, Settings(steps=20), aim)
+        assert aim.is_met(aim.excess(found.bits, found.mse))
+        assert steps == 20
+        assert (lmbda > problem.lmbda) == (factor > 1)
+        assert found.loss < 1.02 * weighed_anew(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
+
+
+@pytest.mark.parametrize("target", [{"target_size": 900}, {"target_bpp": 0.6}, {"target_psnr": 31.0}])
+def test_a_target_takes_one_refined_encoding(
+    picture: Picture, target: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a wanted size that costs several encodings, and against a report that is not that of the file."""
+    refined: list[Settings] = []
+
+    def counted(settings: Settings, encode, figures, **options):  # type: ignore[no-untyped-def]
+        def noted(chosen: Settings):  # type: ignore[no-untyped-def]
+            if chosen.method != "none":
+                refined.append(chosen)
+            return encode(chosen)
+
+        return search(settings, noted, figures, **options)
+
+    monkeypatch.setattr("sgacodec.api.search", counted)
+    settings = Settings(steps=20, **target)  # type: ignore[arg-type]
+    codec = Codec("lite", device="cpu")
+    (encoded,) = codec.encode([picture], settings)
+    assert len(refined) == 1
+    report = encoded.report
+    assert report["bytes"] == len(encoded.data)
+    pixels = codec.decode(encoded.data).picture.pixels
+    mse = np.square(pixels.astype(float) - picture.pixels).mean()
+    assert report["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-6)
+    if settings.target_psnr is not None:
+        assert 0 <= report["psnr"] - settings.target_psnr <= 0.05
+    else:
+        size = settings.target_size or 0.6 * 128 * 128 / 8
+        assert 0.985 * size <= report["bytes"] <= size
