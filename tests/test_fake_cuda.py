@@ -124,10 +124,11 @@ def test_refinement_steps(
     with fake:
         y = torch.randn(2, size // 16, size // 16, architecture.M, device=CUDA)
         z = torch.randn(2, size // 64, size // 64, architecture.N, device=CUDA)
+        lmbda = torch.full((), settings.lmbda, device=CUDA)  # may change between steps
         bodies: list[Callable[[], None]] = []
         monkeypatch.setattr(refinement, "_capture", lambda body, device: bodies.append(body) or captured(body))
         monkeypatch.setattr(torch.optim, "Adam", adam_with_rate)
-        step = refinement._captured(prepared, batch, y, z, settings, settings.steps)
+        step = refinement._captured(prepared, batch, y, z, settings, settings.steps, lmbda)
         results = [step() for _ in range(6)]
     assert len(bodies) == 2
     assert {(tuple(r.shape), r.device) for r in results} == {((2,), CUDA)}
