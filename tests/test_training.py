@@ -311,6 +311,8 @@ def test_learning_rate_schedule(crops: Crops) -> None:
         for parameters, optimizer, factor in (
             (model.g_a.linear.parameters(), "adam", 0.3),
             (model.g_s.blocks.parameters(), "adam", 0.3),
+            (model.g_a.residual.parameters(), "soap", 0.3),
+            ([*model.g_s.filter.parameters(), *model.g_s.pixels.parameters()], "soap", 0.3),
             (model.g_a.deep.parameters(), "soap", 1.0),
             (model.context.parameters(), "soap", 1.0),
             (model.g_s.body.parameters(), "soap", 0.4),

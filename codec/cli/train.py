@@ -71,7 +71,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--optimizer",
     type=click.Choice(OPTIMIZERS),
-    help="Optimizer of all parameters but the transforms', which Adam trains.  [default: soap for lite]",
+    help="Optimizer of all but the large layers of the transforms, which Adam trains.  [default: soap for lite]",
 )
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="[default: 0]")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", show_default=True, help="Where to compute.")

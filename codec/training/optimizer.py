@@ -14,6 +14,7 @@ from .recipe import FROZEN, Recipe, TrainingError
 
 Optimizers = dict[str, torch.optim.Optimizer]  # by name: "adam", "soap"
 
+_RESIDUALS = ("g_a.residual.", "g_s.filter.", "g_s.pixels.")  # small layers of the transforms of `lite`
 _MAX_DIM = 512  # of SOAP's preconditioners; longer dimensions have none
 _SOAP = {
     "lr": 0.0,
@@ -33,27 +34,32 @@ def freeze(model: GainedHyperprior, stage: str) -> None:
 def build_optimizers(model: GainedHyperprior, recipe: Recipe) -> Optimizers:
     """The optimisers of all parameters that require a gradient.
 
-    Adam trains the transforms but their depthwise branches; SOAP, or Adam where the recipe says so, trains the rest. In
-    each group, "factor" scales the learning rate.
+    Adam trains the transforms but the residual layers and depthwise branches of `lite`; SOAP, or Adam where the recipe
+    says so, trains the rest. In each group, "factor" scales the learning rate.
 
     Raises
     ------
     TrainingError
         When the recipe uses SOAP and the package pytorch-optimizer is not installed.
     """
-    transforms, rest, new = _groups(model, recipe)
+    projections, *others = _groups(model, recipe)
     if recipe.optimizer == "adam":
-        return {"adam": _adam([transforms, rest, new])}
-    merged = [part for group in (rest, new) for part in _split_kernels(group)]
+        return {"adam": _adam([projections, *others])}
+    merged = [part for group in others for part in _split_kernels(group)]
     optimizers: Optimizers = {"soap": _soap()([group for group in merged if group["params"]], **_SOAP)}
-    if transforms["params"]:
-        optimizers["adam"] = _adam([transforms])
+    if projections["params"]:
+        optimizers["adam"] = _adam([projections])
     return optimizers
 
 
 def _groups(model: GainedHyperprior, recipe: Recipe) -> list[dict[str, Any]]:
-    """The transforms, what is neither transform nor new, and the new modules of the recipe."""
-    factors = {"transforms": recipe.transforms, "rest": recipe.rest, "new": recipe.new_factor}
+    """The projections of the transforms, their residual layers, the rest, and the new modules of the recipe."""
+    factors = {
+        "projections": recipe.transforms,
+        "residuals": recipe.transforms,
+        "rest": recipe.rest,
+        "new": recipe.new_factor,
+    }
     groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in factors}
     branches = {id(p) for module in model.modules() if isinstance(module, DepthwiseBranch) for p in module.parameters()}
     for name, parameter in model.named_parameters():
@@ -61,8 +67,10 @@ def _groups(model: GainedHyperprior, recipe: Recipe) -> list[dict[str, Any]]:
             continue
         if any(f"{name}.".startswith(f"{module}.") for module in recipe.new):
             groups["new"].append(parameter)
+        elif name.startswith(_RESIDUALS):
+            groups["residuals"].append(parameter)
         elif name.startswith(("g_a.", "g_s.")) and id(parameter) not in branches:
-            groups["transforms"].append(parameter)
+            groups["projections"].append(parameter)
         else:
             groups["rest"].append(parameter)
     return [{"params": groups[kind], "factor": factor, "lr": 0.0} for kind, factor in factors.items()]
