@@ -86,9 +86,10 @@ def commands_of(folder: Path, photograph: Path, width: int, height: int, encode:
         commands["djxl"] = ["djxl", jxl, out]
         commands |= {"cjxl": make} if encode else {}
     if encode:
+        line = [*SGACODEC, "encode", png, str(folder / "out.sga"), "-q"]
+        commands["sgacodec encode"] = line
         for effort in range(4):
-            line = [*SGACODEC, "encode", png, str(folder / "out.sga"), "-q", "--effort", str(effort)]
-            commands[f"sgacodec encode --effort {effort}"] = line
+            commands[f"sgacodec encode --effort {effort}"] = [*line, "--effort", str(effort)]
     return commands
 
 

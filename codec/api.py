@@ -111,6 +111,7 @@ class Codec:
         """
         settings = settings or Settings()
         settings.validate()
+        settings = settings.on_device(self.device.type)
         for picture in pictures:
             check_picture(picture)
         if trace is not None and (

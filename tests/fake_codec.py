@@ -48,6 +48,7 @@ class Progress:
     steps: int
     bpp: float
     psnr: float
+    images: int = 1
 
 
 CALLS: list[tuple[Settings, int, Any, Any]] = []  # settings, number of pictures, rois and pictures of encode's calls
@@ -67,7 +68,7 @@ class Codec:
             open(os.environ["FAKE_READY"], "w").close()
         for step in range(int(os.environ.get("FAKE_STEPS", "0"))):
             if progress is not None:
-                progress(Progress(step, 100, 0.5, 30.0))
+                progress(Progress(step, 100, 0.5, 30.0, len(pictures)))
             time.sleep(0.1)  # longer than the progress bar takes to be drawn again
         return [_encode(picture, settings) for picture in pictures]
 

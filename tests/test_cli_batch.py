@@ -21,7 +21,8 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import main, storage
+from sgacodec.cli import main, output, storage
+from sgacodec.refine.loop import Progress
 
 run = test_cli.run
 FAKE = [sys.executable, str(Path(fake_codec.__file__))]
@@ -484,6 +485,26 @@ def test_progress_is_for_terminals_only(run: Run, photos: Path, monkeypatch: pyt
     assert ("0.500 bpp 30.00 dB" in shown) == (not quiet)
     assert ("a.png → a.sga" in shown) == (not quiet)
     assert run(*line).stderr == ""
+
+
+def test_the_time_remaining_is_known_before_a_file_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a batch whose duration is unknown until its first images, refined together, are done."""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    out = output.Output()
+    with output.progress(out, "encode", 10):
+        assert out.bar is not None
+        files, refinement = out.bar.tasks
+        for step in range(3):
+            output.step(out, Progress(step=step, steps=20, bpp=0.5, psnr=30.0, images=8))
+        assert (files.completed, refinement.completed) == (0.8, 2)
+        assert files.time_remaining is not None
+        assert refinement.time_remaining is not None
+        output.step(out, Progress(step=20, steps=20, bpp=0.5, psnr=30.0, images=8))
+        output.file_done(out)
+        assert files.completed == 8  # files that are done and not yet written have been counted
+        for _ in range(8):
+            output.file_done(out)
+        assert files.completed == 9
 
 
 def _all_of(terminal: int) -> str:

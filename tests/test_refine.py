@@ -179,12 +179,20 @@ def test_an_interrupt_inside_progress_is_not_swallowed(codec: Codec, crop: Pictu
         one(codec, crop, Settings(steps=10), progress=stop)
 
 
+def test_the_default_steps_are_those_of_the_device(
+    codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against an encoder that takes the steps of a GPU on a CPU."""
+    monkeypatch.setattr("sgacodec.settings.CPU_STEPS", 3)
+    assert one(codec, crop, Settings()).report["steps"] == 3
+
+
 def test_progress_counts_to_the_end_and_reports_the_best(codec: Codec, crop: Picture) -> None:
     """Guards against a progress bar that stops early, and a last PSNR that is not that of the file."""
     reports: list[Progress] = []
-    report = one(codec, crop, Settings(steps=10), progress=reports.append).report
-    assert [p.step for p in reports] == list(range(11))
-    assert {p.steps for p in reports} == {10}
+    report = one(codec, crop, Settings(steps=10, rounds=3), progress=reports.append).report
+    assert [p.step for p in reports] == list(range(14))
+    assert {(p.steps, p.images) for p in reports} == {(13, 1)}
     assert reports[-1].psnr == pytest.approx(report["psnr"], abs=1e-6)
 
 

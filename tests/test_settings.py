@@ -19,13 +19,23 @@ def test_no_torch_is_imported(module: str) -> None:
 
 
 def test_defaults() -> None:
-    """Guards against defaults other than the documented ones: ssl, two classes, 500 steps, λ = 0.0075."""
+    """Guards against defaults other than the documented ones: ssl, two classes, λ = 0.0075."""
     settings = Settings()
     settings.validate()
     assert (settings.method, settings.lmbda) == ("ssl", 0.0075)
-    assert (settings.rounding_classes, settings.annealing_steps) == (2, 500)
+    assert settings.rounding_classes == 2
     assert Settings(method="none").annealing_steps == 0
     assert (Settings(classes=3).rounding_classes, Settings(steps=7).annealing_steps) == (3, 7)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("cpu", 100), ("cuda", 500)])
+def test_the_default_steps_are_those_of_the_device(kind: str, steps: int) -> None:
+    """Guards against minutes for a small picture on a CPU, and against a choice that the default replaces."""
+    assert Settings().on_device(kind).annealing_steps == steps
+    for chosen, count in ((Settings(steps=7), 7), (Settings(steps=0), 0), (Settings(method="none"), 0)):
+        assert chosen.on_device(kind) == chosen
+        assert chosen.annealing_steps == count
+    assert Settings(time_limit=600.0).on_device(kind).annealing_steps == 500
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -133,11 +133,8 @@ def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -
         yield from engines.outcomes(functools.partial(encode_files, job=job), tasks, engine, job.device, out)
         return
 
-    def step(progress: Any) -> None:
-        output.step(out, progress.step, progress.steps, progress.bpp, progress.psnr)
-
     batch.open_codec(job.model, job.device, job.processes)  # an error here is one for all files
-    yield from encode_files(tasks, job, step)
+    yield from encode_files(tasks, job, functools.partial(output.step, out))
 
 
 def encode_files(tasks: list[Task], job: Job, step: Callable[[Any], None] | None = None) -> Iterator[Outcome]:

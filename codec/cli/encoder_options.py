@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..annealing import SCHEDULES
-from ..settings import EFFORTS, METHODS, Settings
+from ..settings import CPU_STEPS, EFFORTS, METHODS, STEPS, Settings
 from . import options
 from .exits import one_line
 
@@ -77,12 +77,18 @@ _OPTIONS = (
         help="Rounding method of the refinement; ssl is the best.",
     ),
     options.classes,
-    click.option("--steps", metavar="N", type=click.IntRange(0), help="Refinement steps.  [default: 500]"),
+    click.option(
+        "--steps",
+        metavar="N",
+        type=click.IntRange(0),
+        help=f"Refinement steps.  [default: {STEPS} on a GPU, {CPU_STEPS} on a CPU; at most {STEPS} with --time-limit]",
+    ),
     click.option(
         "--effort",
         metavar="0..4",
         type=click.IntRange(0, 4),
-        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000.",
+        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35, 80 and "
+        "220 seconds a megapixel on one CPU core.",
     ),
     click.option(
         "--time-limit",

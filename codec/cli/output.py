@@ -21,6 +21,8 @@ from .streams import is_terminal
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from ..refine.loop import Progress
+
 
 @dataclass
 class Output:
@@ -183,7 +185,7 @@ def progress(out: Output, verb: str, files: int) -> Iterator[None]:
     bar = new_bar(MofNCompleteColumn())
     with bar:
         out.bar = bar
-        bar.add_task(verb, total=files, state="files", visible=files > 1)
+        bar.add_task(verb, total=files, state="files", visible=files > 1, done=0)
         bar.add_task("refine", total=None, state="", visible=False)
         try:
             yield
@@ -194,12 +196,20 @@ def progress(out: Output, verb: str, files: int) -> Iterator[None]:
 def file_done(out: Output) -> None:
     """Count one more file as done."""
     if out.bar is not None:
-        out.bar.advance(out.bar.task_ids[0])
+        task = out.bar.tasks[0]
+        done = task.fields["done"] + 1
+        out.bar.update(task.id, completed=max(done, task.completed), done=done)
         out.bar.reset(out.bar.task_ids[1], visible=False)
 
 
-def step(out: Output, number: int, steps: int, bpp: float, psnr: float) -> None:
-    """Show the progress of the current image's refinement, and its bpp and PSNR so far."""
+def step(out: Output, progress: Progress) -> None:
+    """Show the progress of a refinement, and its bpp and PSNR so far.
+
+    Images that are being refined count in part, so that the time remaining of a batch is known from the first steps on.
+    """
     if out.bar is not None:
-        state = f"{bpp:.3f} bpp {psnr:.2f} dB"
-        out.bar.update(out.bar.task_ids[1], completed=number, total=steps, state=state, visible=True)
+        task = out.bar.tasks[0]
+        part = progress.images * progress.step / max(1, progress.steps)
+        out.bar.update(task.id, completed=max(task.fields["done"] + part, task.completed))
+        state = f"{progress.bpp:.3f} bpp {progress.psnr:.2f} dB"
+        out.bar.update(out.bar.task_ids[1], completed=progress.step, total=progress.steps, state=state, visible=True)

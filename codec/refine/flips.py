@@ -48,6 +48,7 @@ def polish(
     batch_of: Callable[[LevelModel], Batch] | None = None,
     until: float = math.inf,
     aim: Aim | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Candidate:
     """Change symbols of y by one, at most one channel at each position in each round, and keep the best round.
 
@@ -65,6 +66,8 @@ def polish(
     aim : Aim, optional
         What the result should have: λ is steered from round to round, and the best round that meets the aim, or the
         nearest, is kept.
+    report : callable, optional
+        Called after every round but the last with the number of rounds done.
 
     Returns
     -------
@@ -113,6 +116,8 @@ def polish(
             best = found
         secant = ((found.gradient - before) * move).clamp_(min=0)
         curvature = torch.where(move != 0, (curvature + secant) / 2, curvature)
+        if report is not None and done + 1 < rounds:
+            report(done + 1)
     if best is first:
         return candidate
     release_free_memory()

@@ -10,6 +10,7 @@ captured as a graph (`steps.py`).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -34,12 +35,23 @@ _TIMED = 4  # steps that are timed before a run with a time limit
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a refinement: steps done and in all; bpp and PSNR (dB) of the best candidates, means over the images."""
+    """State of a refinement.
+
+    Attributes
+    ----------
+    step, steps : int
+        Steps and rounds of the last pass, done and in all.
+    bpp, psnr : float
+        Of the best candidates (dB for PSNR), means over the images.
+    images : int
+        How many images are refined together.
+    """
 
     step: int
     steps: int
     bpp: float
     psnr: float
+    images: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ def refine(
     unrefined : list of Candidate
         `start.starting_point` of each problem.
     progress : callable, optional
-        Called before the first step, after every step, and at the end.
+        Called before the first step, after every step and round, and at the end.
     trace : Trace, optional
         Evaluating the true loss takes about as long as a step.
 
@@ -118,22 +130,26 @@ def refine(
 
     def report(step: int) -> None:
         if progress is not None:
-            progress(state_of(best, problems, step, steps))
+            progress(state_of(best, problems, step, steps + rounds))
 
     def after(step: int, relaxed: Tensor) -> None:
-        if step < steps:
+        if step < steps + rounds:
             report(step)
         if trace is not None and step % trace.every == 0:
             now = [p.evaluate(of_image(y.detach(), i), of_image(z.detach(), i)) for i, p in enumerate(problems)]
             record(trace, step, problems, now, relaxed.tolist())
 
-    if steps:
+    def after_round(image: int, done: int) -> None:
+        report(steps + (image * rounds + done) // len(problems))
+
+    if steps or rounds:
         report(0)
     if trace is not None:
         record(trace, 0, problems, unrefined)
     anneal(prepared, batch, y, z, settings, steps, check, after)
-    best = [polish(prepared, p, c, rounds, until=until) for p, c in zip(problems, best, strict=True)]
-    report(steps)
+    for i, problem in enumerate(problems):
+        best[i] = polish(prepared, problem, best[i], rounds, until=until, report=functools.partial(after_round, i))
+    report(steps + rounds)
     if trace is not None:
         record(trace, steps, problems, best)
     return best, steps
@@ -143,7 +159,7 @@ def state_of(best: list[Candidate], problems: list[Problem], step: int, steps: i
     """`Progress` after a step, of the best candidate of each image."""
     bpp = sum(c.bits / p.pixels for c, p in zip(best, problems, strict=True)) / len(best)
     mse = sum(c.mse for c in best) / len(best)
-    return Progress(step, steps, bpp, psnr_of(mse))
+    return Progress(step, steps, bpp, psnr_of(mse), len(best))
 
 
 def record(

@@ -102,15 +102,17 @@ def refine_to(
 
     def report(step: int) -> None:
         if progress is not None:
-            progress(state_of([latest], [problem], step, steps))
+            progress(state_of([latest], [problem], step, steps + rounds))
 
     report(0)
-    anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(min(step, steps - 1)), lmbda, CHECKS)
+    anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(step), lmbda, CHECKS)
     problem, before = replace(problem, lmbda=float(lmbda)), problem
     start = min((weighed_anew(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
-    found = latest = polish(prepared, problem, start, rounds, until=until, aim=aim)
+    found = latest = polish(
+        prepared, problem, start, rounds, until=until, aim=aim, report=lambda done: report(steps + done)
+    )
     latest = found = land(prepared, problem, found, aim, until)
-    report(steps)
+    report(steps + rounds)
     return found, steps, problem.lmbda
 
 

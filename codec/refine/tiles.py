@@ -117,7 +117,9 @@ def refine_tiles(
         more_bits, more_squares = _refine_region(prepared, problem, region, y, z, settings, steps, report)
         done, bits, squares = done + steps, bits + more_bits, squares + more_squares
     for region in tiles if rounds else ():  # after all annealing: a change of z in a tile changes μ in its neighbours
-        more_bits, more_squares = _polish_region(prepared, problem, region, y, z, rounds, until)
+        more_bits, more_squares = _polish_region(
+            prepared, problem, region, y, z, rounds, until, lambda round_: report(round_, 0.0, 0.0)
+        )
         done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
         report(0, 0.0, 0.0)
     refined = problem.evaluate(y, z)
@@ -176,13 +178,20 @@ def _refine_region(
 
 @keep_freed_memory()
 def _polish_region(
-    level: LevelModel, problem: Problem, region: Region, y: Tensor, z: Tensor, rounds: int, until: float
+    level: LevelModel,
+    problem: Problem,
+    region: Region,
+    y: Tensor,
+    z: Tensor,
+    rounds: int,
+    until: float,
+    report: Callable[[int], None],
 ) -> tuple[float, float]:
     """The last pass (`flips.polish`) over one tile, in place in y (1, M, h, w); returns as `_refine_region`."""
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     release_free_memory()
-    polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until)
+    polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until, report=report)
     _write(polished.y, y, region, STRIDE)
     return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.visible_pixels
 
