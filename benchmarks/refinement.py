@@ -8,6 +8,7 @@ rate     steps per second of both
 context  time of a step with the context model, and of one with the same weights but without it
 loss     time until the true loss of the published settings after 500 steps is reached
 memory   time of a step and peak memory over the number of pixels, each size in a process of its own
+efforts  processor time and loss of --effort 1 to 3 over pictures and λ; --images names the pictures, --steps the steps
 
 The eager loop is SGA+ as published: two classes, ssl with a = 2.3, Adam at 0.005, τ = min(1, e^(−0.001·t)),
 float32, NCHW, autograd through the Gumbel-softmax of torch.distributions and through CompressAI's likelihoods, weights
@@ -23,6 +24,7 @@ import itertools
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -49,7 +51,8 @@ from sgacodec.refine.objective import Batch
 from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.refine.steps import prepare, stepper
 
-PARTS = ("rate", "context", "loss", "memory")
+PARTS = ("rate", "context", "loss", "memory", "efforts")
+EFFORT_LAMBDAS = (0.0016, 0.0075, 0.03)
 PUBLISHED_STEPS = 500
 LADDER = (25, 50, 75, 100, 125, 150, 200, 250, 300, 400, 500)
 SIZES = {0.25: (512, 512), 1.0: (1024, 1024), 4.0: (2048, 2048), 16.0: (4096, 4096)}  # megapixels: width, height
@@ -224,6 +227,50 @@ def time_to_loss(image: Path, device: torch.device, model: str, size: int) -> No
     )
 
 
+def efforts(images: list[Path], device: torch.device, model: str, size: int, counts: list[int]) -> None:
+    """Encode with each number of steps, in turn; the gain is the mean part by which the true loss is lower."""
+    codec = Codec(model, str(device))
+    picture = picture_of(images[0], size, size)
+    codec.encode([picture], Settings(steps=2))  # not timed: what is allocated and chosen once
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    gains: dict[tuple[int, float], list[float]] = {(n, lmbda): [] for n in counts for lmbda in EFFORT_LAMBDAS}
+    for image, lmbda, count in itertools.product(images, EFFORT_LAMBDAS, counts):
+        start = time.process_time()
+        (encoded,) = codec.encode([picture_of(image, size, size)], Settings(lmbda=lmbda, steps=count))
+        times[count].append(time.process_time() - start)
+        gains[count, lmbda].append(1 - encoded.report["rd_loss"] / encoded.report["rd_loss_unrefined"])
+        print(image.name, lmbda, count, f"{gains[count, lmbda][-1]:.4f} {times[count][-1]:.2f}", file=sys.stderr)
+    rows = []
+    means = {n: statistics.mean(statistics.mean(gains[n, lmbda]) for lmbda in EFFORT_LAMBDAS) for n in counts}
+    for n in counts:
+        spent = statistics.mean(times[n])
+        rows.append(
+            [
+                str(n),
+                f"{spent:.2f}",
+                f"{spent / (size * size / 2**20):.0f}",
+                f"{spent / statistics.mean(times[counts[-1]]):.3f}",
+                *(f"{100 * statistics.mean(gains[n, lmbda]):.2f} %" for lmbda in EFFORT_LAMBDAS),
+                f"{100 * means[n]:.2f} %",
+                f"{means[n] / means[counts[-1]]:.2f}",
+            ]
+        )
+    show(
+        f"Steps, time and gain, {model}, {size}x{size}, {len(images)} pictures ({machine(device)})",
+        (
+            "steps",
+            "CPU s",
+            "s per Mi pixel",
+            "of the last",
+            *(f"λ = {lmbda}" for lmbda in EFFORT_LAMBDAS),
+            "mean",
+            "of it",
+        ),
+        rows,
+        "The gain is the part by which the true loss is below that of method none.",
+    )
+
+
 def memory_over_size(image: Path, device: torch.device, megapixels: list[float], model: str) -> None:
     rows = []
     for size in megapixels:
@@ -292,8 +339,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="lite", help="for the parts context, loss and memory")
     parser.add_argument("--runs", type=int, default=3, help="rounds of the parts rate and context")
-    parser.add_argument("--size", type=int, default=256, help="pixels a side in part loss")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side in parts loss and efforts")
     parser.add_argument("--megapixels", default="0.25,1,4,16", help="sizes of part memory")
+    parser.add_argument("--images", type=Path, nargs="+", help="pictures of part efforts; default: --image")
+    parser.add_argument("--steps", default="50,100,500", help="of part efforts")
     parser.add_argument("--one-size", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -311,6 +360,9 @@ def main() -> None:
         time_to_loss(options.image, device, options.model, options.size)
     if "memory" in parts:
         memory_over_size(options.image, device, [float(m) for m in options.megapixels.split(",")], options.model)
+    if "efforts" in parts:
+        steps = [int(n) for n in options.steps.split(",")]
+        efforts(options.images or [options.image], device, options.model, options.size, steps)
 
 
 if __name__ == "__main__":
