@@ -30,6 +30,7 @@ from .problem import Candidate, Problem
 from .steps import prepare, stepper
 
 _CHECKS = (0.6, 0.75, 0.85, 0.93, 1.0)  # when the true loss is evaluated, as parts of the run
+_SHORT = 150  # steps below which it is evaluated at the end only: each evaluation takes as long as one or two steps
 _TIMED = 4  # steps that are timed before a run with a time limit
 
 
@@ -213,7 +214,7 @@ def anneal(
     check: Check,
     report: Callable[[int, Tensor], None],
     lmbda: Tensor | None = None,
-    checks: Sequence[float] = _CHECKS,
+    checks: Sequence[float] | None = None,
 ) -> None:
     """Run one whole annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place.
 
@@ -222,12 +223,15 @@ def anneal(
     level : LevelModel
         From `steps.prepare`.
     check : callable
-        `check(part, y, z)` is called after the steps that `checks` names, as parts of all steps.
+        `check(part, y, z)` is called after the steps that `checks` names, as parts of all steps. By default, there are
+        five in the last part of an annealing, and one at the end of a short one.
     report : callable
         `report(step, relaxed)` is called after every step with its relaxed loss, (B,).
     lmbda : Tensor () float32, optional
         λ on the model's device, which `check` may change; None: that of the settings.
     """
+    if checks is None:
+        checks = _CHECKS if steps >= _SHORT else _CHECKS[-1:]
     checked = {max(1, round(part * steps)) for part in checks}
     step = stepper(level, batch, y, z, settings, steps, lmbda)
     for done in range(1, steps + 1):
