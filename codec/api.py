@@ -121,13 +121,14 @@ class Codec:
         if has_target(settings):
             maps = rois or [None] * len(pictures)
             return [self._search(p, settings, roi, progress) for p, roi in zip(pictures, maps, strict=True)]
-        level = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
+        plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
+        level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
         results: dict[int, Encoded] = {}
         for group in _batches(pictures):
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = encode_batch(level, chosen, weights, settings, progress, trace)
+            coded = encode_batch(level, chosen, weights, settings, progress, trace, plain)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
                 report = encoding_report(level, pictures[i], settings, refinement, data, seconds)

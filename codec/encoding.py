@@ -34,8 +34,15 @@ def encode_batch(
     settings: Settings,
     progress: Callable[[Progress], None] | None,
     trace: Trace | None = None,
+    plain: LevelModel | None = None,
 ) -> list[tuple[bytes, Refinement]]:
     """The .sga files of pictures of one padded size, refined together.
+
+    Parameters
+    ----------
+    level, plain : LevelModel
+        The level of refined files, and that of λ, which unrefined latents are coded at: the result is never worse than
+        they are. None: `level`.
 
     Raises
     ------
@@ -45,8 +52,10 @@ def encode_batch(
     problems = [
         Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
     ]
+    bounds = [replace(problem, level=plain or level) for problem in problems]
+    unrefined = [] if plain is None or plain is level else [starting_point(bound).loss for bound in bounds]
     best = [starting_point(problem) for problem in problems]
-    unrefined = [candidate.loss for candidate in best]
+    unrefined = unrefined or [candidate.loss for candidate in best]
     steps = 0
     if settings.method != "none":
         if needs_tiles(*problems[0].shape):
@@ -54,12 +63,14 @@ def encode_batch(
         else:
             best, steps = refine(level, problems, best, settings, progress, trace)
     coded = []
-    for picture, loss in zip(pictures, unrefined, strict=True):
-        found = best.pop(0)
-        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss)
-        payload = latents.pack(level, found.y, found.z, found.quantized)
+    for picture, bound, loss in zip(pictures, bounds, unrefined, strict=True):
+        found, used = best.pop(0), level
+        if found.loss > loss:  # at another level than that of λ
+            found, used = starting_point(bound), bound.level
+        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss, level=used.level)
+        payload = latents.pack(used, found.y, found.z, found.quantized)
         del found  # the float latents of a large picture take more memory than its pixels
-        coded.append((_checked_file(level, picture, payload), refinement))
+        coded.append((_checked_file(used, picture, payload), refinement))
     return coded
 
 
@@ -94,7 +105,14 @@ def encode_to_target(
         aim = Aim(bits=8 * (size - beside) - (8 * (len(payload.z) + len(payload.y)) - found.bits))
         found = land(level, problem, found, aim, until)
         payload = latents.pack(level, found.y, found.z, found.quantized)
-    refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=unrefined.loss, lmbda=lmbda)
+    refinement = Refinement(
+        steps=steps,
+        mse=found.mse,
+        loss=found.loss,
+        unrefined_loss=unrefined.loss,
+        level=level.level,
+        lmbda=lmbda,
+    )
     return _checked_file(level, picture, payload), refinement
 
 

@@ -24,6 +24,8 @@ class Refinement:
         Of the visible 8-bit pixels of the result, for pixels scaled to 0..1.
     loss, unrefined_loss : float
         λ·255²·distortion + bits per pixel of the payload, of the result and of the unrefined latents.
+    level : int
+        Level of the file.
     lmbda : float, optional
         Where it was steered to a target: λ of the losses. None: that of the settings.
     """
@@ -32,6 +34,7 @@ class Refinement:
     mse: float
     loss: float
     unrefined_loss: float
+    level: int
     lmbda: float | None = None
 
 
@@ -47,7 +50,7 @@ def encoding_report(
         "bpp": 8 * len(data) / (width * height),
         "psnr": psnr_of_mse(refinement.mse) if refinement.mse > 0 else None,
         "lambda": settings.lmbda if refinement.lmbda is None else refinement.lmbda,
-        "level": level.level,
+        "level": refinement.level,
         "model": level.model_name,
         "model_id": level.model_id,
         "method": settings.method,

@@ -23,6 +23,7 @@ LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, 
 LEVELS = 64
 LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
+_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
@@ -54,7 +55,7 @@ class Settings:
         λ of the loss λ·255²·MSE + bpp: any positive number. It selects the nearest level of the model, unless
         `level_lambda` is given.
     level_lambda : float, optional
-        λ that selects the level in place of `lmbda` (the paper's semi-multi-rate experiment).
+        λ that selects the level (the paper's semi-multi-rate experiment). None: `coding_lambda`.
     target_bpp, target_size, target_psnr : float, int, float, optional
         Search the λ that gives this many bits per pixel of the whole file, bytes of the whole file, or dB; at most one.
     method : str
@@ -145,6 +146,16 @@ class Settings:
         if self.method == "none":
             return 0
         return STEPS if self.steps is None else self.steps
+
+    @property
+    def coding_lambda(self) -> float:
+        """λ that selects the level: by default λ, or 0.8 λ for a refinement with the default annealing."""
+        if self.level_lambda is not None:
+            return self.level_lambda
+        targets = (self.target_bpp, self.target_size, self.target_psnr)
+        ours = self.schedule in (None, "cold") and self.metric == "mse" and targets == (None, None, None)
+        refines = self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
+        return self.lmbda * _REFINED_LEVEL if ours and refines else self.lmbda
 
     def on_device(self, kind: str) -> Settings:
         """These settings with the default number of steps of a type of device, "cpu" or "cuda", if they have none.

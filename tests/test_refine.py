@@ -43,9 +43,14 @@ def one(codec: Codec, picture: Picture, settings: Settings, **options: Any) -> E
     return codec.encode([picture], settings, **options)[0]
 
 
+def at_level(settings: Settings) -> Settings:
+    """The settings at the level of λ, not at that of a refined file."""
+    return replace(settings, level_lambda=settings.level_lambda or settings.lmbda)
+
+
 def gain(codec: Codec, picture: Picture, settings: Settings) -> float:
-    """By which part refinement lowers the true loss."""
-    report = one(codec, picture, settings).report
+    """By which part refinement at the level of λ lowers the true loss."""
+    report = one(codec, picture, at_level(settings)).report
     return 1 - report["rd_loss"] / report["rd_loss_unrefined"]
 
 
@@ -76,7 +81,7 @@ def test_without_a_gradient_nothing_is_gained(codec: Codec, crop: Picture, monke
         return torch.zeros_like(y), None if z is None else torch.zeros_like(z)
 
     monkeypatch.setattr(steps, "_gradients", zero)
-    refined = one(codec, crop, Settings(steps=3, rounds=0))
+    refined = one(codec, crop, at_level(Settings(steps=3, rounds=0)))
     assert refined.report["rd_loss"] == refined.report["rd_loss_unrefined"]
     assert refined.data == one(codec, crop, NONE).data
 
@@ -103,10 +108,31 @@ def test_the_defaults_gain_several_percent(codec: Codec, crop: Picture) -> None:
 def test_a_useless_learning_rate_returns_the_unrefined_file(codec: Codec, crop: Picture) -> None:
     """Guards against a file that is worse than without refinement where the annealing diverges."""
     unrefined = one(codec, crop, NONE)
-    refined = one(codec, crop, Settings(steps=5, lr=30.0, rounds=0))
+    refined = one(codec, crop, at_level(Settings(steps=5, lr=30.0, rounds=0)))
     assert refined.data == unrefined.data
     assert refined.report["rd_loss"] == refined.report["rd_loss_unrefined"] == unrefined.report["rd_loss"]
     assert gain(codec, crop, Settings(steps=5, lr=30.0)) > 0.02  # by the last pass
+
+
+def test_a_refined_file_has_the_level_of_a_lower_lambda(codec: Codec, crop: Picture) -> None:
+    """Guards against a loss that is higher than with the level of λ in the mean, and a choice where λ is published."""
+    level = one(codec, crop, NONE).report["level"]
+    settings = Settings(steps=3)
+    assert one(codec, crop, settings).report["level"] == level - 4
+    for same in ({"schedule": "exp"}, {"steps": 0}, {"level_lambda": settings.lmbda}):
+        assert one(codec, crop, replace(settings, **same)).report["level"] == level  # type: ignore[arg-type]
+
+
+def test_the_loss_never_rises_above_that_of_the_level_of_lambda(
+    codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a promise that is kept for the unrefined latents of another level only."""
+    monkeypatch.setattr("sgacodec.settings._REFINED_LEVEL", 5.0)
+    unrefined, refined = one(codec, crop, NONE), one(codec, crop, Settings(steps=2, rounds=0, lr=1e-4))
+    assert refined.data == unrefined.data
+    for name in ("level", "rd_loss", "psnr"):
+        assert refined.report[name] == unrefined.report[name]
+    assert refined.report["rd_loss_unrefined"] == unrefined.report["rd_loss"]
 
 
 @pytest.mark.parametrize("settings", [NONE, Settings(steps=10)])
@@ -201,7 +227,7 @@ def test_progress_counts_to_the_end_and_reports_the_best(codec: Codec, crop: Pic
 
 def test_a_trace_has_the_losses_of_the_steps_and_changes_nothing(codec: Codec, crop: Picture) -> None:
     """Guards against convergence plots of other latents than those of the run, and traces that change the file."""
-    settings = Settings(steps=6, rounds=2, lr=0.02)
+    settings = at_level(Settings(steps=6, rounds=2, lr=0.02))
     points: list[TracePoint] = []
     traced = one(codec, crop, settings, trace=Trace(2, lambda image, point: points.append(point)))
     plain = one(codec, crop, settings)
@@ -256,7 +282,7 @@ def test_a_time_limit_that_is_over_at_once_gives_the_unrefined_file(
     """Guards against an error, or a long run, where the limit is shorter than a few steps."""
     clock = itertools.count(0, 10)
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
-    refined = one(codec, crop, Settings(steps=500, time_limit=1.0))
+    refined = one(codec, crop, at_level(Settings(steps=500, time_limit=1.0)))
     assert refined.report["steps"] == 0
     assert refined.data == one(codec, crop, NONE).data
 

@@ -40,7 +40,7 @@ _REFINEMENT = (
         metavar="L",
         type=_above_0,
         callback=options.finite,
-        help="Lambda that selects the model's level.  [default: that of the refinement]",
+        help="Lambda that selects the model's level.  [default: lambda; 0.8 lambda for refined files without a target]",
     ),
 )
 _OPTIONS = (
