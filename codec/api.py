@@ -111,7 +111,6 @@ class Codec:
         """
         settings = settings or Settings()
         settings.validate()
-        settings = settings.on_device(self.device.type)
         for picture in pictures:
             check_picture(picture)
         if trace is not None and (
@@ -120,7 +119,10 @@ class Codec:
             raise ValueError("a trace is of one picture, refined without tiles and without a target")
         if has_target(settings):
             maps = rois or [None] * len(pictures)
-            return [self._search(p, settings, roi, progress) for p, roi in zip(pictures, maps, strict=True)]
+            return [
+                self._search(p, self._with_default_steps(settings, p), roi, progress)
+                for p, roi in zip(pictures, maps, strict=True)
+            ]
         plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
         level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
         results: dict[int, Encoded] = {}
@@ -128,12 +130,16 @@ class Codec:
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             weights = [None if rois is None else rois[i] for i in group]
-            coded = encode_batch(level, chosen, weights, settings, progress, trace, plain)
+            own = self._with_default_steps(settings, chosen[0])
+            coded = encode_batch(level, chosen, weights, own, progress, trace, plain)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
                 report = encoding_report(level, pictures[i], settings, refinement, data, seconds)
                 results[i] = Encoded(data, report)
         return [results[i] for i in range(len(pictures))]
+
+    def _with_default_steps(self, settings: Settings, picture: Picture) -> Settings:
+        return settings.on_device(self.device.type, math.prod(padded_size(*picture.pixels.shape[:2])))
 
     def _search(
         self,

@@ -16,7 +16,9 @@ from .rounding import Rounding, rounding
 METHODS = ("none", *ROUNDINGS)  # of `Settings.method`
 CLASSES = 2
 STEPS = 500  # without a choice: on CUDA, and at most with a time limit, …
-CPU_STEPS = 100  # … and on a CPU
+CPU_STEPS = 100  # … and on a CPU, for pictures of at most CPU_PIXELS; for larger ones fewer, in proportion
+CPU_PIXELS = 4 * 2**20
+_CPU_LEAST = 25
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
 ANCHORS = (0.0016, 0.0032, 0.0075, 0.015, 0.03, 0.045)  # the λ at which gains are trained: those of SGA+
 LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, unless the model says otherwise
@@ -63,7 +65,7 @@ class Settings:
     classes : int, optional
         Classes of the relaxation: 2 (default) or 3 (linear, cosine and ssl only).
     steps : int, optional
-        Steps of the whole annealing. None: 500 on CUDA and with a time limit, 100 on a CPU (`on_device`).
+        Steps of the whole annealing. None: 500 on CUDA and with a time limit, at most 100 on a CPU (`on_device`).
     time_limit : float, optional
         Seconds for the refinement of one image: as many steps as fit, at most `steps`.
     seed : int
@@ -157,14 +159,22 @@ class Settings:
         refines = self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
         return self.lmbda * _REFINED_LEVEL if ours and refines else self.lmbda
 
-    def on_device(self, kind: str) -> Settings:
-        """These settings with the default number of steps of a type of device, "cpu" or "cuda", if they have none.
+    def on_device(self, kind: str, pixels: int = 0) -> Settings:
+        """These settings with the default number of steps for a picture on a device, if they have none.
 
         The steps of a CPU have four fifths of the gain of 500 in a quarter of their time (docs/refinement.md).
+
+        Parameters
+        ----------
+        kind : str
+            Type of the device, "cpu" or "cuda".
+        pixels : int
+            Of the padded picture.
         """
         if self.steps is not None or self.method == "none" or self.time_limit is not None:
             return self
-        return replace(self, steps=CPU_STEPS if kind == "cpu" else STEPS)
+        fitting = min(CPU_STEPS, max(_CPU_LEAST, CPU_STEPS * CPU_PIXELS // max(1, pixels)))
+        return replace(self, steps=fitting if kind == "cpu" else STEPS)
 
     @property
     def rounding_classes(self) -> int:

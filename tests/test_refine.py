@@ -114,6 +114,16 @@ def test_a_useless_learning_rate_returns_the_unrefined_file(codec: Codec, crop: 
     assert gain(codec, crop, Settings(steps=5, lr=30.0)) > 0.02  # by the last pass
 
 
+def test_the_default_steps_are_those_of_the_picture(
+    codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a default of the settings that the codec does not use, with and without a target."""
+    monkeypatch.setattr("sgacodec.settings.CPU_PIXELS", crop.pixels.shape[0] * crop.pixels.shape[1] // 25)
+    monkeypatch.setattr("sgacodec.settings._CPU_LEAST", 1)
+    for settings in (Settings(), Settings(target_bpp=0.5)):
+        assert 1 <= one(codec, crop, settings).report["steps"] <= 4
+
+
 def test_a_refined_file_has_the_level_of_a_lower_lambda(codec: Codec, crop: Picture) -> None:
     """Guards against a loss that is higher than with the level of λ in the mean, and a choice where λ is published."""
     level = one(codec, crop, NONE).report["level"]

@@ -38,6 +38,16 @@ def test_the_default_steps_are_those_of_the_device(kind: str, steps: int) -> Non
     assert Settings(time_limit=600.0).on_device(kind).annealing_steps == 500
 
 
+@pytest.mark.parametrize(("megapixels", "steps"), [(0.1, 100), (4, 100), (8, 50), (12, 33), (50, 25)])
+def test_a_cpu_makes_fewer_steps_for_a_large_picture(megapixels: float, steps: int) -> None:
+    """Guards against a default that takes more than ten minutes for the picture of a camera."""
+    pixels = round(megapixels * 2**20)
+    assert Settings().on_device("cpu", pixels).annealing_steps == steps
+    assert Settings().on_device("cuda", pixels).annealing_steps == 500
+    for chosen in (Settings(steps=100), Settings(method="none"), Settings(time_limit=9.0)):
+        assert chosen.on_device("cpu", pixels) == chosen
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_effort_is_valid(method: str) -> None:
     """Guards against a choice of the command line that the encoder refuses."""

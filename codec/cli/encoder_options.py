@@ -81,7 +81,8 @@ _OPTIONS = (
         "--steps",
         metavar="N",
         type=click.IntRange(0),
-        help=f"Refinement steps.  [default: {STEPS} on a GPU, {CPU_STEPS} on a CPU; at most {STEPS} with --time-limit]",
+        help=f"Refinement steps.  [default: {STEPS} on a GPU; {CPU_STEPS} on a CPU, fewer above 4 megapixels; at most "
+        f"{STEPS} with --time-limit]",
     ),
     click.option(
         "--effort",
