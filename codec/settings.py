@@ -25,7 +25,7 @@ LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, 
 LEVELS = 64
 LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
-_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ
+_REFINED_LEVEL = 0.8, 0.015, 0.045  # λ of a refined file's level, relative to λ, up to a λ, and the λ where it is 1
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
@@ -151,13 +151,20 @@ class Settings:
 
     @property
     def coding_lambda(self) -> float:
-        """λ that selects the level: by default λ, or 0.8 λ for a refinement with the default annealing."""
+        """λ that selects the level.
+
+        By default λ, or for a refinement with the default annealing 0.8 λ up to 0.015, rising to λ at 0.045 and above.
+        """
         if self.level_lambda is not None:
             return self.level_lambda
         targets = (self.target_bpp, self.target_size, self.target_psnr)
         ours = self.schedule in (None, "cold") and self.metric == "mse" and targets == (None, None, None)
         refines = self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
-        return self.lmbda * _REFINED_LEVEL if ours and refines else self.lmbda
+        if not (ours and refines):
+            return self.lmbda
+        factor, low, high = _REFINED_LEVEL
+        part = math.log(self.lmbda / low) / math.log(high / low)
+        return self.lmbda * factor ** (1 - min(1.0, max(0.0, part)))
 
     def on_device(self, kind: str, pixels: int = 0) -> Settings:
         """These settings with the default number of steps for a picture on a device, if they have none.

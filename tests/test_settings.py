@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -128,3 +129,23 @@ def test_the_ladder_is_geometric() -> None:
     assert level_lambda(LEVELS - 1) == pytest.approx(ANCHORS[-1])
     assert level_lambda(21) / level_lambda(20) == pytest.approx(level_lambda(1) / level_lambda(0))
     assert level_lambda(0, (0.01, 0.01), 1) == 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        (Settings(lmbda=0.0016), 0.8),
+        (Settings(lmbda=0.015), 0.8),
+        (Settings(lmbda=math.sqrt(0.015 * 0.045)), math.sqrt(0.8)),
+        (Settings(lmbda=0.045), 1.0),
+        (Settings(lmbda=0.3), 1.0),
+        (Settings(lmbda=0.0075, method="none"), 1.0),
+        (Settings(lmbda=0.0075, schedule="exp"), 1.0),
+        (Settings(lmbda=0.0075, metric="ms-ssim"), 1.0),
+        (Settings(lmbda=0.0075, target_psnr=30), 1.0),
+        (Settings(lmbda=0.0075, level_lambda=0.0225), 3.0),
+    ],
+)
+def test_the_level_of_a_refined_file(settings: Settings, factor: float) -> None:
+    """docs/refinement.md says which level a file has."""
+    assert settings.coding_lambda == pytest.approx(factor * settings.lmbda)

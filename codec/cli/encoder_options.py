@@ -40,7 +40,7 @@ _REFINEMENT = (
         metavar="L",
         type=_above_0,
         callback=options.finite,
-        help="Lambda that selects the model's level.  [default: lambda; 0.8 lambda for refined files without a target]",
+        help="Lambda that selects the model's level.  [default: lambda; 0.8 to 1 times lambda for refined files]",
     ),
 )
 _OPTIONS = (
