@@ -25,7 +25,8 @@ LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, 
 LEVELS = 64
 LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
-_REFINED_LEVEL = 0.8, 0.015, 0.045  # λ of a refined file's level, relative to λ, up to a λ, and the λ where it is 1
+_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ, …
+_REFINED_RANGE = 0.015, 0.045  # … up to the first λ; from there it rises to 1 at the second
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
@@ -162,9 +163,9 @@ class Settings:
         refines = self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
         if not (ours and refines):
             return self.lmbda
-        factor, low, high = _REFINED_LEVEL
+        low, high = _REFINED_RANGE
         part = math.log(self.lmbda / low) / math.log(high / low)
-        return self.lmbda * factor ** (1 - min(1.0, max(0.0, part)))
+        return float(self.lmbda * _REFINED_LEVEL ** (1 - min(1.0, max(0.0, part))))
 
     def on_device(self, kind: str, pixels: int = 0) -> Settings:
         """These settings with the default number of steps for a picture on a device, if they have none.
