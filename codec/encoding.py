@@ -52,8 +52,10 @@ def encode_batch(
     problems = [
         Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
     ]
-    bounds = [replace(problem, level=plain or level) for problem in problems]
-    unrefined = [] if plain is None or plain is level else [starting_point(bound).loss for bound in bounds]
+    plain = plain or level
+    bounds = [replace(problem, level=plain) for problem in problems]
+    # before `best` exists: the latents of a large picture take much memory
+    unrefined = [] if plain is level else [starting_point(bound).loss for bound in bounds]
     best = [starting_point(problem) for problem in problems]
     unrefined = unrefined or [candidate.loss for candidate in best]
     steps = 0
@@ -66,7 +68,7 @@ def encode_batch(
     for picture, bound, loss in zip(pictures, bounds, unrefined, strict=True):
         found, used = best.pop(0), level
         if found.loss > loss:  # at another level than that of λ
-            found, used = starting_point(bound), bound.level
+            found, used = starting_point(bound), plain
         refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss, level=used.level)
         payload = latents.pack(used, found.y, found.z, found.quantized)
         del found  # the float latents of a large picture take more memory than its pixels

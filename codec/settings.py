@@ -55,8 +55,7 @@ class Settings:
     Attributes
     ----------
     lmbda : float
-        λ of the loss λ·255²·MSE + bpp: any positive number. It selects the nearest level of the model, unless
-        `level_lambda` is given.
+        λ of the loss λ·255²·MSE + bpp: any positive number. `coding_lambda` derives the level of the model from it.
     level_lambda : float, optional
         λ that selects the level (the paper's semi-multi-rate experiment). None: `coding_lambda`.
     target_bpp, target_size, target_psnr : float, int, float, optional

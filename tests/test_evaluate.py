@@ -231,7 +231,7 @@ def test_foreign_table_is_an_error_not_overwritten(table: Path, images: dict[str
 
 def test_flip_is_measured_where_it_is_asked_for(images: dict[str, Path], table: Path) -> None:
     """A later run with --flip measures the rows again that lack it."""
-    pytest.importorskip("flip_evaluator", reason="flip-evaluator is not installed")
+    pytest.importorskip("flip_evaluator", reason="needs flip-evaluator: pip install 'sgacodec[peers]'")
     sweep_of(FakeCodec(), images, ALL[:1], table.parent)
     measured = sweep_of(FakeCodec(), images, ALL[:1], table.parent, flip=True)
     assert all(0 < row["flip"] < 1 for row in measured.rows)

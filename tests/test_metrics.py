@@ -171,7 +171,7 @@ def test_bd_psnr_needs_overlapping_rates() -> None:
 
 def test_flip_is_zero_for_equal_images_and_rises_with_the_error() -> None:
     """Guards against a column of another measure than its name says."""
-    pytest.importorskip("flip_evaluator", reason="flip-evaluator is not installed")
+    pytest.importorskip("flip_evaluator", reason="needs flip-evaluator: pip install 'sgacodec[peers]'")
     image = np.random.default_rng(0).integers(40, 200, (64, 64, 3), dtype=np.uint8)
     assert metrics.flip(image, image) == 0
     near, far = metrics.flip(image, image + 4), metrics.flip(image, image + 40)

@@ -21,9 +21,9 @@ LMBDAS = (2e-5, 5e-5, 2e-4)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'sgacodec[dev]'")
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
+        pytest.skip("needs Chromium")
     with api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running
