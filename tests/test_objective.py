@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
+from sgacodec.density import SCALE_BOUND, gaussian_bits
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.refine import steps
@@ -82,7 +82,7 @@ def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> N
 
     def plain(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scale, mu = parameters.chunk(2, 3)
-        sigma = lower_bound(torch.exp(scale) if log_scale else scale, SCALE_BOUND)
+        sigma = (torch.exp(scale) if log_scale else scale).clamp(min=SCALE_BOUND)
         v = y - mu
         v = torch.where(active, relax(v, 0.6, how, noise=noise), torch.round(v))
         return v + mu, gaussian_bits(v, sigma).sum(dim=(1, 2, 3))

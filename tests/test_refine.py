@@ -97,7 +97,7 @@ def test_no_method_makes_a_file_worse(codec: Codec, crop: Picture, method: str, 
 @pytest.mark.parametrize("schedule", ["exp", "sga", "cold"])
 def test_every_schedule_lowers_the_true_loss(codec: Codec, crop: Picture, schedule: str) -> None:
     """Guards against a schedule of the papers that cannot be reproduced."""
-    assert gain(codec, crop, Settings(schedule=schedule, steps=12, tau_max=0.5, lr=0.02, rounds=0)) > 0.005
+    assert gain(codec, crop, Settings(schedule=schedule, steps=60, tau_max=0.5, lr=0.01, rounds=0)) > 0.01
 
 
 def test_the_defaults_gain_several_percent(codec: Codec, crop: Picture) -> None:
@@ -181,16 +181,17 @@ def test_grey_and_coloured_pictures_of_one_shape_can_be_given_together(codec: Co
 
 
 def test_a_batch_refines_its_pictures_as_if_alone(codec: Codec, photograph: np.ndarray) -> None:
-    """Guards against pictures that influence each other: the losses differ as much as those of two seeds."""
+    """Guards against pictures that influence each other; `danneal` has no noise."""
     pictures = [
         Picture(np.ascontiguousarray(photograph[top : top + 64, left : left + 128]))
         for top, left in ((184, 200), (0, 0))
     ]
-    settings = Settings(steps=20)
+    settings = Settings(method="danneal", steps=20)
     together = codec.encode(pictures, settings)
     for picture, in_batch in zip(pictures, together, strict=True):
         alone = one(codec, picture, settings).report
-        assert in_batch.report["rd_loss"] == pytest.approx(alone["rd_loss"], rel=0.02)
+        assert alone["rd_loss"] < 0.98 * alone["rd_loss_unrefined"]
+        assert in_batch.report["rd_loss"] == pytest.approx(alone["rd_loss"], rel=2e-3)
         assert in_batch.report["rd_loss_unrefined"] == pytest.approx(alone["rd_loss_unrefined"], rel=1e-3)
 
 

@@ -21,7 +21,7 @@ from .relaxations import BLOCK, value_and_slope
 
 _BELOW_BOUND = SCALE_BOUND * (1 - 2**-24)  # the last float32 below SCALE_BOUND
 
-_threshold_backward: Any = torch.ops.aten.threshold_backward
+_threshold_backward: Any = torch.ops.aten.threshold_backward.grad_input
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def coded_latents(y: Tensor, parameters: Tensor, relaxation: Relaxation, log_sca
     Returns
     -------
     y_hat (B, h, w, M), bits (B,)
-        Both differentiable once with respect to y and parameters. The incoming gradient of `bits` must not be negative:
-        as with CompressAI's `LowerBound`, a σ below its bound has a gradient only where descent would raise it.
+        Both differentiable once with respect to y and parameters. A σ below its bound has no gradient: the networks are
+        frozen, so that it need not be kept near the bound, as CompressAI's `LowerBound` does in training.
     """
     return _CodedLatents.apply(y, parameters, relaxation, log_scale)
 
@@ -158,9 +158,19 @@ def _blocks(v: Tensor) -> list[slice]:
 
 
 def gaussian_derivatives(
-    value: Tensor, scale: Tensor, log_scale: bool, bits: Tensor, by_v: Tensor, by_scale: Tensor | None
+    value: Tensor,
+    scale: Tensor,
+    log_scale: bool,
+    bits: Tensor,
+    by_v: Tensor,
+    by_scale: Tensor | None,
+    raising: bool = False,
 ) -> None:
-    """Write into the last three arguments: bits of each position, and their derivatives by v̂ and by the scale."""
+    """Write bits of each position, and their derivatives by v̂ and by the scale, into `bits`, `by_v` and `by_scale`.
+
+    The derivative by a σ below its bound is 0; if `raising`, only where descent would lower σ further, as with
+    CompressAI's `LowerBound`, for networks that are trained.
+    """
     sigma = torch.exp(scale) if log_scale else scale
     inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
     distance = value.abs()
@@ -179,8 +189,12 @@ def gaussian_derivatives(
         return
     torch.sub(upper.mul_(density_upper), lower.mul_(density_lower), out=by_scale)
     by_scale.mul_(factor)
-    positive = by_scale.clamp(min=0)
-    by_scale.clamp_(max=0).add_(_threshold_backward(positive, sigma, _BELOW_BOUND))  # 0 where σ is below its bound
+    if raising:
+        upward = by_scale.clamp(max=0)
+        by_scale.clamp_(min=0)
+    _threshold_backward(by_scale, sigma, _BELOW_BOUND, grad_input=by_scale)  # 0 where σ is below its bound
+    if raising:
+        by_scale.add_(upward)
     if log_scale:
         by_scale.mul_(sigma)
 

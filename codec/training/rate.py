@@ -145,7 +145,7 @@ class _CodedSymbols(torch.autograd.Function):
             torch.add(symbols, mu, out=y_hat[part])
             spent = y.new_empty(v.shape[:-1]).view(-1)
             symbols, scale, to_mu, to_scale = (t.view(-1, C) for t in (symbols, scale, by_mu[part], by_scale[part]))
-            gaussian_derivatives(symbols, scale, log_scale, spent, to_mu, to_scale)
+            gaussian_derivatives(symbols, scale, log_scale, spent, to_mu, to_scale, raising=True)
             bits_of_image[part] = spent.view(len(v), -1).sum(dim=1)
             if noise is not None:
                 v += noise[part]
