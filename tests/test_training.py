@@ -535,9 +535,11 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) ->
     assert len(lines[1]["validation"]) == 6
 
     assert "exists" in run(folder, "--out", out, "--steps", 3, *common).stderr
-    again = run(folder, "--out", out, "--steps", 5, "--resume", tmp_path / "mine.ckpt", "-q")
+    changed = ("--lr-end", 0.002, "--ema", 0.5)
+    again = run(folder, "--out", out, "--steps", 5, "--resume", tmp_path / "mine.ckpt", "-q", *changed)
     assert (again.exit_code, again.output) == (0, "")
-    assert read_info(out).metadata["training"]["steps"] == 5
+    record = read_info(out).metadata["training"]
+    assert (record["steps"], record["recipe"]["lr_end"], record["recipe"]["ema"]) == (5, 0.002, 0.5)
     model_id = read_info(out).id
     other = tmp_path / "other.safetensors"
     assert run(folder, "--out", other, "--export-only", tmp_path / "mine.ckpt").exit_code == 0

@@ -67,7 +67,23 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(0, 2048),
     help="Side of the crops in the last part of the run (0: unchanged).",
 )
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), callback=options.finite, help="Learning rate.")
+@click.option(
+    "--lr", metavar="LR", type=click.FloatRange(min=0, min_open=True), callback=options.finite, help="Learning rate."
+)
+@click.option(
+    "--lr-end",
+    metavar="LR",
+    type=click.FloatRange(min=0),
+    callback=options.finite,
+    help="Learning rate at the end of the decay; that of --lr keeps it constant.",
+)
+@click.option(
+    "--ema",
+    metavar="DECAY",
+    type=click.FloatRange(0, 1, max_open=True),
+    callback=options.finite,
+    help="Decay of the averages of the weights, which are exported.",
+)
 @click.option(
     "--optimizer",
     type=click.Choice(OPTIMIZERS),
