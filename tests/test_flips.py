@@ -78,7 +78,7 @@ def test_the_loss_of_a_round_is_the_true_one(
     assert found.squares / problem.pixels == pytest.approx(annealed.mse, rel=1e-2)  # μ is of float networks
     bits = LMBDA * found.distortion + found.bits
     z_bits = code_length(lite_level, replace(coded, y=coded.y[:, :0], index=coded.index[:, :0]))
-    assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=1e-3)  # μ and σ are floats
+    assert (bits + z_bits) / problem.pixels == pytest.approx(annealed.loss, rel=3e-3)  # μ and σ are floats
 
 
 def test_gradient_and_curvature_predict_the_squared_error(

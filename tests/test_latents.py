@@ -56,7 +56,8 @@ def test_round_trip(
     with pytest.raises(ValueError, match="without passes"):
         pack(lite_level, *encoded, quantized=replace(found, passes=()))
     assert float((found.y_hat() - encoded[0]).abs().max()) <= 0.5
-    assert 8 * len(payload.z + payload.y) == pytest.approx(code_length(lite_level, found), rel=0.01)
+    tolerance = 0.02 if context else 0.01  # symbols that do not suit their tables escape, whose bits are estimated
+    assert 8 * len(payload.z + payload.y) == pytest.approx(code_length(lite_level, found), rel=tolerance)
 
 
 def test_bytes_after_the_last_pass_are_refused(

@@ -69,9 +69,9 @@ def test_annealing_lowers_the_true_loss(codec: Codec, crop: Picture, method: str
 def test_straight_through_rounding_with_the_last_pass_lowers_the_true_loss(codec: Codec, crop: Picture) -> None:
     """Guards against a baseline that is the unrefined file: ste alone may end above its start.
 
-    Without the gradient of the annealing the gain is 0.034, without the last pass 0.014.
+    Without the gradient of the annealing the gain is 0.027, without the last pass 0.0004.
     """
-    assert gain(codec, crop, Settings(method="ste", steps=30, rounds=4)) > 0.036
+    assert gain(codec, crop, Settings(method="ste", steps=30, rounds=4)) > 0.031
 
 
 def test_without_a_gradient_nothing_is_gained(codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
