@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from ..atomic import atomic_file
+from ..models.catalogue import ModelNotFoundError
 from ..settings import ANCHORS, Settings
 from . import paper_plots
 from .coders import settings_grid
@@ -96,7 +97,7 @@ def whole(study: Study) -> Study:
     return replace(study, name=name, images="kodak", crop=None)
 
 
-def draw(results: Path, folder: Path, work: Path, kodak: Path | None) -> list[Path]:
+def draw(results: Path, folder: Path, work: Path, kodak: Path | None) -> tuple[list[Path], list[str]]:
     """Draw every figure whose tables are there, and Figure 4 where its files and its original are.
 
     Parameters
@@ -109,22 +110,30 @@ def draw(results: Path, folder: Path, work: Path, kodak: Path | None) -> list[Pa
         Folder of the files of the sweeps.
     kodak : Path, optional
         The images.
+
+    Returns
+    -------
+    list of Path, list of str
+        The files written, and why others that could be drawn were not: the model of their files is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = dict(paper_plots.FIGURES)
     if kodak is not None:
         original = kodak / paper_plots.PICTURE
         figures["figure-4"] = lambda results: paper_plots.figure_4(results, work / results.name, original)
-    written = []
+    written, problems = [], []
     for name, plot in figures.items():
         try:
             drawn = plot(results)
         except FileNotFoundError:  # not measured yet
             continue
+        except ModelNotFoundError as error:
+            problems.append(f"{name}: {error}")
+            continue
         with atomic_file(folder / f"{name}.svg") as file:
             file.write(drawn.encode())
         written.append(folder / f"{name}.svg")
-    return written
+    return written, problems
 
 
 @click.command()
@@ -162,9 +171,11 @@ def main(
 
     def work() -> list[str]:
         problems = [] if plots else measure([whole(s) if on_whole else s for s in chosen], options, RESULTS)
-        for path in draw(RESULTS / folder, RESULTS.parent / "images" / folder, options["work"], options["kodak"]):
+        images = RESULTS.parent / "images" / folder
+        drawn, undrawn = draw(RESULTS / folder, images, options["work"], options["kodak"])
+        for path in drawn:
             click.echo(f"drawn: {path}")
-        return problems
+        return problems + undrawn
 
     finish(ctx, work)
 
