@@ -6,7 +6,7 @@ After annealing, the loss still falls when certain single symbols of y are raise
 is exact: the difference of two entries of a probability table. The change in squared error is predicted to second
 order, from the gradient at the integers and an estimate of the diagonal of the Hessian. All positions change at once,
 one channel each, so a round is a Jacobi step of coordinate descent; the round with the lowest true loss is kept. A
-round runs g_s forward and backward once, which takes about as long as an annealing step.
+round runs g_s forward and backward once, in float32.
 """
 
 from __future__ import annotations
