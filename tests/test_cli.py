@@ -750,6 +750,23 @@ def test_the_manual_is_current() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == manual()
 
 
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_release_their_core(tmp_path: Path, environment: dict[str, str], spins: str) -> None:
+    """Guards against threads of torch that spin for seconds beside other programs; the user's settings stay."""
+    code = (
+        "import os, sys; from sgacodec.cli import main; main(['models', 'list'], standalone_mode=False); "
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules, file=sys.stderr)"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean | environment, check=True)
+    assert done.stderr.split()[-2:] == [spins, "False"]
+
+
 @pytest.mark.parametrize("line", [["--help"], ["--version"], ["encode", "--help"], ["info", "a.sga"]])
 def test_light_commands_import_nothing_heavy(tmp_path: Path, line: list[str]) -> None:
     """Guards against imports that take seconds for commands that need none of them."""

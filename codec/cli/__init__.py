@@ -16,6 +16,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,3 +120,5 @@ def main() -> None:
     sgacodec encode photo.png photo.sga
     sgacodec decode photo.sga photo.out.png
     """
+    if "OMP_WAIT_POLICY" not in os.environ:  # OpenMP threads that wait longer sleep
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
