@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fake_codec
@@ -21,7 +21,8 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import main, output, storage
+from sgacodec.cli import batch, main, output, processes, storage
+from sgacodec.cli.files import Task
 from sgacodec.refine.loop import Progress
 
 run = test_cli.run
@@ -505,6 +506,37 @@ def test_the_time_remaining_is_known_before_a_file_is_done(monkeypatch: pytest.M
         for _ in range(8):
             output.file_done(out)
         assert files.completed == 9
+
+
+def test_the_time_remaining_is_known_before_a_worker_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against --jobs with a duration that is unknown until a worker has finished its first files."""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    seen = tmp_path / "seen"
+    shown: list[float] = []
+
+    def completed(out: output.Output, files: float) -> None:
+        shown.append(files)
+        if files == 0.5:  # both workers have done a quarter
+            seen.touch()
+
+    monkeypatch.setattr(output, "completed", completed)
+    out = output.Output()
+    tasks = [Task(str(seen), str(number)) for number in range(3)]
+    with output.progress(out, "encode", 3):
+        found = [*processes.in_processes(_wait_after_a_quarter, [tasks[:1], tasks[1:]], 2, out)]
+    assert [outcome.task for outcome in found] == tasks
+    assert 0.5 in shown
+    assert max(shown) <= 3
+
+
+def _wait_after_a_quarter(tasks: list[Task]) -> Iterator[batch.Outcome]:
+    """Work of a worker, which does a quarter of its first task before the file `source` exists."""
+    for task in tasks:
+        processes.step(Progress(step=1, steps=4, bpp=0.5, psnr=30.0))
+        limit = time.monotonic() + 60
+        while not os.path.exists(task.source) and time.monotonic() < limit:
+            time.sleep(0.02)
+        yield batch.Outcome(task)
 
 
 def _all_of(terminal: int) -> str:

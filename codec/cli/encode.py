@@ -14,7 +14,7 @@ import click
 from ..batching import batch_key, batch_size
 from ..rate_control import has_target
 from ..settings import LADDER, Settings
-from . import batch, encoder_options, engines, files, options, output, storage, urls
+from . import batch, encoder_options, engines, files, options, output, processes, storage, urls
 from .batch import Outcome
 from .engines import Engine
 from .files import Task
@@ -130,7 +130,8 @@ def _describe(outcome: Outcome) -> str:
 def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -> Generator[Outcome, None, None]:
     if engine.elsewhere:
         batch.check_model(job.model)
-        yield from engines.outcomes(functools.partial(encode_files, job=job), tasks, engine, job.device, out)
+        work = functools.partial(encode_files, job=job, step=processes.step)
+        yield from engines.outcomes(work, tasks, engine, job.device, out)
         return
 
     batch.open_codec(job.model, job.device, job.processes)  # an error here is one for all files

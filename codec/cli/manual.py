@@ -76,8 +76,8 @@ error. The width and height that `decode` reports are those of the written file.
 | `SGACODEC_MODELS` | folder of the user's models |
 | `SGACODEC_TRACE=1` | the same as `-vv`: log a hash of each decoding stage |
 | `SGACODEC_DEBUG=1` | a traceback in place of one line, for bug reports |
-| `GOMP_SPINCOUNT` | how long a waiting thread of torch keeps its core (GNU OpenMP); 10000 unless it or `OMP_WAIT_POLICY` is set |
-| `OMP_NUM_THREADS` | number of CPU threads; on a machine that is busy with other programs, fewer threads can be faster |
+| `GOMP_SPINCOUNT` | how long threads of torch that wait keep their cores; 10000, unless `OMP_WAIT_POLICY` is set |
+| `OMP_NUM_THREADS` | number of CPU threads; beside other busy programs, fewer can be faster |
 """
 
 

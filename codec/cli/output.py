@@ -202,6 +202,13 @@ def file_done(out: Output) -> None:
         out.bar.reset(out.bar.task_ids[1], visible=False)
 
 
+def completed(out: Output, files: float) -> None:
+    """Show how many files are done, those under way in part; never fewer than before."""
+    if out.bar is not None:
+        task = out.bar.tasks[0]
+        out.bar.update(task.id, completed=max(files, task.completed))
+
+
 def step(out: Output, progress: Progress) -> None:
     """Show the progress of a refinement, and its bpp and PSNR so far.
 
@@ -209,7 +216,6 @@ def step(out: Output, progress: Progress) -> None:
     """
     if out.bar is not None:
         task = out.bar.tasks[0]
-        part = progress.images * progress.step / max(1, progress.steps)
-        out.bar.update(task.id, completed=max(task.fields["done"] + part, task.completed))
+        completed(out, task.fields["done"] + progress.images * progress.step / max(1, progress.steps))
         state = f"{progress.bpp:.3f} bpp {progress.psnr:.2f} dB"
         out.bar.update(out.bar.task_ids[1], completed=progress.step, total=progress.steps, state=state, visible=True)

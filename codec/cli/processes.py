@@ -11,13 +11,21 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from . import output
 from .batch import Outcome
 from .exits import FAILED
 from .files import Task
 from .portions import Work
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from ..refine.loop import Progress
+
+_REFRESH = 0.2  # seconds between updates of the progress bar
 
 
 def in_processes(
@@ -37,12 +45,13 @@ def in_processes(
         The console, also of the workers' log.
     """
     import multiprocessing
-    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
     console = replace(out, bar=None)  # the progress bar belongs to this process
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(console,))
+    total = context.Value("d", 0.0)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(console, total))
     left = deque(portions)
     running: deque[tuple[list[Task], Future[list[Outcome]]]] = deque()
     try:
@@ -51,7 +60,7 @@ def in_processes(
                 with _interrupts_blocked():
                     running.append((left[0], pool.submit(_all_of, work, left[0])))
                 left.popleft()
-            outcomes = running[0][1].result()
+            outcomes = _result(running[0][1], total, out)
             running.popleft()
             yield from outcomes
         pool.shutdown()
@@ -65,8 +74,13 @@ def in_processes(
         pool.shutdown(cancel_futures=True)  # waits: at exit, CPython may still write to a pipe that its thread closes
 
 
-def _all_of(work: Work, tasks: list[Task]) -> list[Outcome]:
-    return list(work(tasks))
+def _result(future: Future[list[Outcome]], total: Any, out: output.Output) -> list[Outcome]:
+    """The result of a worker; the progress bar shows what all workers have done in the meantime."""
+    from concurrent.futures import wait
+
+    while out.bar is not None and not wait([future], _REFRESH).done:
+        output.completed(out, total.value)
+    return future.result()
 
 
 @contextlib.contextmanager
@@ -82,8 +96,60 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(out: output.Output) -> None:
+# ----------------------------------------------------------------------------------------------------- in a worker
+
+
+@dataclass
+class _Tally:
+    """Tasks of a portion that this worker has done, those that are being refined in part.
+
+    Attributes
+    ----------
+    total : multiprocessing.Value
+        Tasks done by all workers.
+    done : int
+        Tasks done.
+    counted : float
+        What has been added to `total`.
+    """
+
+    total: Any
+    done: int = 0
+    counted: float = 0.0
+
+    def count(self, part: float) -> None:
+        """Add what is new to `total`; `part` is what is done of the tasks under way."""
+        new = self.done + part - self.counted
+        if new > 0:
+            with self.total.get_lock():
+                self.total.value += new
+            self.counted += new
+
+
+_tally: _Tally | None = None  # of this process, if it is a worker
+
+
+def step(progress: Progress) -> None:
+    """Count images that are being refined in part."""
+    if _tally is not None:
+        _tally.count(progress.images * progress.step / max(1, progress.steps))
+
+
+def _all_of(work: Work, tasks: list[Task]) -> list[Outcome]:
+    assert _tally is not None
+    _tally.done, _tally.counted = 0, 0.0
+    outcomes = []
+    for outcome in work(tasks):
+        outcomes.append(outcome)
+        _tally.done += 1
+        _tally.count(0)
+    return outcomes
+
+
+def _start_worker(out: output.Output, total: Any) -> None:
     """Ignore Ctrl-C in a worker, since the main process handles it and stops the workers; end when that is killed."""
+    global _tally
+    _tally = _Tally(total)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     output.start_logging(out)
