@@ -67,6 +67,29 @@ def test_what_needs_torch_says_what_to_install(tmp_path: Path) -> None:
     assert light("-c", code).stdout == "sgacodec.encode needs torch, which is not installed: pip install sgacodec\n"
 
 
+def test_urls_need_no_torch(tmp_path: Path, context_path: Path) -> None:
+    """A receiver reads and writes remote stores if it has fsspec; without it, a line says so."""
+    source = GOLDEN / "context.sga"
+    code = f"""
+import fsspec
+from sgacodec.cli import main
+fsspec.filesystem("memory").pipe_file("/in/context.sga", open({str(source)!r}, "rb").read())
+main(["decode", "memory://in", "--out-dir", "memory://out", "--model", {str(context_path)!r}], standalone_mode=False)
+main(["info", "memory://in/context.sga"], standalone_mode=False)
+print(fsspec.filesystem("memory").cat_file("/out/context.png")[:4])
+"""
+    said = light("-c", code).stdout
+    assert "120×70" in said
+    assert "PNG" in said
+    missing = (*HIDDEN, "fsspec")
+    for name in ("s3://bucket/a.sga", "memory://a.sga"):
+        said = light("decode", name, str(tmp_path / "a.png"), code=1, hidden=missing).stderr
+        assert said == f"sgacodec: {name}: URLs need fsspec: pip install fsspec\n"
+    local = ["decode", f"file://{source}", str(tmp_path / "a.png"), "--model", str(context_path)]
+    light(*local, hidden=missing)
+    assert (tmp_path / "a.png").exists()
+
+
 def test_encoding_with_lite_needs_no_compressai(tmp_path: Path) -> None:
     """Guards against seconds of imports for what only mshyper and imported models use."""
     picture, coded = str(GOLDEN / "context.png"), str(tmp_path / "x.sga")
