@@ -32,6 +32,8 @@ from sgacodec.models.level import Model
 from sgacodec.models.verify import verify
 from sgacodec.networks.architecture import Architecture
 
+BUILT_IN = [*models.builtin_folder().glob("*.safetensors")]
+
 # -------------------------------------------------------------------------------------------------- what is written
 
 
@@ -116,13 +118,18 @@ def test_reading_leaves_the_random_state_alone(tiny_path: Path) -> None:
 @pytest.mark.slow  # minutes: a fresh derivation of every table of 64 levels
 def test_built_in_models_are_sound() -> None:
     """Guards against releasing weights whose tables or id are wrong."""
-    for path in models.builtin_folder().glob("*.safetensors"):
+    for path in BUILT_IN:
         assert verify(path) == []
+
+
+def test_ids_of_the_built_in_models() -> None:
+    """Guards against weights that are replaced without notice: no file coded with the old ones decodes afterwards."""
+    assert {info.path.stem: info.id for info in map(read_info, BUILT_IN)} == {"lite": "19a4eea0"}
 
 
 def test_built_in_models_have_a_digest_of_their_encoder() -> None:
     """Guards against releasing weights whose damage would show as poor files only."""
-    for path in models.builtin_folder().glob("*.safetensors"):
+    for path in BUILT_IN:
         assert "encoder" in read_info(path).metadata
 
 
