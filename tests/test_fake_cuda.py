@@ -180,7 +180,7 @@ def test_training_steps(recipe: Recipe, fake: FakeTensorMode, monkeypatch: pytes
     """Guards against steps that wait for the GPU, whose host prepares the next step meanwhile."""
     recipe = replace(recipe, steps=100, batch=2, crop=64, bf16=True, compile=False)
     model = GainedHyperprior({"tiny": TINY, "tiny-mshyper": TINY_MSHYPER}[recipe.architecture])
-    windows = [cropping._Window(0, 3, 5, 96, True), cropping._Window(0, 0, 0, 64, False)]
+    windows = [cropping._Window(0, 3, 5, 96, 7), cropping._Window(0, 0, 0, 64, 0)]
     monkeypatch.setattr(Crops, "_draw", lambda *given: windows)  # draws from a generator of the CPU
     monkeypatch.setitem(training._SOAP, "precondition_frequency", 2)  # the second step computes bases
     moved, ema = (on_cuda(fake, model) for _ in range(2))

@@ -362,14 +362,15 @@ def test_batched_crops_equal_single_crops() -> None:
     images = [photograph(1), photograph(2, 400, 300), photograph(3, 60, 500)]
     crops = Crops(images, "cpu")
     windows = crops._draw(24, 128, torch.Generator().manual_seed(5))
-    assert {w.side > 128 for w in windows} == {w.flip for w in windows} == {True, False}
+    assert {w.side > 128 for w in windows} == {True, False}
+    assert {w.turn for w in windows} == {*range(8)}
     batched = Crops(images, "meta")  # packs the images, as every device but the CPU does
     assert batched.packed is not None
     flat = torch.cat([i.permute(1, 2, 0).reshape(-1, 3) for i in images])
     packed = replace(batched.packed, pixels=flat)
     sizes = [images[w.image].shape[1:] for w in windows]
     rows = [
-        [packed.offsets[w.image], *size, w.top, w.left, w.side, w.flip] for w, size in zip(windows, sizes, strict=True)
+        [packed.offsets[w.image], *size, w.top, w.left, w.side, w.turn] for w, size in zip(windows, sizes, strict=True)
     ]
     expected = torch.cat([cut(images[w.image], w, 128) for w in windows])
     torch.testing.assert_close(cut_batch(packed, torch.tensor(rows), 128), expected, atol=2e-6, rtol=0)

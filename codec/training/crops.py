@@ -1,4 +1,4 @@
-"""Random crops with flips and down-scaling: one at a time on a CPU, batched on a GPU."""
+"""Random crops, flipped, transposed and down-scaled: one at a time on a CPU, batched on a GPU."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class _Window:
-    """A square of an image in pixels; beyond the right and the lower edge it is padded by replication."""
+    """A square of an image in pixels; beyond the right and the lower edge it is padded by replication.
+
+    `turn`, 0 to 7, has a bit for a flip of left and right (1), a flip of top and bottom (2), and, after these, a
+    transposition (4).
+    """
 
     image: int
     top: int
     left: int
     side: int
-    flip: bool
+    turn: int
 
 
 class Crops:
     """A source of random square crops; the generator alone determines them, on any device.
 
-    Half of the crops are down-scaled by a factor of 1 to 2 and half are flipped. Images smaller than a crop are padded
-    by replication.
+    Half of the crops are down-scaled by a factor of 1 to 2, and each has one of the eight orientations. Images smaller
+    than a crop are padded by replication.
 
     Parameters
     ----------
@@ -49,13 +53,13 @@ class Crops:
     def _draw(self, batch: int, size: int, generator: torch.Generator) -> list[_Window]:
         windows = []
         draws = torch.rand(batch, 6, generator=generator).tolist()
-        for pick, scaled, scale, top, left, flip in draws:
+        for pick, scaled, scale, top, left, turn in draws:
             image = int(pick * len(self.images))
             height, width = self.images[image].shape[1:]
             factor = 1 + scale if scaled < 0.5 else 1.0
             side = max(size, min(int(size * factor), height, width))
             y, x = int(top * (max(height, side) - side + 1)), int(left * (max(width, side) - side + 1))
-            windows.append(_Window(image, y, x, side, flip < 0.5))
+            windows.append(_Window(image, y, x, side, int(8 * turn)))
         return windows
 
     def _table(self, windows: list[_Window]) -> Tensor:
@@ -64,7 +68,7 @@ class Crops:
         rows = []
         for w in windows:
             height, width = self.images[w.image].shape[1:]
-            rows.append([self.packed.offsets[w.image], height, width, w.top, w.left, w.side, w.flip])
+            rows.append([self.packed.offsets[w.image], height, width, w.top, w.left, w.side, w.turn])
         return upload(torch.tensor(rows, dtype=torch.int64), self.device)
 
 
@@ -83,7 +87,8 @@ def cut(image: Tensor, w: _Window, size: int) -> Tensor:
         crop = F.pad(crop, (0, pad_w, 0, pad_h), mode="replicate")
     if w.side != size:
         crop = F.interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
-    return crop.flip(3) if w.flip else crop
+    crop = crop.flip([axis for axis, bit in ((3, 1), (2, 2)) if w.turn & bit])
+    return crop.transpose(2, 3) if w.turn & 4 else crop
 
 
 # ----------------------------------------------------------------------------------------------------- batched
@@ -115,14 +120,14 @@ def cut_batch(packed: Packed, table: Tensor, size: int) -> Tensor:
     Parameters
     ----------
     table : Tensor (B, 7) int64
-        Offset, height and width of the image; top, left, side and flip of the window; size ≤ side ≤ 2·size.
+        Offset, height and width of the image; top, left, side and turn of the window; size ≤ side ≤ 2·size.
 
     Returns
     -------
     Tensor (B, 3, size, size) float32 in 0..1
         Channels-last; equal to the results of `cut` up to rounding.
     """
-    offset, height, width, top, left, side, flip = table.unbind(1)
+    offset, height, width, top, left, side, turn = table.unbind(1)
     span = torch.arange(2 * size, device=table.device)
     rows = torch.minimum(top[:, None] + span, height[:, None] - 1)  # (B, 2·size)
     columns = torch.minimum(left[:, None] + span, width[:, None] - 1)
@@ -133,7 +138,9 @@ def cut_batch(packed: Packed, table: Tensor, size: int) -> Tensor:
     centers = (torch.arange(size, device=table.device)[:, None] + 0.5) * scale  # (B, size, 1)
     filters = (1 - ((span + 0.5) - centers).abs() / scale).clamp(min=0) * (span < side[:, None, None])
     filters = filters / filters.sum(2, keepdim=True)  # (B, size, 2·size)
-    across = torch.where(flip[:, None, None] > 0, filters.flip(1), filters)
-    down = torch.bmm(filters, pixels.flatten(2)).view(len(table), size, 2 * size, 3)
-    out = torch.einsum("bkl,bilc->bikc", across, down)
-    return (out / 255).permute(0, 3, 1, 2)
+    turn = turn[:, None, None]
+    across, down = (torch.where((turn & bit) > 0, filters.flip(1), filters) for bit in (1, 2))
+    rows_done = torch.bmm(down, pixels.flatten(2)).view(len(table), size, 2 * size, 3)
+    out = torch.einsum("bkl,bilc->bcik", across, rows_done) / 255
+    out = torch.where((turn[..., None] & 4) > 0, out.transpose(2, 3), out)
+    return out.contiguous(memory_format=torch.channels_last)
