@@ -1,7 +1,8 @@
 """Whole processes, from the start to the written file: wall time, CPU time and peak memory, beside other codecs.
 
     python benchmarks/processes.py
-    python benchmarks/processes.py --megapixels 0.4,1,12 --encode --runs 5
+    python benchmarks/processes.py --megapixels 0.25,1 --encode 0,1,2,3 --runs 1
+    python benchmarks/processes.py --megapixels 12 --encode 0,1 --runs 1
 
 Decoding with torch is what `Codec.decode` does in a process of its own. Decoders write PNG. avifdec, djxl, avifenc and
 cjxl are measured where they are installed, at their default speeds. Wall time depends on what else runs on the machine,
@@ -61,7 +62,7 @@ def measured(command: Sequence[str]) -> tuple[float, float, float]:
     return wall, cpu, peak
 
 
-def commands_of(folder: Path, photograph: Path, width: int, height: int, encode: bool) -> dict[str, list[str]]:
+def commands_of(folder: Path, photograph: Path, width: int, height: int, efforts: str | None) -> dict[str, list[str]]:
     """The commands to measure, by name; makes the files that they read."""
     png, sga, out = (str(folder / name) for name in ("in.png", "in.sga", "out.png"))
     picture = picture_of(photograph, width, height)
@@ -78,18 +79,18 @@ def commands_of(folder: Path, photograph: Path, width: int, height: int, encode:
         make = ["avifenc", "--min", "30", "--max", "30", png, avif]
         subprocess.run(make, check=True, capture_output=True)
         commands["avifdec"] = ["avifdec", avif, out]
-        commands |= {"avifenc": make} if encode else {}
+        commands |= {"avifenc": make} if efforts is not None else {}
     if shutil.which("cjxl") and shutil.which("djxl"):
         jxl = str(folder / "in.jxl")
         make = ["cjxl", "-d", "3", png, jxl]
         subprocess.run(make, check=True, capture_output=True)
         commands["djxl"] = ["djxl", jxl, out]
-        commands |= {"cjxl": make} if encode else {}
-    if encode:
+        commands |= {"cjxl": make} if efforts is not None else {}
+    if efforts is not None:
         line = [*SGACODEC, "encode", png, str(folder / "out.sga"), "-q"]
         commands["sgacodec encode"] = line
-        for effort in range(4):
-            commands[f"sgacodec encode --effort {effort}"] = [*line, "--effort", str(effort)]
+        for effort in filter(None, efforts.split(",")):
+            commands[f"sgacodec encode --effort {effort}"] = [*line, "--effort", effort]
     return commands
 
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=PHOTOGRAPH)
     parser.add_argument("--megapixels", default="0.4,1,12")
-    parser.add_argument("--encode", action="store_true", help="measure encoders, too")
+    parser.add_argument("--encode", metavar="EFFORTS", help="measure encoders, too; ours with these efforts")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     for megapixels in options.megapixels.split(","):
