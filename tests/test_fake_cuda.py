@@ -56,6 +56,7 @@ def apply(function: type[torch.autograd.Function], *given: Any) -> Any:
     """The forward and the backward of an autograd function, with gradients without values."""
     ctx = SimpleNamespace(needs_input_grad=[isinstance(v, Tensor) and v.is_floating_point() for v in given])
     ctx.save_for_backward = lambda *saved: setattr(ctx, "saved_tensors", saved)
+    ctx.mark_non_differentiable = lambda *outputs: None
     with torch.no_grad():
         out = function.forward(ctx, *given)
         outputs = out if isinstance(out, tuple) else (out,)

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgacodec.checkerboard import pick
+from sgacodec.density import SCALE_BOUND, gaussian_bits
 from sgacodec.models.level import LevelModel, Model
 from sgacodec.networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from sgacodec.refine import fused
-from sgacodec.refine.context import group_inputs, relaxed_passes
+from sgacodec.refine.context import coded_passes, group_inputs, relaxed_passes
 from sgacodec.refine.frozen_context import FrozenContext
 from sgacodec.refine.fused import Relaxation, coded_latents
 from sgacodec.refine.noise import sample_noise
@@ -145,6 +146,38 @@ def test_constant_parameters_give_the_same_gradient_of_y(contexts: dict[str, Mod
     found = relaxed_passes(y, parameters, mixed, context, inputs, how, case.log_scale)
     for ours, expected in zip(case.results(*found, y), in_closed_form(case)[:3], strict=True):
         assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_symbols_change_the_bits_of_later_ones(contexts: dict[str, Model], kind: str) -> None:
+    """Guards against a wrong σ, μ or gradient in coordinate descent, where μ is constant for the gradient."""
+    case = case_of(contexts[kind].at(1), rounding("ste"))
+    folded, context = case.level.folded, frozen_context(case.level, False)
+    assert folded.context is not None
+    assert context is not None
+    symbols = torch.round(case.y).requires_grad_()
+    sources, parts, scales = parts_of(symbols, folded.context.context), list[Tensor](), list[Tensor]()
+    bits: list[Tensor] = []
+
+    def code(current: ContextPass) -> Tensor:
+        scale, mu = current.parameters.chunk(2, -1)
+        own = sources[len(parts)]
+        sigma = (scale.exp() if case.log_scale else scale).clamp(min=SCALE_BOUND)
+        bits.append(gaussian_bits(own.detach(), sigma).flatten(1).sum(1))
+        parts.append(own + mu.detach())
+        scales.append(scale)
+        return parts[-1]
+
+    with torch.no_grad():
+        base, mixed = last_layer(folded.networks.h_s, case.features), folded.context.mix_features(case.features)
+        given = context.parameters(case.features)
+        inputs = group_inputs(context, *given)
+    code_passes(folded.context, mixed, base, folded.y_unit, torch.zeros(1, dtype=torch.int64), code)
+    y_hat, scale = (whole_grid(v, folded.context.context) for v in (parts, scales))
+    ours = coded_passes(symbols, *given, context, inputs, case.log_scale)
+    expected = case.results(y_hat, torch.stack(bits).sum(0), symbols)
+    for a, b in zip((*case.results(*ours[:2], symbols), ours[2]), (*expected, scale.detach()), strict=True):
+        assert distance(a, b) < 1e-3
 
 
 def test_bfloat16_is_close(contexts: dict[str, Model]) -> None:

@@ -88,7 +88,26 @@ def relaxed_passes(
     log_scale : bool
         Whether scales are log σ; otherwise they are σ.
     """
-    return _Passes.apply(y, parameters, mixed, context, inputs, relaxation, log_scale)
+    y_hat, bits, _ = _Passes.apply(y, parameters, mixed, context, inputs, relaxation, log_scale)
+    return y_hat, bits
+
+
+def coded_passes(
+    symbols: Tensor,
+    parameters: Tensor,
+    mixed: Tensor,
+    context: FrozenContext,
+    inputs: list[GroupInputs],
+    log_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ŷ (B, h, w, M), its bits (B,) and the scales (B, h, w, M) for symbols of y (B, h, w, M) float32.
+
+    ŷ and bits are differentiable by the symbols where μ is taken as constant: ŷ each by its own, and bits through the
+    scales of later symbols. The other arguments are those of `relaxed_passes`.
+    """
+    y_hat, bits, scale = _Passes.apply(symbols, parameters, mixed, context, inputs, None, log_scale)
+    inverse = context.tables(*symbols.shape[:3]).inverse
+    return y_hat, bits, scale.index_select(0, inverse).view(symbols.shape)
 
 
 @dataclass(frozen=True)
@@ -111,17 +130,17 @@ class _Passes(torch.autograd.Function):
         mixed: Tensor,
         context: FrozenContext,
         inputs: list[GroupInputs] | None,
-        relaxation: Relaxation,
+        relaxation: Relaxation | None,
         log_scale: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         B, h, w, M = y.shape
         n, tables = B * h * w, context.tables(B, h, w)
         part = n // context.halves
         rows_of_y = y.reshape(n, M).index_select(0, tables.order)
         value, scale, y_hat = (torch.empty_like(rows_of_y) for _ in range(3))
         pieces = [_pieces(v, context) for v in (rows_of_y, value, scale, y_hat)]
-        flat = relaxation.flat(y.shape)
-        if flat.active is not None:
+        flat = None if relaxation is None else relaxation.flat(y.shape)
+        if flat is not None and flat.active is not None:
             flat = replace(flat, active=flat.active.index_select(0, tables.order))
         residuals: list[Tensor] = []  # with a row of zeros for neighbours outside the picture
         ctx.saved = []
@@ -143,7 +162,10 @@ class _Passes(torch.autograd.Function):
                 added = (F.leaky_relu(hidden[half], _SLOPE) @ group.out).chunk(2, 1)
                 torch.add(given.scale[half], added[0], out=scale_here)
                 mu = given.mean[half] + added[1]
-                slope = relaxed_into(value_here, y_here - mu, flat.part(rows, group.channels))
+                if flat is None:  # y are symbols
+                    slope = torch.ones_like(value_here.copy_(y_here))
+                else:
+                    slope = relaxed_into(value_here, y_here - mu, flat.part(rows, group.channels))
                 torch.add(value_here, mu, out=y_hat_here)
                 residual = torch.addcmul(given.origin[half], y_hat_here, group.inverse_unit)
                 seen[rows] = residual.clamp_(-LIMIT, LIMIT)
@@ -151,8 +173,10 @@ class _Passes(torch.autograd.Function):
             residuals.append(seen)
             ctx.saved.append(_Saved(seen=seen, past=past, near=near, hidden=hidden, slope=slopes))
         bits, by_v, by_scale = rate_of(value, scale, log_scale)
-        ctx.context, ctx.tables, ctx.rate = context, tables, (by_v, by_scale)
-        return y_hat.index_select(0, tables.inverse).view(y.shape), bits.view(-1, B, part // B).sum((0, 2))
+        ctx.context, ctx.tables, ctx.rate = context, tables, (by_v if flat else by_v.zero_(), by_scale)
+        ctx.mark_non_differentiable(scale)
+        y_hat = y_hat.index_select(0, tables.inverse).view(y.shape)
+        return y_hat, bits.view(-1, B, part // B).sum((0, 2)), scale
 
     @staticmethod
     @once_differentiable

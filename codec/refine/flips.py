@@ -172,9 +172,10 @@ class _Loss:
         with torch.enable_grad():
             symbols = symbols.detach().requires_grad_()
             coded = self.code(symbols)
-            x_hat = self.synthesise(coded.y_hat).clamp(0, 1)
+            y_hat = coded.y_hat.detach().requires_grad_()
+            x_hat = self.synthesise(y_hat).clamp(0, 1)
             smooth = weighted_squares(x_hat, self.x, self.weight)
-        (gradient,) = torch.autograd.grad(smooth, symbols, retain_graph=coded.later_bits.requires_grad)
+        (gradient,) = torch.autograd.grad(smooth, y_hat)  # that by the symbols
         later = torch.autograd.grad(coded.later_bits, symbols)[0] if coded.later_bits.requires_grad else None
         error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x).square_()
         squares = float(error.mul(self.batch.weight > 0).sum(dtype=torch.float64)) / self.colours
@@ -184,7 +185,7 @@ class _Loss:
             squares=squares,
             gradient=gradient,
             later=later,
-            y_hat=coded.y_hat.detach(),
+            y_hat=y_hat.detach(),
             entry=coded.entry,
         )
 

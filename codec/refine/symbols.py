@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkerboard import place
 from ..coding.hyper_decoder import MU_BITS, SCALE_BITS
 from ..coding.range_coder import Tables
-from ..density import SCALE_BOUND, gaussian_bits
 from ..latents import Latents
 from ..models.level import LevelModel
-from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
+from .context import coded_passes, group_inputs
+from .frozen_context import freeze_context
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Coded:
     Attributes
     ----------
     y_hat : Tensor (1, M, h, w) float32
-        Differentiable by the symbols, each by its own.
+        Symbols plus μ.
     entry : Tensor (1, M, h, w) int64
         Index of each symbol into the entries of all tables, as `table_entries` returns it.
     later_bits : Tensor ()
@@ -46,33 +46,19 @@ def symbol_coder(level: LevelModel, latents: Latents) -> Callable[[Tensor], Code
     folded, context = level.folded, level.folded.context
     if context is None:
         return lambda symbols: _constant(level, latents, symbols)
+    last: Any = folded.networks.h_s[-1]
+    frozen = freeze_context(context, last, folded.y_unit, bf16=False)
     z_hat = latents.z.float() + folded.density.median[None, :, None, None]
-    features = folded.networks.h_s[:-1](z_hat).permute(0, 2, 3, 1)
-    base = last_layer(folded.networks.h_s, features)
-    mixed = context.mix_features(features)
+    given = frozen.parameters(folded.networks.h_s[:-1](z_hat).permute(0, 2, 3, 1))
+    inputs = group_inputs(frozen, *given)
     thresholds = level.exact.h_s.thresholds.to(level.device).float() / 2**SCALE_BITS
-    anchor = torch.zeros(1, dtype=torch.int64, device=level.device)
     log_scale = folded.architecture.scale == "exp"
 
     def coder(symbols: Tensor) -> Coded:
-        parts: list[Tensor] = []
-        bits: list[Tensor] = []
-        sources = parts_of(symbols.permute(0, 2, 3, 1), context.context)
-        index = torch.empty(1, *base.shape[1:3], base.shape[3] // 2, dtype=torch.int64, device=level.device)
-
-        def code(current: ContextPass) -> Tensor:
-            scale, mu = current.parameters.chunk(2, -1)
-            own = sources[len(parts)]
-            place(index[..., current.channels], current.half, torch.bucketize(scale.detach().contiguous(), thresholds))
-            sigma = (scale.exp() if log_scale else scale).clamp(min=SCALE_BOUND)
-            bits.append(gaussian_bits(own.detach(), sigma).sum())
-            parts.append(own + mu.detach())
-            return parts[-1]
-
-        code_passes(context, mixed, base, folded.y_unit, anchor, code)
-        y_hat = whole_grid(parts, context.context).permute(0, 3, 1, 2)
-        entry = table_entries(symbols.detach(), index.permute(0, 3, 1, 2), level.y_tables)
-        return Coded(y_hat=y_hat, entry=entry, later_bits=torch.stack(bits).sum())
+        y_hat, bits, scale = coded_passes(symbols.permute(0, 2, 3, 1), *given, frozen, inputs, log_scale)
+        index = torch.bucketize(scale, thresholds).permute(0, 3, 1, 2)
+        entry = table_entries(symbols.detach(), index, level.y_tables)
+        return Coded(y_hat=y_hat.permute(0, 3, 1, 2), entry=entry, later_bits=bits.sum())
 
     return coder
 
