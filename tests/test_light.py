@@ -90,10 +90,12 @@ print(fsspec.filesystem("memory").cat_file("/out/context.png")[:4])
     assert (tmp_path / "a.png").exists()
 
 
-def test_encoding_with_lite_needs_no_compressai(tmp_path: Path) -> None:
-    """Guards against seconds of imports for what only mshyper and imported models use."""
+@pytest.mark.parametrize("options", [("--method", "none"), ("--steps", "3")])
+def test_encoding_with_lite_imports_what_it_needs(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Guards against seconds of imports: of compressai, and of sympy, which torch's compiler imports."""
     picture, coded = str(GOLDEN / "context.png"), str(tmp_path / "x.sga")
-    light("encode", picture, coded, "--method", "none", "--model", "lite", "--device", "cpu", hidden=HIDDEN[1:])
+    hidden = (*HIDDEN[1:], "sympy")
+    light("encode", picture, coded, *options, "--model", "lite", "--device", "cpu", hidden=hidden)
     assert Path(coded).read_bytes().startswith(b"SGA")
 
 

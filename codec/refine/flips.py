@@ -203,7 +203,9 @@ class _Loss:
         for seed in range(_PROBES):
             signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
             probe = (2 * signs - 1).to(x_hat) * self.weight.sqrt()
-            (product,) = torch.autograd.grad(x_hat, y_hat, probe, retain_graph=seed < _PROBES - 1)
+            with torch.enable_grad():
+                projection = (x_hat * probe).sum()  # `grad_outputs` in place of it would import sympy
+            (product,) = torch.autograd.grad(projection, y_hat, retain_graph=seed < _PROBES - 1)
             squares += product.square_()
         channel, position = squares.mean(dim=(2, 3), keepdim=True), squares.mean(dim=1, keepdim=True)
         return (2 / _PROBES) * channel * position / squares.mean().clamp(min=1e-30)

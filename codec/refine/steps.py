@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from ..device import reduced_precision
 from ..models.level import LevelModel
@@ -103,7 +104,7 @@ def _eager(
     pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
     bf16 = reduced_precision(level.device)
     context = frozen_context(level, bf16)
-    optimizer = torch.optim.Adam([y, z], fused=True)
+    descend = _adam((y, z))
     given: EntropyParameters
 
     def window(pool: Tensor | None, v: Tensor) -> Tensor | None:
@@ -123,12 +124,26 @@ def _eager(
             if given.context is not None and given.mixed is not None:
                 given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
         loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, lmbda, settings.metric, bf16)
-        y.grad, z.grad = _gradients(loss, y, z if done < steps_of_z else None)
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
+        descend(_gradients(loss, y, z if done < steps_of_z else None), rate)
         return loss.detach()
 
     return step
+
+
+def _adam(latents: tuple[Tensor, Tensor]) -> Callable[[tuple[Tensor, Tensor | None], float], None]:
+    """A step of Adam by gradients and a learning rate. The class `torch.optim.Adam` would import torch._dynamo."""
+    states = [(v, torch.zeros_like(v), torch.zeros_like(v), torch.zeros((), device=v.device)) for v in latents]
+
+    @torch.no_grad()
+    def descend(gradients: tuple[Tensor, Tensor | None], rate: float) -> None:
+        known = [(g, *state) for g, state in zip(gradients, states, strict=True) if g is not None]
+        gradient, v, mean, square, steps = (list(column) for column in zip(*known, strict=True))
+        adam(
+            v, gradient, mean, square, [], steps, fused=True,
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=rate, weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+    return descend
 
 
 @torch.no_grad()
