@@ -109,7 +109,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
 def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
     """Guards against a pass that gains nothing, changes z, or is not deterministic."""
     better = polish(lite_level, problem, annealed, 10)
-    assert better.loss < 0.995 * annealed.loss
+    assert better.loss < 0.998 * annealed.loss
     assert problem.evaluate(better.y, better.z).loss == better.loss
     assert torch.equal(better.z, annealed.z)
     assert torch.equal(polish(lite_level, problem, annealed, 10).y, better.y)

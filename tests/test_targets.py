@@ -53,7 +53,7 @@ def test_one_annealing_meets_an_aim(lite_level: LevelModel, picture: Picture, fa
         assert aim.is_met(aim.excess(found.bits, found.mse))
         assert steps == 20
         assert (lmbda > problem.lmbda) == (factor > 1)
-        assert found.loss < 1.02 * weighed_anew(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
+        assert found.loss < 1.05 * weighed_anew(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
 
 
 @pytest.mark.parametrize("target", [{"target_size": 900}, {"target_bpp": 0.6}, {"target_psnr": 31.0}])
