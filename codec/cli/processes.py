@@ -79,7 +79,7 @@ def _result(future: Future[list[Outcome]], total: Any, out: output.Output) -> li
     from concurrent.futures import wait
 
     while out.bar is not None and not wait([future], _REFRESH).done:
-        output.completed(out, total.value)
+        output.completed(out, total.get_obj().value)  # without its lock
     return future.result()
 
 
@@ -120,10 +120,11 @@ class _Tally:
     def count(self, part: float) -> None:
         """Add what is new to `total`; `part` is what is done of the tasks under way."""
         new = self.done + part - self.counted
-        if new > 0:
-            with self.total.get_lock():
-                self.total.value += new
+        lock = self.total.get_lock()
+        if new > 0 and lock.acquire(timeout=0.1):  # a worker that was killed may hold it for ever
+            self.total.get_obj().value += new
             self.counted += new
+            lock.release()
 
 
 _tally: _Tally | None = None  # of this process, if it is a worker
