@@ -1,7 +1,9 @@
 """Time of a round of the last pass beside that of a step of the annealing, as differences of whole encodings.
 
-python benchmarks/rounds.py
-python benchmarks/rounds.py --image photo.png --size 512 --runs 5
+    python benchmarks/rounds.py
+    python benchmarks/rounds.py --image photo.png --size 512 --runs 5
+
+What every encoding does once cancels out.
 """
 
 from __future__ import annotations
