@@ -295,6 +295,19 @@ def test_standard_recipes_are_those_of_the_documentation(name: str, expected: di
         standard_recipe("huge")
 
 
+@pytest.mark.parametrize(("decay", "age"), [(0.9999, 0.2), (0.95, 0.019)])
+def test_the_averaged_weights_are_a_part_of_the_run_old(crops: Crops, decay: float, age: float) -> None:
+    """A fifth of the steps at first, 1/(1 − decay) steps in a long run."""
+    state, steps = start(replace(RECIPE, ema=decay), crops, CPU), 1000
+    followed = "log_gain_y"
+    for now in range(1, steps + 1):
+        state.step = now
+        state.model.get_parameter(followed).data.fill_(now / steps)
+        loop._update_ema(state)
+    found = state.ema.get_parameter(followed)
+    torch.testing.assert_close(found, torch.full_like(found, 1 - age), rtol=0, atol=0.004)
+
+
 def test_learning_rate_schedule(crops: Crops) -> None:
     """Linear warm-up, cosine decay to lr_end, and lower rates for the transforms and for what is not new."""
     recipe = replace(RECIPE, steps=100, warmup=5, rest=0.4, new=("context", "g_a.deep"))
