@@ -296,8 +296,8 @@ def test_standard_recipes_are_those_of_the_documentation(name: str, expected: di
 
 
 @pytest.mark.parametrize(("decay", "age"), [(0.9999, 0.2), (0.95, 0.019)])
-def test_the_averaged_weights_are_a_part_of_the_run_old(crops: Crops, decay: float, age: float) -> None:
-    """A fifth of the steps at first, 1/(1 − decay) steps in a long run."""
+def test_the_mean_age_of_the_averaged_weights(crops: Crops, decay: float, age: float) -> None:
+    """It is a fifth of the steps at first, later decay / (1 − decay) steps; `age` is relative to the run."""
     state, steps = start(replace(RECIPE, ema=decay), crops, CPU), 1000
     followed = "log_gain_y"
     for now in range(1, steps + 1):

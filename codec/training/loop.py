@@ -45,7 +45,7 @@ def progress(state: State) -> float:
 
 @torch.no_grad()
 def _update_ema(state: State) -> None:
-    decay = min(state.recipe.ema, (1 + state.step) / (5 + state.step))  # first, weights that are a fifth of the run old
+    decay = min(state.recipe.ema, (1 + state.step) / (5 + state.step))  # mean age: at first a fifth of the steps
     averages: list[Tensor] = list(state.ema.parameters())
     weights: list[Tensor] = list(state.model.parameters())
     torch._foreach_lerp_(averages, weights, 1 - decay)

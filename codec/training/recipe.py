@@ -42,8 +42,8 @@ class Recipe:
     clip : float
         Largest norm of the gradient.
     ema : float
-        Decay of the exponential moving average (EMA) of the weights, which is exported. It is lower in the first
-        4 / (1 − ema) steps, in which the mean age of the averaged weights is a fifth of the steps so far.
+        Decay of the exponential moving average (EMA) of the weights; the averaged weights are exported. In the first
+        4 / (1 − ema) steps the decay is lower, so that their mean age is a fifth of the steps so far.
     bf16 : bool
         Run convolutions in bfloat16.
     seed : int
