@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..memory import keep_freed_memory
 from ..metrics import psnr_of_mse, rd_loss
 from ..settings import ANCHORS
 from .checkpoint import State, save_checkpoint
@@ -121,6 +122,7 @@ def _summary(state: State, sums: Tensor, crops_per_second: float) -> dict[str, A
     return line
 
 
+@keep_freed_memory()
 def train(
     state: State,
     source: Source,
