@@ -17,8 +17,9 @@ _MMAP_THRESHOLD = 1 << 20  # bytes; larger tensors are mapped, and unmapped when
 def keep_freed_memory() -> Iterator[None]:
     """Context manager, or decorator, within which freed memory stays with the process.
 
-    Each refinement step allocates tensors of the sizes that the previous one freed. By default, glibc unmaps large
-    tensors, and the kernel then clears every page of the next ones: a sixth of a step at one megapixel.
+    Each step of a refinement or training allocates tensors of the sizes that the previous one freed. By default, glibc
+    unmaps large tensors, and the kernel then clears every page of the next ones: a sixth of a refinement step at one
+    megapixel.
     """
     libc = _glibc()
     if libc is None:
