@@ -59,7 +59,7 @@ def encode_batch(
     best = [starting_point(problem) for problem in problems]
     unrefined = unrefined or [candidate.loss for candidate in best]
     steps = 0
-    if settings.method != "none":
+    if settings.refines:
         if needs_tiles(*problems[0].shape):
             best[0], steps = refine_tiles(level, problems[0], best[0], settings, progress)
         else:

@@ -150,6 +150,11 @@ class Settings:
         return STEPS if self.steps is None else self.steps
 
     @property
+    def refines(self) -> bool:
+        """Whether there is any step or round of refinement."""
+        return self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
+
+    @property
     def coding_lambda(self) -> float:
         """λ that selects the level.
 
@@ -159,8 +164,7 @@ class Settings:
             return self.level_lambda
         targets = (self.target_bpp, self.target_size, self.target_psnr)
         ours = self.schedule in (None, "cold") and self.metric == "mse" and targets == (None, None, None)
-        refines = self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
-        if not (ours and refines):
+        if not (ours and self.refines):
             return self.lmbda
         low, high = _REFINED_RANGE
         part = math.log(self.lmbda / low) / math.log(high / low)

@@ -49,6 +49,14 @@ def test_a_cpu_makes_fewer_steps_for_a_large_picture(megapixels: float, steps: i
         assert chosen.on_device("cpu", pixels) == chosen
 
 
+def test_settings_know_whether_they_refine() -> None:
+    """Guards against the preparation of a refinement without steps, and against rounds that are left out."""
+    for unrefined in (Settings(method="none"), Settings(steps=0), Settings(steps=0, schedule="exp")):
+        assert not unrefined.refines
+    for refined in (Settings(), Settings(steps=0, rounds=2), Settings(steps=1, schedule="exp"), Settings(time_limit=1)):
+        assert refined.refines
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_and_effort_is_valid(method: str) -> None:
     """Guards against a choice of the command line that the encoder refuses."""

@@ -163,8 +163,7 @@ def _batch_size(codec: Codec, key: tuple[int, int, bool], settings: Settings) ->
     if settings.time_limit is not None or has_target(settings):
         return 1
     cuda = codec.device.type == "cuda"
-    refined = settings.method != "none" and settings.steps != 0
-    return batch_size(*key[:2], cuda) if cuda or refined else 1
+    return batch_size(*key[:2], cuda) if cuda or settings.refines else 1
 
 
 def _encode(

@@ -122,7 +122,7 @@ def own_coders(
     """
     levels = dict.fromkeys((s.lmbda, s.level_lambda) for s in grid)
     models = {level: _model_id(codec, *level) for level in levels}
-    return [_own(codec, s, crop, None if s.method == "none" else trace, models[s.lmbda, s.level_lambda]) for s in grid]
+    return [_own(codec, s, crop, trace if s.refines else None, models[s.lmbda, s.level_lambda]) for s in grid]
 
 
 def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | None, model_id: str) -> Coder:
