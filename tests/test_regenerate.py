@@ -226,6 +226,21 @@ def _assert_mean_of_classes(method: str, classes: int, values: list[int]) -> Non
     assert np.array(values) @ probabilities == pytest.approx(expected.numpy(), abs=1e-6)
 
 
+def test_figure_3a_shows_the_baselines_of_any_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against baselines of 500 steps that are left out with the curves of 500 steps of Table 1."""
+    names = {
+        "unrefined": ["none"],
+        "figure-3a-baselines": ["ste, 500 steps", "noise, 500 steps"],
+        "table-1-published": ["atanh, 500 steps", "atanh, 2000 steps", "ssl, 500 steps", "ssl, 2000 steps"],
+    }
+    monkeypatch.setattr(paper_plots, "load_curves", lambda path: [SimpleNamespace(name=n) for n in names[path.stem]])
+    monkeypatch.setattr(paper_plots.plots, "rate_distortion", lambda curves: [curve.name for curve in curves])
+    monkeypatch.setattr(paper_plots.plots, "svg", lambda shown, name: shown)
+    assert paper_plots.FIGURES["figure-3a"](Path("results")) == [
+        "none", "ste, 500 steps", "noise, 500 steps", "atanh, 2000 steps", "ssl, 2000 steps",
+    ]  # fmt: skip
+
+
 def test_the_paper_is_measured_drawn_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a run of hours that ends in an error: all studies, with an encoder that takes no time.
 

@@ -98,13 +98,15 @@ def _traces(*names: str) -> Callable[[Path], str]:
     return draw
 
 
-def _rate_distortion(*names: str, without: str = "-") -> Callable[[Path], str]:
-    """A plot of every curve of these studies, except those whose name ends with `without`."""
+def _rate_distortion(*sources: str) -> Callable[[Path], str]:
+    """A plot of all curves of studies NAME, and of those of studies NAME:END whose names end with END."""
 
     def draw(results: Path) -> str:
-        curves = [curve for name in names for curve in load_curves(results / f"{name}.tsv")]
-        shown = [curve for curve in curves if not curve.name.endswith(without)]
-        return plots.svg(plots.rate_distortion(shown), names[-1])
+        shown = []
+        for source in sources:
+            name, _, end = source.partition(":")
+            shown += [curve for curve in load_curves(results / f"{name}.tsv") if curve.name.endswith(end)]
+        return plots.svg(plots.rate_distortion(shown), sources[-1])
 
     return draw
 
@@ -167,7 +169,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "figure-1": figure_1,
     "figure-2-published": _traces("figure-2-published"),
     "figure-2-ours": _traces("figure-2-ours"),
-    "figure-3a": _rate_distortion("unrefined", "figure-3a-baselines", "table-1-published", without=", 500 steps"),
+    "figure-3a": _rate_distortion("unrefined", "figure-3a-baselines", "table-1-published:, 2000 steps"),
     "figure-3c-published": _rate_distortion("unrefined", "figure-3c-published"),
     "figure-3c-ours": _rate_distortion("unrefined", "figure-3c-ours"),
     "table-1-published": _gains("published"),
