@@ -28,7 +28,7 @@ from sgacodec.refine.problem import Problem
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
-kodak = pytest.mark.skipif(not KODAK, reason="needs the Kodak photographs in ../shared/data/kodak")
+kodak = pytest.mark.skipif(not KODAK, reason="needs the 24 Kodak images, which are not distributed")
 
 
 def encode(codec: Codec, picture: Picture, settings: Settings = PLAIN) -> api.Encoded:

@@ -66,6 +66,12 @@ def _select(folder: Path, spec: str) -> tuple[Curve, list[Row], list[Row]]:
     raise ValueError(f"{spec}: the curves are {', '.join(repr(g[0].name) for g in groups)}")
 
 
+def _means_of(folder: Path, file: str) -> list[Row]:
+    """The means of a table, over its images."""
+    path = folder / f"{file}.tsv"
+    return [point for _, group, _ in _groups(path, path.stat().st_mtime) for point in group]
+
+
 def curve_of(folder: Path, spec: str) -> Curve:
     """The curve of a name."""
     for suffix in (".json", ".csv"):
@@ -115,8 +121,7 @@ def _model(folder: Path, spec: str) -> str:
 
 def _iterations(folder: Path, file: str) -> str:
     """Steps of the refinements of a table."""
-    path = folder / f"{file}.tsv"
-    steps = sorted({point["steps"] for _, group, _ in _groups(path, path.stat().st_mtime) for point in group})
+    steps = sorted({point["steps"] for point in _means_of(folder, file)})
     return f"{' and '.join(map(str, steps))} iterations"
 
 
@@ -176,10 +181,21 @@ def _costs(folder: Path, anchor: str, *specs: str) -> str:
     return markdown(lines)
 
 
+def _excess(folder: Path, file: str, down: str, anchor: str) -> str:
+    """Mean loss by an option and λ, relative to that of another curve at the same λ."""
+    losses = {point["lambda"]: point["rd_loss"] for point in _select(folder, anchor)[1]}
+    cells: dict[str, dict[float, str]] = {}
+    for point in _means_of(folder, file):
+        excess = 100 * (point["rd_loss"] / losses[point["lambda"]] - 1)
+        cells.setdefault(_number(_value(point, down)), {})[point["lambda"]] = f"{signed(excess, 1)} %"
+    return markdown(
+        [[f"{down} \\ λ", *map(str, losses)], *([n, *(row[v] for v in losses)] for n, row in cells.items())]
+    )
+
+
 def _pivot(folder: Path, file: str, down: str, across: str, value: str = "rd_loss") -> str:
     """Means of a column, by two columns or options; the lowest of each column is bold."""
-    path = folder / f"{file}.tsv"
-    points = [point for _, group, _ in _groups(path, path.stat().st_mtime) for point in group]
+    points = _means_of(folder, file)
     cells = {(_value(p, down), _value(p, across)): f"{p[value]:.4f}" for p in points}
     if len(cells) < len(points):
         raise ValueError(f"{file}: several settings have one {down} and one {across}")
@@ -194,14 +210,11 @@ def _pivot(folder: Path, file: str, down: str, across: str, value: str = "rd_los
 
 def _spread(folder: Path, file: str, down: str) -> str:
     """By how much the mean loss varies over a hyperparameter: (highest − lowest) / lowest, for each value of `down`."""
-    path = folder / f"{file}.tsv"
     losses: dict[str, list[float]] = {}
-    for _, group, _ in _groups(path, path.stat().st_mtime):
-        for point in group:
-            losses.setdefault(_number(_value(point, down)), []).append(point["rd_loss"])
-    lines = [[down, *losses]]
-    lines.append(["spread", *(f"{100 * (max(v) / min(v) - 1):.2f} %" for v in losses.values())])
-    return markdown(lines)
+    for point in _means_of(folder, file):
+        losses.setdefault(_number(_value(point, down)), []).append(point["rd_loss"])
+    spreads = [f"{100 * (max(v) / min(v) - 1):.2f} %" for v in losses.values()]
+    return markdown([[down, *losses], ["spread", *spreads]])
 
 
 def _traced(folder: Path, file: str, *steps: str) -> str:
@@ -279,6 +292,7 @@ FUNCTIONS: dict[str, Callable[..., str]] = {
     "points": _points,
     "bd-table": _bd_table,
     "costs": _costs,
+    "excess": _excess,
     "pivot": _pivot,
     "spread": _spread,
     "traced": _traced,

@@ -12,6 +12,7 @@ from ..decoding import decode
 from ..rounding import Rounding, rounding
 from . import plots
 from .curves import load_curves, named_groups
+from .figures import curve_of
 from .plots import COLOURS, convergence, label_of, new_figure
 from .rows import Row, means, read_rows, read_traces
 from .sweep import FILES, picture_of, row_file
@@ -99,13 +100,13 @@ def _traces(*names: str) -> Callable[[Path], str]:
 
 
 def _rate_distortion(*sources: str) -> Callable[[Path], str]:
-    """A plot of all curves of studies NAME, and of those of studies NAME:END whose names end with END."""
+    """A plot of all curves of studies NAME, and of the curves NAME:CURVE."""
 
     def draw(results: Path) -> str:
         shown = []
         for source in sources:
-            name, _, end = source.partition(":")
-            shown += [curve for curve in load_curves(results / f"{name}.tsv") if curve.name.endswith(end)]
+            one = ":" in source
+            shown += [curve_of(results, source)] if one else load_curves(results / f"{source}.tsv")
         return plots.svg(plots.rate_distortion(shown), sources[-1])
 
     return draw
@@ -169,7 +170,12 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "figure-1": figure_1,
     "figure-2-published": _traces("figure-2-published"),
     "figure-2-ours": _traces("figure-2-ours"),
-    "figure-3a": _rate_distortion("unrefined", "figure-3a-baselines", "table-1-published:, 2000 steps"),
+    "figure-3a": _rate_distortion(
+        "unrefined",
+        "figure-3a-baselines",
+        "table-1-published:atanh, 2000 steps",
+        "table-1-published:ssl, 2000 steps",
+    ),
     "figure-3c-published": _rate_distortion("unrefined", "figure-3c-published"),
     "figure-3c-ours": _rate_distortion("unrefined", "figure-3c-ours"),
     "table-1-published": _gains("published"),
