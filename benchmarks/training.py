@@ -1,5 +1,7 @@
 """CPU time, or time on a GPU, of training steps in each stage, with both optimizers, and of the parts of a joint step.
 
+On CPUs also that of joint steps with and without freed memory kept.
+
     python benchmarks/training.py
     python benchmarks/training.py --no-bf16 --stages joint,prior
     python benchmarks/training.py --device cuda --batch 32
@@ -11,6 +13,7 @@ time is that of all threads: with one thread (OMP_NUM_THREADS=1), crops per seco
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from torch import Tensor
 from workbench import PHOTOGRAPH, machine, pixels_of, show, synchronise
 
 from sgacodec.device import reduced_precision
+from sgacodec.memory import keep_freed_memory
 from sgacodec.training.checkpoint import State, start
 from sgacodec.training.crops import Crops
 from sgacodec.training.loop import step
@@ -109,6 +113,25 @@ def parts(options: argparse.Namespace, device: torch.device) -> None:
     show(f"A joint step with SOAP, {options.batch} crops of 256x256", ("part", "ms", "share"), rows)
 
 
+def memory(options: argparse.Namespace, device: torch.device) -> None:
+    """A joint step with freed memory returned to the system, and with it kept, as `train` does."""
+    images = [torch.from_numpy(pixels_of(PHOTOGRAPH, 512, 512)).permute(2, 0, 1)]
+    recipe = standard_recipe(options.architecture, steps=10**6, batch=options.batch, bf16=options.bf16)
+    state, source = start(recipe, Crops(images), device), Crops(images, device)
+    contexts = {"returned": contextlib.nullcontext, "kept": keep_freed_memory}
+    times: dict[str, list[float]] = {name: [] for name in contexts}
+    for round_number in range(options.runs + 1):
+        for name, context in contexts.items():
+            with context():
+                step(state, source, device)  # takes the memory that the others keep
+                spent = [seconds(lambda: step(state, source, device), device) for _ in range(PERIOD)]
+            if round_number:
+                times[name].append(statistics.mean(spent))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    rows = [[name, f"{1000 * t:.0f}", f"{t / medians['returned']:.2f}"] for name, t in medians.items()]
+    show(f"Freed memory, joint steps of {options.batch} crops", ("freed memory", "ms a step", "relative"), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="lite")
@@ -125,6 +148,8 @@ def main() -> None:
         options.bf16 = reduced_precision(device)
     stages(options, device)
     parts(options, device)
+    if device.type == "cpu":
+        memory(options, device)
 
 
 if __name__ == "__main__":

@@ -188,9 +188,8 @@ def _excess(folder: Path, file: str, down: str, anchor: str) -> str:
     for point in _means_of(folder, file):
         excess = 100 * (point["rd_loss"] / losses[point["lambda"]] - 1)
         cells.setdefault(_number(_value(point, down)), {})[point["lambda"]] = f"{signed(excess, 1)} %"
-    return markdown(
-        [[f"{down} \\ λ", *map(str, losses)], *([n, *(row[v] for v in losses)] for n, row in cells.items())]
-    )
+    lines = [[name, *(row[lmbda] for lmbda in losses)] for name, row in cells.items()]
+    return markdown([[f"{down} \\ λ", *map(str, losses)], *lines])
 
 
 def _pivot(folder: Path, file: str, down: str, across: str, value: str = "rd_loss") -> str:
