@@ -94,8 +94,7 @@ def _needs(folder: Path, curve: str, anchor: str) -> str:
 
 
 def _saves(folder: Path, curve: str, anchor: str, digits: str = "0") -> str:
-    rate = -metrics.bd_rate(curve_of(folder, curve), curve_of(folder, anchor))
-    return f"{rate:.{digits}f} %"
+    return f"{-metrics.bd_rate(curve_of(folder, curve), curve_of(folder, anchor)):.{digits}f} %"
 
 
 def _bd_psnr(folder: Path, curve: str, anchor: str) -> str:
