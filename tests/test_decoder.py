@@ -215,12 +215,12 @@ print([name for name in ("torch", "compressai") if name in sys.modules])
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("name", ["linear", "body"])
+@pytest.mark.parametrize("name", ["linear", "body", "groups"])
 @pytest.mark.parametrize("side", [40, 200])
 def test_threads_change_nothing(
     name: str, side: int, model_path, photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against seams between the parts of a picture that threads render, and against lost exceptions."""
+    """Guards against races and seams between the parts that threads decode, and against lost exceptions."""
     path, pixels = model_path(name), photograph[:side, :side]
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     assert threads.workers() == 1
@@ -228,6 +228,8 @@ def test_threads_change_nothing(
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(synthesis, "_BODY", 1)
+    monkeypatch.setattr(prior, "_TILE", 3)
+    monkeypatch.setattr(prior, "_BLOCK", 7)
     assert threads.workers() == 3
     three, _ = both(path, pixels)
     assert np.abs(three.pixels.astype(int) - one.pixels).max() <= 1

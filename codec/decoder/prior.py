@@ -19,6 +19,7 @@ import numpy as np
 
 from .grid import Grid, columns, positions, taps
 from .layers import ACTIVATION_MAX, OUTPUT_MAX, Layer, finished, multiplied, upsampled
+from .threads import each, workers
 
 UPSAMPLING = 4  # positions of y for each position of z, along both axes
 MU_BITS = 10  # fractional bits of μ
@@ -85,6 +86,20 @@ class Pass:
     mu: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Positions of a pass that are evaluated at once.
+
+    `rows` are those of the arrays of a `Pass`, `where` (n,) indexes into `Grid.flat`; `bottom` and `right` are the ends
+    of the rows and columns of y in which they are.
+    """
+
+    rows: slice
+    where: np.ndarray
+    bottom: int
+    right: int
+
+
 def decode_passes(
     prior: Prior,
     k_z: np.ndarray,
@@ -100,7 +115,8 @@ def decode_passes(
     symbols_of : callable
         Gives the symbols of a pass, (h·w', C) int32.
     seen : callable
-        Called with the indexes of each block of a pass before the next is evaluated; what it raises ends the work.
+        Called with the indexes of each block of a pass before the next ones are evaluated; what it raises ends the
+        work.
 
     Returns
     -------
@@ -120,22 +136,19 @@ def decode_passes(
         last_group = group.channels.stop == found.shape[-1]
         for half in (None,) if group.near is None else (0, 1):
             evaluate = _evaluation(prior, number, group, half, features, coded, own)
-            row = w if half is None else w // 2
-            count = h * row
+            count = h * (w if half is None else w // 2)
             index = np.empty((count, size), np.uint8)
             mu, mu_h = np.empty((2, count, size), np.int32)
-            step = max(1, _BLOCK // row)
-            for top in range(0, h, step):
-                bottom = min(top + step, h)
-                where = positions(w, top, bottom, half).ravel()
-                for first in range(0, len(where), _BLOCK):  # one, if not a row alone is longer
-                    end = min(first + _BLOCK, len(where))
-                    below, right = min(h, bottom + margin), min(w, w // row * end + margin)
+            blocks = _blocks(h, w, half)
+            for at_once in (blocks[i : i + workers()] for i in range(0, len(blocks), workers())):
+                for block in at_once:
+                    below, right = min(h, block.bottom + margin), min(w, block.right + margin)
                     while reached[0] < below and (reached[2] < below or reached[3] < right):
                         reached = next(tiles)
-                    block = slice(top * row + first, top * row + end)
-                    index[block], mu[block], mu_h[block] = evaluate(where[first:end])
-                    seen(index[block])
+                results = each(evaluate, [block.where for block in at_once])
+                for block, result in zip(at_once, results, strict=True):
+                    index[block.rows], mu[block.rows], mu_h[block.rows] = result
+                    seen(result[0])
             symbols = symbols_of(Pass(group.channels, half, index, mu))
             inside = own.inside
             for target, values in ((found[0], symbols), (found[1], mu)):
@@ -195,6 +208,20 @@ def _fill(features: Grid, prior: Prior, k_z: np.ndarray) -> Iterator[tuple[int, 
 
 def _parts(length: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def _blocks(h: int, w: int, half: int | None) -> list[_Block]:
+    """The positions of a pass, row by row: whole rows, or parts of a row that is longer than a block."""
+    row = w if half is None else w // 2
+    size = min(_BLOCK, -(-h * row // workers()))
+    step, found = max(1, size // row), []
+    for top in range(0, h, step):
+        bottom = min(top + step, h)
+        where = positions(w, top, bottom, half).ravel()
+        for first, end in _parts(len(where), size):
+            rows = slice(top * row + first, top * row + end)
+            found.append(_Block(rows, where[first:end], bottom, min(w, w // row * end)))
+    return found
 
 
 def _evaluation(

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _MOST = 4  # threads: each needs memory for a tile
 
@@ -30,13 +31,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(function: Callable[[Item], None], items: Sequence[Item]) -> None:
-    """Call a function of each item, in several threads; the first exception is raised."""
+def each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """The results of a function for each item, computed in several threads; the first exception is raised."""
     count = min(workers(), len(items))
     if count <= 1:
-        for item in items:
-            function(item)
-        return
+        return [function(item) for item in items]
     with ThreadPoolExecutor(count) as pool:
-        for _ in pool.map(function, items):
-            pass
+        return list(pool.map(function, items))
