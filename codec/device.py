@@ -37,10 +37,10 @@ def device_of(name: str) -> torch.device:
 
 
 def reduced_precision(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions are faster than float32 ones: on CUDA, and on CPUs with matrix tiles (AMX)."""
+    """Whether bfloat16 convolutions are faster than float32 ones: on CUDA, and on CPUs with AMX or AVX512_BF16."""
     import torch
 
     if device.type == "cuda":
         return True
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(check is not None and check() for check in checks)

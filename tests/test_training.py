@@ -38,7 +38,7 @@ from sgacodec.training.data import DataError, read_photographs, split
 from sgacodec.training.export import export_checkpoint
 from sgacodec.training.initial import initial_model
 from sgacodec.training.initial_weights import read_initial
-from sgacodec.training.loop import progress, step, train
+from sgacodec.training.loop import draw_anchors, progress, step, train
 from sgacodec.training.objective import forward, forward_decoder, lambdas
 from sgacodec.training.optimizer import _SOAP, _soap, _split_kernels, set_learning_rate
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
@@ -306,6 +306,15 @@ def test_the_mean_age_of_the_averaged_weights(crops: Crops, decay: float, age: f
         loop._update_ema(state)
     found = state.ema.get_parameter(followed)
     torch.testing.assert_close(found, torch.full_like(found, 1 - age), rtol=0, atol=0.004)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 8, 32])
+def test_a_batch_has_all_anchors_equally_often(batch: int) -> None:
+    """Guards against batches with too many crops of one λ, and against an anchor that is preferred in the long run."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.stack([torch.bincount(draw_anchors(batch, generator), minlength=6) for _ in range(600)])
+    assert counts.max() - counts.min() <= 1
+    assert (counts.float().mean(0) - batch / 6).abs().max() < 0.1
 
 
 def test_learning_rate_schedule(crops: Crops) -> None:

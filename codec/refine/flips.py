@@ -29,6 +29,7 @@ from .aim import Aim
 from .fused import weighted_squares
 from .objective import Batch, synthesise
 from .problem import Candidate, Problem
+from .steps import prepare
 from .symbols import Coded, symbol_coder
 
 _MARGIN = 0.05  # a symbol is changed where the loss is predicted to fall by more than this part of the curvature
@@ -79,7 +80,7 @@ def polish(
         return candidate
     begun = time.perf_counter()
     if reduced_precision(level.device):  # bfloat16 is too coarse for the gain of single changes
-        level = problem.level
+        level = prepare(problem.level, bf16=False)
     batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
     latents = candidate.quantized or quantize(level, candidate.y, candidate.z)
     loss = _Loss(level, batch, symbol_coder(level, latents))

@@ -32,16 +32,21 @@ log = logging.getLogger(__name__)
 _GRAPH_WARM_UP = 3  # eager iterations on a side stream before a capture, as the CUDA documentation asks for
 
 
-def prepare(level: LevelModel) -> LevelModel:
+def prepare(level: LevelModel, bf16: bool | None = None) -> LevelModel:
     """A copy of the level whose h_s and g_s give the same results in less time on its device, for refinement only.
 
     Where convolutions run in bfloat16, the weights are converted once, which autocast would do in every step; the last
-    layer of h_s, which gives σ and μ, stays float32. On other CPUs, layers with a closed-form backward are used.
+    layer of h_s, which gives σ and μ, stays float32. In float32 on a CPU, layers with a closed-form backward are used.
+
+    Parameters
+    ----------
+    bf16 : bool, optional
+        None: where it is faster.
     """
     networks = level.folded.networks
     h_s, g_s = copy.deepcopy(networks.h_s), subpixel(copy.deepcopy(networks.g_s))
     context = copy.deepcopy(level.folded.context)
-    if reduced_precision(level.device):
+    if reduced_precision(level.device) if bf16 is None else bf16:
         _reduce_precision(h_s[:-1])
         _reduce_precision(g_s)
     elif level.device.type == "cpu":
