@@ -11,6 +11,10 @@ __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Settings", "__version__", 
 _MODULES = {"Decoded": "reading", "Picture": "picture", "Settings": "settings", "decode": "decoding"}  # without torch
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,8 @@ from PIL import Image
 from .bitstream import FormatError
 from .pillow import limited_pillow
 
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of a PNG stream
+
 
 def encode_alpha(alpha: np.ndarray) -> bytes:
     """Compress an alpha plane (H, W) uint8 without loss, as the PNG stream that docs/format.md describes."""
@@ -36,8 +38,8 @@ def decode_alpha(data: bytes, width: int, height: int) -> np.ndarray:
     Raises
     ------
     FormatError
-        If the section is not a PNG stream of this size and of a kind that the format allows. Both are
-        checked before pixels are decoded.
+        If the section is not a complete PNG stream of this size and of a kind that the format allows. Size, kind and
+        end are checked before pixels are decoded.
     """
     if len(data) < 33 or data[:16] != b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR":
         raise FormatError("the alpha section is not a PNG stream")
@@ -47,6 +49,7 @@ def decode_alpha(data: bytes, width: int, height: int) -> np.ndarray:
     if depth not in (1, 8) or colour != 0 or interlace != 0:
         raise FormatError("the alpha section is not a grey PNG of 1 or 8 bits without interlacing")
     try:
+        _check_chunks(data)
         with limited_pillow(width * height), Image.open(io.BytesIO(data), formats=["PNG"]) as im:
             im.load()
             if "transparency" in im.info or im.size != (width, height):
@@ -54,6 +57,18 @@ def decode_alpha(data: bytes, width: int, height: int) -> np.ndarray:
             return np.array(im.convert("L"))
     except Exception:  # Pillow's parsers raise exceptions of many types for a damaged file
         raise FormatError("the alpha section is damaged") from None
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raise ValueError or struct.error unless a PNG stream ends with its first IEND, and is of one image."""
+    at = 8
+    while at < len(data) - len(_END):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind in (b"IEND", b"acTL"):
+            raise ValueError("bytes after the end, or an animation")
+        at += 12 + length
+    if data[at:] != _END:
+        raise ValueError("no end")
 
 
 def fill_transparent(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:

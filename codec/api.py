@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from . import bitstream, latents
 from .batching import batch_key
 from .bitstream import DEFAULT_MAX_PIXELS
 from .device import device_of
-from .encoding import encode_batch, encode_to_target
+from .encoding import assemble, encode_batch, encode_to_target
 from .image import read_image
 from .models.cache import LevelCache
+from .models.level import LevelModel
 from .networks.architecture import padded_size
 from .picture import Picture, check_picture
-from .rate_control import Figures, has_target, search
+from .rate_control import Figures, has_target, is_possible, search
 from .reading import Decoded, log_hash, picture_of, read_file
 from .refine.loop import Progress, Trace, TracePoint
 from .refine.steer import MissedLevelError
@@ -148,21 +149,25 @@ class Codec:
         roi: np.ndarray | None,
         progress: Callable[[Progress], None] | None,
     ) -> Encoded:
+        def level_of(chosen: Settings) -> LevelModel:
+            return self.levels.for_encoding(chosen.lmbda, chosen.coding_lambda)
+
         def encode_at(chosen: Settings) -> Encoded:
             start = time.perf_counter()
-            level = self.levels.for_encoding(chosen.lmbda, chosen.level_lambda)
+            level = level_of(chosen)
 
             def has_other_level(lmbda: float) -> bool:
-                return self.levels.for_encoding(lmbda, chosen.level_lambda) is not level
+                return level_of(replace(chosen, lmbda=lmbda)) is not level
 
             try:
                 if not has_target(chosen):
-                    ((data, refinement),) = encode_batch(level, [picture], [roi], chosen, progress)
+                    plain = self.levels.for_encoding(chosen.lmbda, chosen.level_lambda)
+                    ((data, refinement),) = encode_batch(level, [picture], [roi], chosen, progress, plain=plain)
                 else:
                     data, refinement = encode_to_target(level, picture, roi, chosen, progress, has_other_level)
             except MissedLevelError as missed:
-                level = self.levels.for_encoding(missed.lmbda)
                 chosen = replace(chosen, lmbda=missed.lmbda)
+                level = level_of(chosen)
                 if chosen.time_limit is not None:
                     left = chosen.time_limit - (time.perf_counter() - start)
                     chosen = replace(chosen, time_limit=max(1e-3, left))
@@ -186,10 +191,12 @@ class Codec:
             )
 
         start = time.perf_counter()
+        least = len(assemble(level_of(settings), picture, b"", b""))
+        possible = is_possible(settings, least, math.prod(picture.pixels.shape[:2]))
         steered = not needs_tiles(*padded_size(*picture.pixels.shape[:2])) and settings.rounds_after(
             settings.annealing_steps
         )
-        found, warning = search(settings, encode_at, figures, steered=bool(steered))
+        found, warning = search(settings, encode_at, figures, steered=bool(steered), possible=possible)
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())
 
@@ -222,9 +229,19 @@ class Codec:
 
 
 def encode(
-    source: str | os.PathLike[str] | Picture, settings: Settings | None = None, *, model: str | None = None
+    source: str | os.PathLike[str] | BinaryIO | Picture, settings: Settings | None = None, *, model: str | None = None
 ) -> bytes:
-    """Encode one image, a path or a Picture, to the content of a .sga file; `Codec` also takes batches and devices."""
+    """Encode one image, a path, a file object or a Picture, to the content of a .sga file.
+
+    `Codec` also takes batches and devices.
+
+    Raises
+    ------
+    TypeError
+        When `source` is none of these.
+    """
+    if not isinstance(source, (str, os.PathLike, Picture)) and not hasattr(source, "read"):
+        raise TypeError(f"encode takes a path, a file object or a Picture, not {type(source).__name__}")
     picture = source if isinstance(source, Picture) else read_image(source)
     return Codec(model).encode([picture], settings)[0].data
 

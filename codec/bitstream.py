@@ -136,10 +136,10 @@ def read(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> SgaFile:
     width, at = _read_varint(body, _FIXED, "width")
     height, at = _read_varint(body, at, "height")
     _check_pixels(width, height, max_pixels)
+    if len(data) > _longest(width, height):
+        raise FormatError(f"{len(data)} bytes are too many for {width} x {height} pixels")
     z, at = _read_block(body, at, "z")
-    found: dict[str, bytes] = {}
-    if flags & _EXTRA:
-        found, at = _read_sections(body, at)
+    found, at = _read_sections(body, at) if flags & _EXTRA else ({}, at)
     return SgaFile(
         model_id=data[4:8],
         level=flags & MAX_LEVEL,

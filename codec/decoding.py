@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from .bitstream import read_stream
 from .decoder.decode import PictureDecoder
@@ -51,11 +51,15 @@ def open_decoder(model: str | None = None, device: str = "auto", pixels: int = 0
     return PictureDecoder(model)
 
 
-def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) -> Picture:
-    """Decode a .sga file, given by its path or its content, on the CPU; `Codec.decode` also uses CUDA.
+def decode(
+    source: str | os.PathLike[str] | BinaryIO | bytes | bytearray | memoryview, *, model: str | None = None
+) -> Picture:
+    """Decode a .sga file, given by its path, a file object or its content, on the CPU; `Codec.decode` also uses CUDA.
 
     Raises
     ------
+    TypeError
+        When `source` is none of these.
     OSError
         When the file cannot be read.
     FormatError
@@ -63,10 +67,16 @@ def decode(source: str | os.PathLike[str] | bytes, *, model: str | None = None) 
     ModelNotFoundError, ModelError
         When its model is not installed or damaged.
     """
-    if not isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, (str, os.PathLike)):
         with open(source, "rb") as file:
-            source = read_stream(file)
-    return shared_decoder(model).decode(source).picture
+            data = read_stream(file)
+    elif hasattr(source, "read"):
+        data = read_stream(source)
+    else:
+        raise TypeError(f"decode takes a path, a file object or bytes, not {type(source).__name__}")
+    return shared_decoder(model).decode(data).picture
 
 
 @functools.lru_cache(maxsize=4)

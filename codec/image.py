@@ -135,6 +135,14 @@ def to_picture(
         if data is not None and len(data) > MOST_METADATA:
             notes.append(f"{kind} of {len(data)} bytes is dropped")
     icc, exif, xmp = (None if data is None or len(data) > MOST_METADATA else data for data in (icc, exif, xmp))
+    if exif is not None and not exif.startswith((b"II", b"MM")):
+        notes.append("EXIF that cannot be read is dropped")
+        exif = None
+    try:
+        (xmp or b"").decode()
+    except UnicodeDecodeError:
+        notes.append("XMP that is not UTF-8 is dropped")
+        xmp = None
 
     fitting = b"GRAY" if im.mode in ("1", "L", "LA", "La") else b"RGB "
     if im.mode == "CMYK":

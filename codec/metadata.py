@@ -31,8 +31,8 @@ def read_metadata(im: Image.Image) -> tuple[bytes | None, bytes | None, bytes | 
         exif = None
         with contextlib.suppress(Exception):
             exif = _descriptive(im.getexif())
-    elif exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
+    else:
+        exif = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some files have it twice
     xmp = im.info.get("xmp")
     xmp = xmp.encode() if isinstance(xmp, str) else xmp
     icc = im.info.get("icc_profile")
@@ -55,8 +55,26 @@ def _tags(exif: bytes | None) -> Image.Exif:
     """The tags of the first directory; none if EXIF cannot be read."""
     tags = Image.Exif()
     with _unreadable_ignored():
-        tags.load(exif or b"")
+        tags.load_from_fp(_ReadOnce(exif or b""))
     return tags
+
+
+class _ReadOnce(io.BytesIO):
+    """EXIF of which hardly more can be read than it has bytes (some files share values).
+
+    Tags whose values overlap would multiply it: versions of Pillow before 13 copy each of them.
+    """
+
+    def __init__(self, exif: bytes) -> None:
+        super().__init__(exif)
+        self._left = 2 * len(exif)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError("values overlap")
+        return data
 
 
 @contextlib.contextmanager
@@ -122,13 +140,14 @@ def _with_resolution(exif: bytes | None, dpi: Any) -> bytes | None:
             (following,) = struct.unpack_from(order + "I", out, start + 2 + 12 * count)
     except (ArithmeticError, KeyError, TypeError, ValueError, struct.error):
         return exif
+    stated = [struct.pack(order + "H", tag) for tag in (_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT)]
+    entries = [entry for entry in entries if entry[:2] not in stated]  # without a unit it is the inch
     out += bytes(len(out) % 2)
     values = b""
     for tag, value in ((_X_RESOLUTION, x), (_Y_RESOLUTION, y)):
         rational = struct.pack(order + "II", value.numerator, value.denominator)
         values = values if values == rational else values + rational
         entries.append(struct.pack(order + "HHII", tag, 5, 1, len(out) + len(values) - 8))
-    entries = [entry for entry in entries if entry[:2] != struct.pack(order + "H", _RESOLUTION_UNIT)]  # inches
     entries.sort(key=lambda entry: struct.unpack_from(order + "H", entry))
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "I", following)
     return out[:4] + struct.pack(order + "I", len(out) + len(values)) + out[8:] + values + directory
@@ -179,9 +198,10 @@ def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 def orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
     """The orientation that EXIF or XMP states, 1 to 8; None if they state none."""
     im = Image.new("L", (1, 1))
-    im.info = {key: data for key, data in (("exif", exif), ("xmp", xmp)) if data}
+    im.info = {"xmp": xmp} if xmp else {}
     with _unreadable_ignored():
-        value = im.getexif().get(_ORIENTATION)
+        tags = _tags(exif)
+        value = (tags if _ORIENTATION in tags else im.getexif()).get(_ORIENTATION)
         return value if value in range(1, 9) else None
     return None
 

@@ -22,6 +22,7 @@ _TO_8_BIT = ((np.arange(2**16, dtype=np.uint32) * 255 + 32767) // 65535).astype(
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # raw mode: 8-bit difference between neighbouring values of the stored sample
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _PLANES = 258, 262, 266, 284  # tags of TIFF
 
 _lock = threading.RLock()  # Pillow's pixel limit and Python's warning filters are global
 
@@ -105,8 +106,9 @@ def load_8_bit(
     Raises
     ------
     ImageError
-        If the samples are floating-point numbers, or integers outside 0 to 65535.
+        If the samples are floating-point numbers, or integers outside 0 to 65535, or in planes that Pillow mixes up.
     """
+    _refuse_planes(stored)
     layout = _layout(stored)
     kind, _, depth = layout.partition(";")
     wide = depth.startswith("16") or any(_largest_sample(tile) > 255 for tile in _tiles(stored))
@@ -125,6 +127,10 @@ def load_8_bit(
         samples = _wide_samples(stored)
     elif stored.mode.startswith("I;16"):
         samples = np.array(stored)[..., None]
+        if layout == "I;12":
+            samples = ((samples.astype(np.uint32) * 65535 + 2047) // 4095).astype(np.uint16)
+        elif layout in ("I;16", "I;16N") and _tiff_tags(stored).get(_PHOTOMETRIC) == 0:
+            samples = ~samples  # 0 is white, which Pillow heeds at 8 bits only
 
     notes = ["samples of more than 8 bits are reduced to 8"]
     transparent = stored.info.get("transparency")
@@ -140,6 +146,27 @@ def load_8_bit(
         alpha = np.where((samples == np.asarray(transparent)).all(axis=2), 0, 255).astype(np.uint8)
         eight = np.dstack([eight, alpha])
     return Image.fromarray(eight[..., 0] if eight.shape[2] == 1 else eight), notes
+
+
+def _refuse_planes(im: Image.Image) -> None:
+    """Refuse a TIFF file with a plane for each channel of which Pillow would take some samples for others.
+
+    Where they are uncompressed, it heeds neither their bit depth, nor the order of bits, nor that 0 may be white; where
+    they are compressed, it puts them into red, green, blue and alpha whatever they are.
+    """
+    tags, tiles = _tiff_tags(im), _tiles(im)
+    if not tiles or tags.get(_PLANES) != 2:
+        return
+    right = im.mode not in ("LA", "La", "PA", "LAB", "YCbCr")
+    if right and tiles[0].codec_name == "raw":
+        right = set(tags.get(_BITS, (1,))) == {1 if im.mode == "1" else 8}
+        right = right and tags.get(_PHOTOMETRIC, 0) != 0 and tags.get(_FILL_ORDER, 1) == 1
+    if not right:
+        raise ImageError("TIFF with separate planes of a kind that is not supported: store the channels together")
+
+
+def _tiff_tags(im: Image.Image) -> Any:
+    return getattr(im, "tag_v2", {})
 
 
 def _mapped(im: Image.Image, table: np.ndarray) -> Image.Image:

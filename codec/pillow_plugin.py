@@ -5,6 +5,9 @@
     im.save("x.sga", lmbda=0.0075, method="ssl", steps=100)
                          options are the fields of `Settings`, and model, device, roi (H, W), icc_profile, exif, xmp
 
+`Image.save` empties the file before it is encoded, as for every format: an error or an interruption loses an old file
+of the name. `sgacodec encode` keeps it until the new one is complete.
+
 ICC profile, EXIF and XMP are in `im.info` as "icc_profile", "exif" and "xmp", and are saved from there.
 """
 

@@ -29,7 +29,7 @@ _APPROACHES, _NEAR = 4, 0.08  # unrefined encodings before one that steers λ; t
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
-_GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes, typically
+_GAIN_RATE = 0.13  # logarithm of the ratio of unrefined to refined bytes at one λ, typically
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
@@ -69,12 +69,22 @@ def has_target(settings: Settings) -> bool:
     return any(t is not None for t in (settings.target_bpp, settings.target_size, settings.target_psnr))
 
 
+def is_possible(settings: Settings, least: int, pixels: int) -> bool:
+    """Whether a target leaves bytes for the latents, where header, metadata and alpha have `least` bytes."""
+    if settings.target_size is not None:
+        return settings.target_size > least
+    if settings.target_bpp is not None:
+        return settings.target_bpp * pixels / 8 * math.exp(_FAR_RATE) > least
+    return True
+
+
 def search(
     settings: Settings,
     encode: Callable[[Settings], Result],
     figures: Callable[[Result], Figures],
     clock: Callable[[], float] = time.monotonic,
     steered: bool = False,
+    possible: bool = True,
 ) -> tuple[Result, str]:
     """Encode at the λ that meets the target.
 
@@ -89,6 +99,8 @@ def search(
         The figures of a result.
     clock : callable
         Seconds since an arbitrary moment.
+    possible : bool
+        As `is_possible` returns it; if not, only the smallest unrefined encoding is made, for the message.
 
     Returns
     -------
@@ -113,6 +125,9 @@ def search(
         found = figures(result)
         return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
 
+    if not possible:
+        smallest = attempt(_unrefined(replace(plain, lmbda=LAMBDA_RANGE[0])))
+        raise TargetError(_unreached(settings, [smallest], ""))
     parts = 1 if steered else _PARTS
     low, high = map(math.log, LAMBDA_RANGE)  # beyond the ladder only the λ of the refinement changes
     middle = math.log(settings.lmbda)

@@ -162,8 +162,7 @@ class Settings:
         """
         if self.level_lambda is not None:
             return self.level_lambda
-        targets = (self.target_bpp, self.target_size, self.target_psnr)
-        ours = self.schedule in (None, "cold") and self.metric == "mse" and targets == (None, None, None)
+        ours = self.schedule in (None, "cold") and self.metric == "mse"
         if not (ours and self.refines):
             return self.lmbda
         low, high = _REFINED_RANGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgacodec import bitstream
-from sgacodec.bitstream import FormatError, SgaFile, UnsupportedVersionError, read, write
+from sgacodec.bitstream import FormatError, SgaFile, UnsupportedVersionError, read, read_stream, write
 
 FORMAT_MD = Path(__file__).parents[1] / "docs" / "format.md"
 
@@ -220,6 +221,19 @@ def test_write_refuses_what_read_would_refuse(change: dict) -> None:
     """Guards against writing files that cannot be read."""
     with pytest.raises(FormatError):
         write(dataclasses.replace(PLAIN, **change))
+
+
+def test_the_limit_of_the_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against bytes that are read, where a file with the same bytes is refused."""
+    file = SgaFile(b"1234", 0, 1, 1, b"", b"x" * (4 * 65**2 - 16))
+    longer = sealed(write(file)[:-4] + b"x")
+    assert read(longer).y == file.y + b"x"
+    monkeypatch.setattr(bitstream, "_METADATA_BYTES", 0)
+    assert len(write(file)) == 4 * 65**2
+    assert read(read_stream(io.BytesIO(write(file)))) == file
+    for refuse in (read, lambda data: read_stream(io.BytesIO(data))):
+        with pytest.raises(FormatError, match="bytes"):
+            refuse(longer)
 
 
 def test_overhead() -> None:

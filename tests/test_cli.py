@@ -585,6 +585,19 @@ def test_quiet_and_verbose(run: Run, photo: Path) -> None:
     assert run("encode", "absent.png", "out.sga", "-q").stderr != ""
 
 
+def test_what_pillow_logs_is_not_shown(run: Run, photo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against lines of other libraries, which --quiet does not stop."""
+    Image.open(photo).save("bad.tif")
+    data = bytearray(Path("bad.tif").read_bytes())
+    at = data.index(b"\x15\x01\x03\0\1\0\0\0")  # 277: samples per pixel
+    data[at + 8 : at + 10] = b"\0\1"
+    Path("bad.tif").write_bytes(data)
+    done = run("encode", "bad.tif", "out.sga", "-q")
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert [entry.name for entry in caplog.records if entry.name.startswith("PIL")] == []
+
+
 @pytest.mark.parametrize("traced", [["-vv"], []])
 def test_trace_by_flag_and_by_variable(
     run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, traced: list[str]
@@ -654,6 +667,19 @@ def test_info_names_an_installed_model_and_uses_its_ladder(run: Run, tmp_path: P
     report = json.loads(run("info", "--json", "a.sga").stdout)
     assert report["model"] == "tiny"
     assert report["lambda"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("anchors", [[0.01, 10**400], [2e-9, 1.7e308], [1e-7, 0.01], [0.01, 1e7]])
+def test_a_model_with_absurd_anchors(run: Run, tmp_path: Path, anchors: list[float]) -> None:
+    """Guards against a model whose λ are not finite, and its file that ends the listing of all others."""
+    path = tmp_path / "models" / "evil.safetensors"
+    model_file(path, id=b"evil".hex(), anchors=anchors)
+    for name, model_id in (("a.sga", b"1234"), ("evil.sga", b"evil"), ("b.sga", b"1234")):
+        Path(name).write_bytes(bitstream.write(SgaFile(model_id, 0, 1, 1, b"", b"")))
+    result = run("info", "--json", "a.sga", "evil.sga", "b.sga")
+    assert result.exit_code == 0
+    assert [json.loads(line)["model"] for line in result.stdout.splitlines()] == [None] * 3
+    assert "anchors: not ascending numbers" in run("models", "list").stderr
 
 
 def test_models_list_and_show(run: Run, tmp_path: Path) -> None:
@@ -728,6 +754,11 @@ def test_models_verify_and_import(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert "mine.safetensors" in run("models", "import", "c.pth.tar", "--name", "mine").stdout
     assert run("models", "import", "c.pth.tar", "--name", "../mine").exit_code == 2
     assert run("models", "import", "absent", "--name", "mine").exit_code == 2
+    for name in ("lite", "mshyper-128", "mshyper-192"):
+        result = run("models", "import", "c.pth.tar", "--name", name)
+        assert result.exit_code == 2
+        assert f"--name '{name}': a name of built-in models" in result.stderr
+    assert run("models", "import", "c.pth.tar", "--name", "mine", "--lambda", "1e-7").exit_code == 2
     assert run("models", "verify", "other").exit_code == 4
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import batch, main, output, processes, storage
+from sgacodec.cli import batch, main, output, processes, storage, streams
 from sgacodec.cli.files import Task
 from sgacodec.refine.loop import Progress
 
@@ -124,6 +124,39 @@ def test_an_output_without_a_place_is_told_before_any_work(run: Run, photos: Pat
     assert names("out") == [str(Path(blocked).relative_to("out"))]
 
 
+@pytest.mark.parametrize("name", ["new/", "sub/new/"])
+def test_the_name_of_a_folder_is_no_output(run: Run, photos: Path, name: str) -> None:
+    """Guards against a file, without a suffix, in place of the folder that was meant."""
+    result = run("encode", "photos/a.png", name, "--device", "cpu")
+    assert result.exit_code == 2
+    assert f"--out-dir {name}" in result.stderr
+    assert not Path(name).exists()
+
+
+def test_a_folder_that_cannot_be_read_is_told(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against files that are left out without a word."""
+    original = os.scandir
+
+    def refusing(path: str) -> Iterator[os.DirEntry[str]]:
+        if os.path.basename(path) == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    result = run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "photos/sub' cannot be read: Permission denied" in result.stderr
+
+
+def test_a_link_to_nothing_in_a_folder_is_a_failure(run: Run, photos: Path) -> None:
+    """The others are encoded."""
+    (photos / "d.png").symlink_to("missing.png")
+    result = run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr
+    assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
+
+
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
 def test_files_from_a_list(run: Run, photos: Path, separator: bytes) -> None:
     """Names are separated by line ends or by NUL characters."""
@@ -210,12 +243,61 @@ def test_a_bad_image_does_not_take_its_batch_along(run: Run, photos: Path) -> No
     assert names("out") == ["a.sga", "sub/c.sga"]
 
 
+class Partial(io.RawIOBase):
+    """A stream that takes three bytes at a time, and every other time none, as one that does not block may do."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+        self.calls = 0
+
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+        self.calls += 1
+        if self.calls % 2:
+            return None
+        self.taken += bytes(data[:3])
+        return min(3, len(data))
+
+
+def test_a_stream_that_takes_a_part_gets_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a truncated file, and exit code 0, with PYTHONUNBUFFERED or a pipe that does not block."""
+    waits: list[object] = []
+    monkeypatch.setattr(streams.select, "select", lambda *given: waits.append(given))
+    stream = Partial()
+    streams.write_all(stream, b"0123456789")
+    assert stream.taken == b"0123456789"
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_does_not_block_gets_all(photos: Path, unbuffered: str) -> None:
+    """The same with a real pipe, which holds less than the output."""
+    Image.effect_noise((300, 300), 90).save(photos / "large.png")
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    line = [*FAKE, "encode", "photos/large.png", "-", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        line, stdout=write_end, stderr=subprocess.PIPE, cwd=photos.parent, env=environment
+    ) as started:
+        os.close(write_end)
+        time.sleep(2)  # it is full by now
+        with os.fdopen(read_end, "rb") as pipe:
+            data = pipe.read()
+        assert started.wait(60) == 0
+    assert len(data) > 2**16
+    assert bitstream.read(data).width == 300
+
+
 def test_a_killed_worker_does_not_hang_the_run(photos: Path) -> None:
-    """Guards against waiting for ever for a worker that was killed."""
+    """Guards against waiting for ever for a worker that was killed, and against giving up the files of the others."""
     picture(photos / "b.png", first=fake_codec.DEADLY_RED)
+    for name in "defgh":
+        picture(photos / f"{name}.png")
     line = [*FAKE, "encode", "photos", "--out-dir", "out", "--device", "cpu", "--jobs", "2"]
     done = subprocess.run(line, capture_output=True, text=True, cwd=photos.parent, timeout=60, check=False)
     assert done.returncode == 1
+    assert names(str(photos.parent / "out")) == ["a.sga", "d.sga", "e.sga", "f.sga", "g.sga", "h.sga", "sub/c.sga"]
+    assert done.stderr.count("died") == 1
     assert "a worker process died" in done.stderr
     assert "Traceback" not in done.stderr
 

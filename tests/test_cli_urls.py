@@ -133,7 +133,30 @@ def test_stores_without_a_single_put_get_a_moved_file(store: MemoryFileSystem, m
     assert store.cat_file("/new/sub/a.sga") == b"old"
 
 
-@pytest.mark.parametrize("name", ["photo.png", "./a://b", "C:/photo.png", "-", "file:///a.png", "a:b"])
+@pytest.mark.parametrize("name", ["photo.png", "./a://b", "C:/photo.png", "-", "file:///a.png", "a:b", "ab::c.png"])
 def test_what_is_no_url(name: str) -> None:
     """Guards against local names that are sent to fsspec."""
     assert not urls.is_url(name)
+    assert urls.is_url("simplecache::s3://bucket/photo.png")
+
+
+class StatusError(Exception):
+    """What aiohttp raises for a status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (StatusError(404), "No such file or directory"),
+        (StatusError(403), "the server answers with status 403"),
+        (ConnectionRefusedError("Cannot connect to host"), "Cannot connect to host"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_what_a_web_server_answers_is_told(cause: Exception | None, message: str) -> None:
+    """fsspec turns all errors of HTTP into FileNotFoundError; only one of them says that there is no file."""
+    with pytest.raises(OSError, match=message), urls._explained("http://host/a.sga"):
+        raise FileNotFoundError("http://host/a.sga") from cause

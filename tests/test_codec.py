@@ -185,6 +185,23 @@ def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Pa
     )
 
 
+def test_what_the_library_functions_take(photograph: np.ndarray, tmp_path: Path, tiny_path: Path) -> None:
+    """Paths, file objects and bytes; a TypeError names the others."""
+    Image.fromarray(photograph[:30, :40]).save(tmp_path / "x.png")
+    data = sgacodec.encode(tmp_path / "x.png", PLAIN, model=str(tiny_path))
+    with open(tmp_path / "x.png", "rb") as file:
+        assert sgacodec.encode(file, PLAIN, model=str(tiny_path)) == data
+    for source in (io.BytesIO(data), bytearray(data), memoryview(data)):
+        assert sgacodec.decode(source, model=str(tiny_path)).pixels.shape == (30, 40, 3)
+    with pytest.raises(TypeError, match="not bytes"):
+        sgacodec.encode(data)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not ndarray"):
+        sgacodec.encode(photograph)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not int"):
+        sgacodec.decode(7)  # type: ignore[arg-type]
+    assert "encode" in dir(sgacodec)
+
+
 def test_many_levels_stay_small(photograph: np.ndarray) -> None:
     """Guards against a sweep over λ that keeps gigabytes of folded levels."""
     with pytest.MonkeyPatch.context() as patch:

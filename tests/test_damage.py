@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tampering import CLEAR_PEAK, change_tensor, peak, tampered
 
 from sgacodec import api, bitstream
@@ -19,6 +20,7 @@ from sgacodec.coding import context_model, hyper_decoder, range_coder
 from sgacodec.decoder import prior
 from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.memory import release_free_memory
+from sgacodec.models.cache import LevelCache
 from sgacodec.models.catalogue import ModelError, ModelNotFoundError
 from sgacodec.models.level import Model
 from sgacodec.picture import Picture
@@ -80,6 +82,19 @@ def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_
     ids = {Codec(model, device="cpu").levels.for_encoding(PLAIN.lmbda).model_id for model in (None, "lite")}
     assert len(ids) == 1
     assert tiny.id not in ids
+
+
+def test_only_built_in_models_are_chosen(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a user's model that replaces the built-in one on CUDA because of its name."""
+    from sgacodec.models.file import write_model
+
+    for name in ("mshyper-128", "mshyper-192"):
+        model = dataclasses.replace(tiny, metadata={**tiny.metadata, "name": name})
+        write_model(model, tmp_path / f"{name}.safetensors")
+    monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
+    for device in ("cuda", "cpu"):
+        for lmbda in (1e-4, PLAIN.lmbda):  # the first is below the anchors of all
+            assert LevelCache(None, torch.device(device))._best(lmbda).name == "lite"
 
 
 def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray) -> None:

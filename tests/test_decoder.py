@@ -15,6 +15,7 @@ import pytest
 from conftest import GOLDEN
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from tampering import change_tensor, tampered
 from tiny_model import exported, untrained
 
 from sgacodec.api import Codec, Settings
@@ -27,8 +28,10 @@ from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.decoder.layers import layer_of
 from sgacodec.decoder.model import read_model
 from sgacodec.decoder.prior import fingerprint
+from sgacodec.models import file as model_file
 from sgacodec.models.catalogue import ModelError, ModelNotFoundError, read_info
 from sgacodec.models.file import model_id, write_model
+from sgacodec.models.file import read_model as read_reference
 from sgacodec.models.level import Model
 from sgacodec.networks.architecture import Architecture
 from sgacodec.picture import Picture
@@ -154,6 +157,8 @@ def test_sums_that_float64_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPat
         ("exact.2.shift", lambda v: v * 0),
         ("tables.z.frequencies", lambda v: v[:-1]),
         ("tables.z.frequencies", lambda v: v + 1),
+        ("tables.y.frequencies", lambda v: v[:, None]),
+        ("tables.z.frequencies", lambda v: v[:, None]),
         ("trunk.g_s.pixels.weight", lambda v: v[:-1]),
         ("exact.context.1.near.weight", lambda v: v[:-1]),
         ("exact.gains.context", lambda v: v[:, :1]),
@@ -175,6 +180,44 @@ def test_damaged_models_are_refused(
     monkeypatch.setattr(reading, "fingerprint", lambda prior: info.metadata["fingerprint"])
     with pytest.raises(ModelError, match="damaged model file"):
         read_model(damaged).at(0)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E8M0", "F4", "BF16"])
+def test_types_that_numpy_lacks_are_refused(kind: str, tiny_path: Path, tmp_path: Path) -> None:
+    """Guards against a traceback from the reader of safetensors."""
+    data = tiny_path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    entry = header["trunk.g_s.pixels.bias"]
+    bits = 8 * (entry["data_offsets"][1] - entry["data_offsets"][0])
+    entry |= {"dtype": kind, "shape": [bits // {"F4": 4, "BF16": 16}.get(kind, 8)]}
+    changed = json.dumps(header).encode()
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(len(changed).to_bytes(8, "little") + changed + data[end:])
+    with pytest.raises(ModelError, match="damaged model file"):
+        read_model(damaged)
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("pixels.bias", lambda v: v.long()),
+        ("pixels.bias", lambda v: v > 0),
+        ("pixels.bias", lambda v: v.cfloat()),
+        ("pixels.bias", lambda v: v.double() + 1e300),
+        ("pixels.bias", lambda v: v.float() * float("nan")),
+        ("unit", lambda v: v * 0),
+        ("unit", lambda v: v.half() * 0),
+        ("unit", lambda v: v * 0 + 1e13),
+    ],
+)
+def test_both_readers_refuse_a_synthesis_that_the_format_excludes(key: str, change, model_path, tmp_path: Path) -> None:
+    """Guards against noise from weights that are infinite in float32, and against models for one decoder only."""
+    damaged = tmp_path / "damaged.safetensors"
+    tampered(model_path("body"), damaged, change_tensor(f"trunk.g_s.{key}", change), new_id=True)
+    for read in (read_model, read_reference):
+        with pytest.raises(ModelError, match="damaged model file"):
+            read(damaged)
 
 
 def test_ids_agree(contexts: dict[str, Model], model_path) -> None:
@@ -201,6 +244,7 @@ def test_files_of_another_model_or_level(context_path: Path, tiny_path: Path) ->
 def test_constants_are_those_of_the_reference() -> None:
     assert prior.MU_BITS == hyper_decoder.MU_BITS
     assert prior.UPSAMPLING == hyper_decoder.UPSAMPLING
+    assert (reading._UNITS, reading._MAX_LOG_GAIN) == (model_file._UNITS, model_file._MAX_LOG_GAIN)
 
 
 def test_decoding_imports_no_torch(tiny_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 import warnings
 import zlib
@@ -27,6 +28,7 @@ from sgacodec.alpha import decode_alpha, encode_alpha, fill_transparent
 from sgacodec.bitstream import FormatError
 from sgacodec.image import read_image
 from sgacodec.image_writer import write_image
+from sgacodec.metadata import orientation, resolution
 from sgacodec.picture import ImageError, Picture, to_grey
 from sgacodec.pixels import pad, to_pixels, to_tensor
 
@@ -68,6 +70,23 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: t
         data += struct.pack(">I", len(content)) + kind + content
         data += struct.pack(">I", zlib.crc32(kind + content))
     return io.BytesIO(data)
+
+
+def tiff(tags: dict[int, list[int]], *planes: bytes, order: str = "<", packed: bool = False) -> io.BytesIO:
+    """A TIFF file of kinds that Pillow does not write; `tags` are those that do not follow from `planes`."""
+    strips = [zlib.compress(plane) if packed else plane for plane in planes]
+    offsets = [8 + sum(len(strip) for strip in strips[:i]) for i in range(len(strips))]
+    tags = {256: [W], 257: [H], 259: [8 if packed else 1], 273: offsets, 278: [H], **tags}
+    tags[279] = [len(strip) for strip in strips]
+    data = b"".join(strips)
+    out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data)) + data
+    directory, values = struct.pack(order + "H", len(tags)), b""
+    for tag, numbers in sorted(tags.items()):
+        directory += struct.pack(order + "HHI", tag, 4, len(numbers))
+        stored_at = len(out) + 2 + 12 * len(tags) + 4 + len(values)
+        directory += struct.pack(order + "I", numbers[0] if len(numbers) == 1 else stored_at)
+        values += struct.pack(f"{order}{len(numbers)}I", *numbers) if len(numbers) > 1 else b""
+    return io.BytesIO(out + directory + bytes(4) + values)
 
 
 def again(picture: Picture, format: str = "png") -> Picture:
@@ -251,20 +270,70 @@ def test_sixteen_bit_of_other_kinds() -> None:
 def test_sixteen_bit_colour_tiff(order: str, compression: int) -> None:
     """Guards against the 8-bit truncation that Pillow applies to 16-bit colour."""
     data = SIXTEEN[..., :3].astype(order + "u2").tobytes()
-    data = zlib.compress(data) if compression == 8 else data
-    tags = [(256, W), (257, H), (258, 16), (259, compression), (262, 2), (273, 8), (277, 3), (278, H)]
-    tags.append((279, len(data)))
-    out = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(data)) + data
-    out += struct.pack(order + "H", len(tags))
-    for tag, value in tags:
-        if tag == 258:  # three bit depths do not fit into the entry
-            out += struct.pack(order + "HHII", tag, 3, 3, 8 + len(data) + 2 + 12 * len(tags) + 4)
-        else:
-            out += struct.pack(order + "HHII", tag, 4, 1, value)
-    out += bytes(4) + struct.pack(order + "HHH", 16, 16, 16)
-    picture = read_image(io.BytesIO(out))
+    tags = {258: [16] * 3, 262: [2], 277: [3]}
+    picture = read_image(tiff(tags, data, order=order, packed=compression == 8))
     assert np.array_equal(picture.pixels, np.rint(SIXTEEN[..., :3] / 257).astype(np.uint8))
     assert "more than 8 bits" in picture.warnings[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_twelve_bit_tiff(packed: bool) -> None:
+    """Guards against white that becomes nearly black, as if 12 bits were 16."""
+    samples = np.resize(np.arange(4096), H * (W + 1)).reshape(H, W + 1)  # rows of whole bytes
+    a, b = samples[:, 0::2], samples[:, 1::2]
+    data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=-1).astype(np.uint8).tobytes()
+    picture = read_image(tiff({256: [W + 1], 258: [12], 262: [1], 277: [1]}, data, packed=packed))
+    assert np.array_equal(picture.pixels, three(np.rint(samples * 255 / 4095).astype(np.uint8)))
+    assert "more than 8 bits" in picture.warnings[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiff_in_which_zero_is_white(packed: bool) -> None:
+    """Guards against negatives, and against an inversion of what Pillow has inverted."""
+    wide, tags = SIXTEEN[..., 0], {262: [0], 277: [1]}
+    expected = 255 - np.rint(wide / 257).astype(np.uint8)
+    little = tiff({**tags, 258: [16]}, wide.astype("<u2").tobytes(), packed=packed)
+    assert np.array_equal(read_image(little).pixels, three(expected))
+    big = tiff({**tags, 258: [16]}, wide.astype(">u2").tobytes(), order=">", packed=packed)
+    with contextlib.suppress(ImageError):  # Pillow does not know it
+        assert np.array_equal(read_image(big).pixels, three(expected))
+    narrow = tiff({**tags, 258: [8]}, GREY.tobytes(), packed=packed)
+    assert np.array_equal(read_image(narrow).pixels, three(255 - GREY))
+
+
+PLANES = [SIXTEEN[..., i].astype("<u2").tobytes() for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "planes", "packed"),
+    [
+        ({258: [16] * 3, 262: [2], 277: [3]}, PLANES[:3], False),
+        ({258: [16] * 4, 262: [2], 277: [4], 338: [2]}, PLANES, False),
+        ({258: [16] * 4, 262: [5], 277: [4]}, PLANES, False),
+        ({258: [8, 8], 262: [1], 277: [2], 338: [2]}, [GREY.tobytes(), ALPHA.tobytes()], True),
+        ({258: [8] * 3, 262: [8], 277: [3]}, [GREY.tobytes()] * 3, True),
+        ({258: [8], 262: [0], 277: [1]}, [GREY.tobytes()], False),
+    ],
+)
+def test_planes_that_pillow_mixes_up(tags: dict[int, list[int]], planes: list[bytes], packed: bool) -> None:
+    """Guards against garbage and lost transparency in TIFF files with separate planes."""
+    with pytest.raises(ImageError, match="TIFF with separate planes"):
+        read_image(tiff({**tags, 284: [2]}, *planes, packed=packed))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_planes_of_eight_bits(packed: bool) -> None:
+    """TIFF files with separate planes are read where Pillow can."""
+    planes = [np.ascontiguousarray(plane).tobytes() for plane in np.moveaxis(RGB, 2, 0)]
+    tags = {258: [8] * 3, 262: [2], 277: [3], 284: [2]}
+    assert np.array_equal(read_image(tiff(tags, *planes, packed=packed)).pixels, RGB)
+    tags = {258: [8] * 4, 262: [2], 277: [4], 284: [2], 338: [2]}
+    assert np.array_equal(read_image(tiff(tags, *planes, ALPHA.tobytes(), packed=packed)).alpha, ALPHA)  # type: ignore[arg-type]
+    tags = {258: [8], 262: [1], 277: [1], 284: [2]}
+    assert np.array_equal(read_image(tiff(tags, GREY.tobytes(), packed=packed)).pixels, three(GREY))
+    tags = {258: [1], 262: [1], 277: [1], 284: [2]}
+    bits = read_image(tiff(tags, np.packbits(GREY >> 7, axis=1).tobytes(), packed=packed))
+    assert np.array_equal(bits.pixels, three((GREY >> 7) * np.uint8(255)))
 
 
 @pytest.mark.parametrize("samples", [GREY.astype(np.float32), GREY.astype(np.int32) * 70_000])
@@ -384,6 +453,21 @@ def test_resolution_does_not_move_what_is_in_exif(order: str) -> None:
     assert picture.exif.index(b"note") == data[6:].index(b"note")
     same_again = read_image(stored(Image.fromarray(RGB), exif=picture.exif, dpi=(72, 72)))
     assert same_again.exif == picture.exif  # EXIF has the word
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_an_invalid_resolution_is_replaced(order: str) -> None:
+    """Guards against two entries of one tag, where EXIF states no resolution that can be one."""
+    tags = Image.Exif()
+    tags.endian = order
+    tags[271], tags[282], tags[283], tags[296] = "Maker", 0.0, 0.0, 3
+    picture = read_image(stored(Image.fromarray(RGB), "JPEG", exif=tags.tobytes(), dpi=(300, 300)))
+    assert picture.exif is not None
+    (start,) = struct.unpack_from(order + "I", picture.exif, 4)
+    (count,) = struct.unpack_from(order + "H", picture.exif, start)
+    entries = [struct.unpack_from(order + "HHII", picture.exif, start + 2 + 12 * i) for i in range(count)]
+    assert [entry[0] for entry in entries] == [271, 282, 283]
+    assert resolution(picture.exif) == (300, 300)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -601,7 +685,8 @@ def test_metadata_that_a_format_cannot_hold(format: str, kind: str) -> None:
     for name, data in given.items():
         word = {"icc": "ICC profile", "exif": "EXIF", "xmp": "XMP"}[name]
         lost = len(getattr(back_metadata, name) or b"") < len(data) / 2  # some write EXIF anew, without the orientation
-        assert lost == any(word in text for text in written.warnings), written.warnings
+        told = (*written.warnings, *back_metadata.warnings)
+        assert lost == any(word in text for text in told), told
 
 
 def test_what_is_dropped_is_told() -> None:
@@ -632,6 +717,33 @@ def test_broken_exif_is_no_obstacle() -> None:
         assert np.array_equal(picture.pixels, RGB)
         for format in ("png", "tiff", "ppm"):
             assert np.array_equal(again(picture, format).pixels, RGB)
+
+
+def test_exif_and_xmp_that_a_file_may_not_hold() -> None:
+    """Guards against .sga files with EXIF without a byte order, or XMP that is not UTF-8."""
+    picture = read_image(stored(Image.fromarray(RGB), "WEBP", exif=b"hello", xmp=b"<x>\xff\xfe</x>", lossless=True))
+    assert (picture.exif, picture.xmp) == (None, None)
+    assert picture.warnings == ("EXIF that cannot be read is dropped", "XMP that is not UTF-8 is dropped")
+    twice = read_image(stored(Image.fromarray(RGB), "JPEG", exif=b"Exif\0\0" + exif(6)))  # as some files have it
+    assert (twice.exif, twice.warnings) == (exif(6)[6:], ())
+
+
+def test_values_that_overlap_are_not_multiplied() -> None:
+    """Guards against EXIF of which old versions of Pillow copy the same megabyte for each tag."""
+    size, count = 2**20, 60
+    entry = [struct.pack("<HHII", 40_000 + i, 7, size, 8) for i in range(count)]
+    pointer = [struct.pack("<HHII", 34665, 4, 1, 8)]  # the Exif directory: the same one
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", count + 2) + struct.pack("<HHII", 274, 3, 1, 6)
+    data += b"".join(pointer + entry) + bytes(4)
+    picture = Picture(RGB, exif=data.ljust(size + 8, b"\0"))
+    tracemalloc.start()
+    try:
+        assert resolution(picture.exif) is None
+        assert orientation(picture.exif, None) == 6
+        write_image(picture, io.BytesIO(), "tiff")
+        assert tracemalloc.get_traced_memory()[1] < 16 * size
+    finally:
+        tracemalloc.stop()
 
 
 # ------------------------------------------------------------------------------------ files, limits
@@ -887,6 +999,34 @@ def test_bad_alpha_sections() -> None:
         with pytest.raises(FormatError) as caught:
             decode_alpha(data, W, H)
         assert "\n" not in str(caught.value)
+
+
+def test_alpha_is_one_complete_stream() -> None:
+    """Guards against pictures whose alpha other readers would refuse, and against hidden bytes."""
+    good = encode_alpha(ALPHA)
+    end = good[-12:]
+    assert end[4:8] == b"IEND"
+    animated = io.BytesIO()
+    plane = Image.fromarray(ALPHA)
+    plane.save(animated, "PNG", save_all=True, append_images=[Image.fromarray(ALPHA ^ 255)])
+    assert b"acTL" in animated.getvalue()
+    bad = [
+        good[:-12],
+        good[:-4],
+        good[:-1],
+        good + b"x",
+        good + end,
+        good[:-12] + b"\0\0\0\x01IENDx" + zlib.crc32(b"IENDx").to_bytes(4, "big"),
+        good[:-4] + bytes(4),
+        good[:-12] + b"\xff\0\0\0teXt" + end,
+        animated.getvalue(),
+    ]
+    for data in bad:
+        with pytest.raises(FormatError, match="the alpha section is damaged"):
+            decode_alpha(data, W, H)
+    text = b"tEXtkey\0value"
+    chunk = struct.pack(">I", len(text) - 4) + text + zlib.crc32(text).to_bytes(4, "big")
+    assert np.array_equal(decode_alpha(good[:-12] + chunk + end, W, H), ALPHA)
 
 
 def test_fill_transparent() -> None:

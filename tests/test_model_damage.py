@@ -17,7 +17,7 @@ from tampering import CLEAR_PEAK, Change, assert_refused, change_tensor, drop, p
 
 from sgacodec.latents import analyse
 from sgacodec.models import file as model_file
-from sgacodec.models.catalogue import ModelError
+from sgacodec.models.catalogue import ModelError, read_info
 from sgacodec.models.file import read_model
 from sgacodec.models.level import Model
 from sgacodec.models.verify import verify
@@ -56,6 +56,15 @@ def test_truncated_foreign_empty_missing(tiny_path: Path, tmp_path: Path) -> Non
         assert_refused(path)
     assert_refused(tmp_path / "missing.safetensors")
     assert_refused(tmp_path)
+
+
+@pytest.mark.parametrize("missing", [1, 10_000])
+def test_a_truncated_model_is_no_model(tiny_path: Path, tmp_path: Path, missing: int) -> None:
+    """Guards against `models list` that shows an interrupted download as a model that can be used."""
+    data = tiny_path.read_bytes()
+    (tmp_path / "m.safetensors").write_bytes(data[:-missing])
+    with pytest.raises(ModelError, match=f"truncated, {len(data) - missing} bytes of {len(data)}"):
+        read_info(tmp_path / "m.safetensors")
 
 
 INVALID: dict[str, Change] = {

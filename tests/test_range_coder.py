@@ -291,6 +291,8 @@ def test_more_bytes_than_symbols_are_refused() -> None:
         (np.array([2**23, 2**23], np.int32), [1, 2], [0]),
         (np.array([2**23, 2**23], np.int32), [0, 2], [0, 0]),
         (np.array([2**23, 2**23], np.int32), [0, 4, 2], [0, 0]),
+        (np.array([[2**23], [2**23]], np.int32), [0, 2], [0]),
+        (np.array(2**24, np.int32), [0, 1], [0]),
         (np.array([2**23, 2**23], np.int32), [0], []),
         (np.full(2**24, 1, np.int32), [0, 2**24], [0]),
     ],

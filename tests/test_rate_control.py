@@ -6,11 +6,13 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sgacodec import api
 from sgacodec.api import Codec
 from sgacodec.picture import Picture
 from sgacodec.rate_control import Figures, TargetError, search
@@ -261,3 +263,21 @@ def test_the_codec_names_the_share_of_alpha(photograph: np.ndarray, tiny_path: P
     picture = Picture(photograph[:32, :32], alpha=alpha, exif=b"II*\0\x08\0\0\0\0\0")
     with pytest.raises(TargetError, match=r"the smallest is .* bytes, 1\d\d\d of them metadata and alpha$"):
         Codec(str(tiny_path), device="cpu").encode([picture], searching(None, target_size=500))
+
+
+@pytest.mark.parametrize("target", [{"target_size": 12}, {"target_bpp": 1e-3}])
+def test_a_target_below_the_header_takes_one_encoding(
+    target: dict[str, float], photograph: np.ndarray, tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a search by many refined encodings for a size that no file has."""
+    calls: list[Settings] = []
+    original = api.encode_batch
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(given[3])
+        return original(*given, **options)
+
+    monkeypatch.setattr(api, "encode_batch", counted)
+    with pytest.raises(TargetError, match=r"the (smallest|nearest) is"):
+        Codec(str(tiny_path), device="cpu").encode([Picture(photograph[:32, :32])], searching(5, **target))
+    assert [settings.method for settings in calls] == ["none"]

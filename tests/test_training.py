@@ -40,7 +40,7 @@ from sgacodec.training.initial import initial_model
 from sgacodec.training.initial_weights import read_initial
 from sgacodec.training.loop import draw_anchors, progress, step, train
 from sgacodec.training.objective import forward, forward_decoder, lambdas
-from sgacodec.training.optimizer import _SOAP, _soap, _split_kernels, set_learning_rate
+from sgacodec.training.optimizer import _SOAP, _split_kernels, set_learning_rate, soap_class
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 from sgacodec.training.refined import refine_latents
 from sgacodec.training.stages import Source, source_of, stage_losses
@@ -359,9 +359,24 @@ def test_soap_merges_the_taps_of_kernels_only(shape: tuple[int, ...], merged: li
     kernel = torch.nn.Parameter(torch.zeros(shape))
     kernel.grad = torch.randn(shape)
     groups = _split_kernels({"params": [kernel], "factor": 1.0})
-    soap = _soap()([group for group in groups if group["params"]], **_SOAP)
+    soap = soap_class()([group for group in groups if group["params"]], **_SOAP)
     soap.step()
     assert [len(basis) for basis in soap.state[kernel]["Q"]] == merged
+
+
+def test_the_package_of_an_optimizer_is_missed_before_the_photographs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against minutes of reading in vain."""
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    read: list[object] = []
+    monkeypatch.setattr("sgacodec.training.data.read_photographs", lambda *given: read.append(given))
+    result = CliRunner().invoke(
+        main, ["train", str(tmp_path), "--out", str(tmp_path / "m.safetensors"), "--steps", "1"]
+    )
+    assert result.exit_code == 1
+    assert "pip install 'sgacodec[train]'" in result.output
+    assert not read
 
 
 def test_soap_without_its_package_is_an_error(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,10 +62,10 @@ def command(
     """Turn .sga files back into images.
 
     IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.sga
-    becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in
-    DIR. Existing files are overwritten unless --no-overwrite is given. A file names its model by id; --model gives
-    one that `sgacodec models list` does not show. What the type of the image cannot hold is converted, or dropped with
-    a warning.
+    becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in DIR; hidden
+    ones and links to folders are left out. Existing files are overwritten unless --no-overwrite is given. A file names
+    its model by id; --model gives one that `sgacodec models list` does not show. What the type of the image cannot hold
+    is converted, or dropped with a warning.
 
     Up to 16 megapixels, in one file or several, are decoded on the CPU without torch, which takes seconds to start;
     --device cuda uses the GPU for them, too. More are decoded with torch where it is installed.
@@ -75,9 +75,9 @@ def command(
     sgacodec decode small --out-dir large --format ppm
     cat photo.sga | sgacodec decode - - > photo.out.png
     """
-    batch.divide_threads(jobs or 1 if engine == "local" else 1)  # Ray divides the CPUs itself
     extension = f".{format.lstrip('.').lower()}" if format else ".png"
     tasks = files.plan(names, files_from, out_dir, files.decoding(extension), (model,))
+    batch.divide_threads(min(jobs or 1, len(tasks)) if engine == "local" else 1)  # Ray divides the CPUs itself
     out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
     _check_format(extension if format or tasks[0].destination == STREAM else tasks[0].destination)
     if no_overwrite:

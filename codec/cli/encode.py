@@ -90,8 +90,8 @@ def command(
     """Compress images to .sga files.
 
     IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.png
-    becomes DIR/photo.sga. A folder stands for all images in it and in its subfolders, which are kept in DIR.
-    Existing files are overwritten unless --no-overwrite is given.
+    becomes DIR/photo.sga. A folder stands for all images in it and in its subfolders, which are kept in DIR; hidden
+    ones and links to folders are left out. Existing files are overwritten unless --no-overwrite is given.
 
     \b
     sgacodec encode photo.png photo.sga

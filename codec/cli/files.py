@@ -132,6 +132,8 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
         return Task(source, destination)
     if _keys(source) & _keys(destination):
         raise click.UsageError(f"'{destination}' is the input itself: give the output another name")
+    if destination.endswith(("/", os.sep)):
+        raise click.UsageError(f"'{destination}' is the name of a folder: give it as --out-dir {destination}")
     if _suffix(destination) in direction.inputs:
         raise click.UsageError(
             f"'{destination}' stands where OUT is expected, but is not named like {direction.output}; "
@@ -190,13 +192,17 @@ def _inside(folder: str, suffixes: frozenset[str]) -> list[tuple[str, int | None
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Regular files in a local folder and its subfolders, relative to it; hidden folders are not entered."""
-    for parent, folders, files in os.walk(folder):
+    """Regular files in a local folder and its subfolders, relative to it; hidden ones and links are not entered."""
+    for parent, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = os.path.join(parent, name)
-            if os.path.isfile(path):
+            if os.path.isfile(path) or not os.path.exists(path):  # a link to nothing fails when it is read
                 yield os.path.relpath(path, folder)
+
+
+def _refuse(error: OSError) -> None:
+    raise click.UsageError(f"the folder '{error.filename}' cannot be read: {error.strerror}")
 
 
 def _listed(files_from: str) -> list[str]:

@@ -51,7 +51,8 @@ same command reads (an input, a mask, a list, a model) is wrong usage.
 
 `encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more; HEIC if
 `pillow-heif` is installed, and JPEG XL if `pillow-jxl-plugin` is. Of animations and documents the first frame or page
-is kept. A gamma of PNG is converted to that of sRGB, primaries without an ICC profile become one. `decode` writes:
+is kept. A gamma of PNG is converted to that of sRGB, primaries without an ICC profile become one. TIFF files with
+separate planes that Pillow would misread, as uncompressed ones of 16 bits, are refused. `decode` writes:
 
 | format | colours | ICC, EXIF, XMP | transparency |
 |---|---|---|---|

@@ -64,7 +64,7 @@ def show_command(name: str) -> None:
 @click.option(
     "--lambda",
     "lmbda",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(1e-6, 1e6),  # models.catalogue.ANCHOR_RANGE
     help="Lambda of its training.  [default: that of the quality in the file's name, else 0.0067]",
 )
 def import_command(file: Path, name: str, lmbda: float | None) -> None:
@@ -72,10 +72,12 @@ def import_command(file: Path, name: str, lmbda: float | None) -> None:
 
     The model has one level, that of its training. Nothing in the file is executed.
     """
-    from ..models.catalogue import SUFFIX
+    from ..models.catalogue import SUFFIX, reserved_names
 
     if not name or name != Path(name).name or name.startswith(".") or name.endswith(SUFFIX):
         raise click.UsageError(f"--name '{name}': a plain name is wanted, without folder and suffix")
+    if name in reserved_names():
+        raise click.UsageError(f"--name '{name}': a name of built-in models, choose another")
     from ..models.compressai_import import import_compressai
 
     output.line(f"imported as {import_compressai(file, name, lmbda)}")

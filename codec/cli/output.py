@@ -97,6 +97,7 @@ def start_logging(out: Output) -> None:
     logger.handlers = [Handler()]
     logger.setLevel(logging.ERROR if out.quiet else levels[min(out.verbose, 2)])
     logger.propagate = False
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what it logs
     if not out.verbose:
         warnings.simplefilter("ignore")
 
@@ -107,8 +108,8 @@ def logged(out: Output) -> Iterator[None]:
     import logging
     import warnings
 
-    logger = logging.getLogger("sgacodec")
-    before = logger.handlers, logger.level, logger.propagate
+    logger, pillow = logging.getLogger("sgacodec"), logging.getLogger("PIL")
+    before = logger.handlers, logger.level, logger.propagate, pillow.level
     with warnings.catch_warnings():
         start_logging(out)
         try:
@@ -116,6 +117,7 @@ def logged(out: Output) -> Iterator[None]:
         finally:
             logger.handlers, logger.propagate = before[0], before[2]
             logger.setLevel(before[1])
+            pillow.setLevel(before[3])
 
 
 def json_line(values: Any, indent: int | None = None) -> str:

@@ -21,7 +21,7 @@ from .files import Task
 from .portions import Work
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ProcessPoolExecutor
 
     from ..refine.loop import Progress
 
@@ -32,6 +32,9 @@ def in_processes(
     work: Work, portions: list[list[Task]], jobs: int, out: output.Output
 ) -> Generator[Outcome, None, None]:
     """Run tasks in several processes; yield the outcomes in the order of the portions.
+
+    When a worker dies, the portions that were not done are done again, one task after the other, and only the task for
+    which another worker dies fails.
 
     Parameters
     ----------
@@ -44,43 +47,95 @@ def in_processes(
     out : Output
         The console, also of the workers' log.
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
-    console = replace(out, bar=None)  # the progress bar belongs to this process
-    total = context.Value("d", 0.0)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(console, total))
+    workers = _Workers(work, jobs, out)
     left = deque(portions)
-    running: deque[tuple[list[Task], Future[list[Outcome]]]] = deque()
+    running: deque[tuple[list[Task], Future[list[Outcome]] | None]] = deque()
     try:
         while left or running:
-            while left and len(running) < 2 * jobs:
-                with _interrupts_blocked():
-                    running.append((left[0], pool.submit(_all_of, work, left[0])))
-                left.popleft()
-            outcomes = _result(running[0][1], total, out)
-            running.popleft()
-            yield from outcomes
-        pool.shutdown()
-    except BrokenProcessPool:
-        for portion in (*(portion for portion, _ in running), *left):
-            for task in portion:
-                yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
+            try:
+                while left and len(running) < 2 * jobs:
+                    running.append((left[0], workers.submit(left[0])))
+                    left.popleft()
+                outcomes = workers.result(running[0][1])
+            except BrokenProcessPool:
+                workers.restart()
+                interrupted = running or [(left.popleft(), None)]
+                running = deque()
+                for portion, future in interrupted:
+                    yield from _again(portion, future, workers)
+            else:
+                running.popleft()
+                yield from outcomes
+        workers.end()
     finally:
+        workers.stop()
+
+
+def _again(
+    portion: list[Task], future: Future[list[Outcome]] | None, workers: _Workers
+) -> Generator[Outcome, None, None]:
+    """The outcomes of a portion that was submitted when a worker died; its tasks are done again unless it was done."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    if future is not None and future.exception() is None:
+        yield from future.result()
+        return
+    for task in portion:
+        try:
+            yield from workers.result(workers.submit([task]))
+        except BrokenProcessPool:
+            workers.restart()
+            yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
+
+
+class _Workers:
+    """A pool of processes for `work`, which can be started anew after one of them has died."""
+
+    def __init__(self, work: Work, jobs: int, out: output.Output) -> None:
+        import multiprocessing
+
+        self._work, self._jobs, self._out = work, jobs, out
+        self._context = multiprocessing.get_context("spawn")  # a forked torch may hang, and CUDA forbids it
+        self._total = self._context.Value("d", 0.0)
+        self._pool = self._started()
+
+    def _started(self) -> ProcessPoolExecutor:
+        from concurrent.futures import ProcessPoolExecutor
+
+        console = replace(self._out, bar=None)  # the progress bar belongs to this process
+        start = _start_worker, (console, self._total)
+        return ProcessPoolExecutor(self._jobs, mp_context=self._context, initializer=start[0], initargs=start[1])
+
+    def submit(self, tasks: list[Task]) -> Future[list[Outcome]]:
+        with _interrupts_blocked():
+            return self._pool.submit(_all_of, self._work, tasks)
+
+    def result(self, future: Future[list[Outcome]] | None) -> list[Outcome]:
+        """The result of a worker; the progress bar shows what all workers have done in the meantime."""
+        from concurrent.futures import wait
+
+        assert future is not None
+        while self._out.bar is not None and not wait([future], _REFRESH).done:
+            output.completed(self._out, self._total.get_obj().value)  # without its lock
+        return future.result()
+
+    def end(self) -> None:
+        """Wait for the end of the processes."""
+        self._pool.shutdown()
+
+    def restart(self) -> None:
+        self.end()
+        self._pool = self._started()
+
+    def stop(self) -> None:
+        """Terminate what still runs."""
+        import multiprocessing
+
         for process in multiprocessing.active_children():
             process.terminate()
-        pool.shutdown(cancel_futures=True)  # waits: at exit, CPython may still write to a pipe that its thread closes
-
-
-def _result(future: Future[list[Outcome]], total: Any, out: output.Output) -> list[Outcome]:
-    """The result of a worker; the progress bar shows what all workers have done in the meantime."""
-    from concurrent.futures import wait
-
-    while out.bar is not None and not wait([future], _REFRESH).done:
-        output.completed(out, total.get_obj().value)  # without its lock
-    return future.result()
+        self._pool.shutdown(cancel_futures=True)  # waits: at exit, CPython may still write to a pipe its thread closes
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from ..atomic import atomic_file
 from . import urls
-from .streams import binary_input, binary_output
+from .streams import binary_input, binary_output, write_all
 
 STREAM = "-"
 
@@ -68,9 +68,7 @@ def write_bytes(destination: str, data: bytes) -> None:
         If writing fails; no temporary file is left.
     """
     if destination == STREAM:
-        stream = binary_output()
-        stream.write(data)
-        stream.flush()
+        write_all(binary_output(), data)
         return
     if urls.is_url(destination):
         urls.write(destination, data)

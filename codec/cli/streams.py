@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from typing import BinaryIO, TextIO
 
@@ -67,6 +68,32 @@ def binary_output() -> BinaryIO:
         If it is closed.
     """
     return _binary(sys.stdout)
+
+
+def write_all(stream: BinaryIO, data: bytes) -> None:
+    """Write and flush all of the data, also to a stream that takes a part of them at a time.
+
+    A raw one, as standard output is with PYTHONUNBUFFERED, may do so, and one that does not block may take nothing.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    left = memoryview(data)
+    while left:
+        try:
+            taken = stream.write(left)
+        except BlockingIOError as error:
+            taken = error.characters_written
+        left = left[taken or 0 :]
+        if left and not taken:
+            select.select([], [stream], [])
+    while True:
+        try:
+            return stream.flush()
+        except BlockingIOError:
+            select.select([], [stream], [])
 
 
 def _binary(stream: TextIO | None) -> BinaryIO:

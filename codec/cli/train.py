@@ -155,7 +155,7 @@ def command(
     import torch
 
     from ..models.file import write_model
-    from ..training.checkpoint import load_checkpoint
+    from ..training.checkpoint import load_checkpoint, start
     from ..training.crops import Crops
     from ..training.data import read_photographs, split
     from ..training.export import export_checkpoint
@@ -168,6 +168,7 @@ def command(
         # Checkpoint and model are read first, so that errors are reported before the photographs are decoded.
         state = load_checkpoint(export_only, chosen) if export_only else training_start.resumed(resume, chosen, wanted)
         initial = None if init is None else training_start.initial_weights(init, wanted, console)
+        recipe = training_start.recipe_of(chosen, wanted) if state is None else state.recipe
         photographs = read_photographs(list(sources), _MIN_SIDE)
         held_out: list[Photograph] = []
         if validation is None:
@@ -178,7 +179,7 @@ def command(
         if not export_only:
             log_file = log_file or out.with_suffix(".jsonl")
             images = [p.pixels for p in photographs]
-            state = state or training_start.new_run(initial, Crops(images), chosen, wanted)
+            state = state or start(recipe, Crops(images), chosen, initial)
             source = source_of(state, images, chosen)
             state, interrupted = _train(state, source, validated, chosen, checkpoint, log_file, save_every, console)
         assert state is not None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..training.checkpoint import State
-    from ..training.crops import Crops
     from ..training.initial_weights import InitialWeights
+    from ..training.recipe import Recipe
 
 
 def check_options(
@@ -96,16 +96,24 @@ def initial_weights(init: str, wanted: dict[str, Any], console: Output) -> Initi
     return initial
 
 
-def new_run(initial: InitialWeights | None, crops: Crops, device: torch.device, wanted: dict[str, Any]) -> State:
-    """The state of a new run."""
+def recipe_of(device: torch.device, wanted: dict[str, Any]) -> Recipe:
+    """The recipe of a new run.
+
+    Raises
+    ------
+    TrainingError
+        When the package of its optimizer is not installed.
+    """
     from importlib.util import find_spec
 
     from ..device import reduced_precision
-    from ..training.checkpoint import start
+    from ..training.optimizer import soap_class
     from ..training.recipe import standard_recipe
 
     changed = {key: value for key, value in wanted.items() if value is not None}
     changed.setdefault("compile", device.type == "cuda" and find_spec("triton") is not None)
     changed.setdefault("bf16", reduced_precision(device))
     recipe = standard_recipe(changed.pop("architecture", "lite"), **changed)
-    return start(recipe, crops, device, initial)
+    if recipe.optimizer == "soap":
+        soap_class()
+    return recipe

@@ -1,7 +1,8 @@
 """Files in remote stores, named by URLs as s3://bucket/photo.png, through fsspec.
 
-A name is a URL if it begins with a scheme of two letters or more and "://". Local files, also those named file:///…, do
-not come here. fsspec takes credentials and settings from its configuration and from the environment of each store.
+A name is a URL if it begins with a scheme of two letters or more and "://", or with fsspec's "scheme::" before such a
+URL. Local files, also those named file:///…, do not come here. fsspec takes credentials and settings from its
+configuration and from the environment of each store.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?:://|::)")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(?:://|::(?=.*://))")
 _LOCAL = ("file://", "local://")
 # stores in which an object appears when it is complete
 _SINGLE_PUT = frozenset(["abfs", "abfss", "adl", "az", "gcs", "gs", "hf", "memory", "oci", "oss", "r2", "s3", "s3a"])
@@ -169,9 +170,19 @@ def _explained(url: str) -> Iterator[None]:
     """Turn the errors of a store, which are of many types, into OSError with a reason of one line."""
     try:
         yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from None
+    except FileNotFoundError as error:
+        raise _not_found(url, error) from None
     except Exception as error:
         number = getattr(error, "errno", None) or errno.EIO
         text = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise OSError(number, text, url) from error
+
+
+def _not_found(url: str, error: FileNotFoundError) -> OSError:
+    """What fsspec's HTTP store calls "not found": that, another status, or no connection, which is the cause."""
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if cause is None or status == 404:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url)
+    reason = " ".join(str(cause).split()) or type(cause).__name__
+    return OSError(errno.EIO, f"the server answers with status {status}" if status else reason, url)

@@ -55,7 +55,7 @@ class Tables:
         if (
             len(self.minimum) < 1
             or starts[0] != 0
-            or starts[-1] != len(self.frequencies)
+            or self.frequencies.shape != (starts[-1],)
             or len(starts) != len(self.minimum) + 1
         ):
             raise ValueError("the sizes of the probability tables are inconsistent")

@@ -25,9 +25,11 @@ from .shapes import synthesis_shapes
 Tensors = dict[str, np.ndarray]
 _PREFIXES = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # of the tensors that decoding needs
 _METADATA = ("anchors", "architecture", "levels", "slopes")
+_INTEGERS, _FLOATS = ("I16", "I32", "I64", "U8"), ("F16", "F32")  # types of tensors, as safetensors names them
 _SCALES = 64  # tables of y
 _MAX_THRESHOLD = 2**32 - 1
 _MAX_LOG_GAIN = 32.0
+_UNITS = 1e-12, 1e12  # limits of natural units of channels
 _CONTEXT_SLOPE = 655
 _SIDES = (1, 3, 5)
 
@@ -133,7 +135,7 @@ def read_model(path: Path) -> ModelFile:
     metadata = read_info(path).metadata
     try:
         with safe_open(str(path), framework="np") as file:
-            tensors = {key: file.get_tensor(key) for key in sorted(file.keys()) if key.startswith(_PREFIXES)}
+            tensors = {key: _tensor(file, key) for key in sorted(file.keys()) if key.startswith(_PREFIXES)}
         model = _assembled(path, tensors, metadata)
         expected = str(metadata["fingerprint"])
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
@@ -145,6 +147,13 @@ def read_model(path: Path) -> ModelFile:
             "its files cannot be decoded here (is the model file damaged?)"
         )
     return model
+
+
+def _tensor(file: Any, key: str) -> np.ndarray:
+    if file.get_slice(key).get_dtype() not in (_FLOATS if key.startswith("trunk.") else _INTEGERS):
+        raise ValueError(f"{key}: not of a type that the format allows")
+    value: np.ndarray = file.get_tensor(key)
+    return value
 
 
 def _assembled(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> ModelFile:
@@ -176,6 +185,9 @@ def _assembled(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> ModelF
         raise ValueError("the gains are not those of the architecture, or out of range")
     if {name: value.shape for name, value in _synthesis(tensors).items()} != synthesis_shapes(architecture):
         raise ValueError("the tensors are not those of the architecture")
+    unit = tensors.get("trunk.g_s.unit", np.ones(1))
+    if not _UNITS[0] <= float(unit.min()) <= float(unit.max()) <= _UNITS[1]:
+        raise ValueError("the natural unit of a channel is out of range")
     lengths = tensors["tables.y.lengths"], tensors["tables.z.lengths"]
     if lengths[0].shape != (1, _SCALES) or lengths[1].shape != (model.levels, architecture.N):
         raise ValueError("the number of probability tables is wrong")
@@ -276,7 +288,7 @@ def _tables(tensors: Tensors, prefix: str, first: int, end: int) -> list[Tables]
     if lengths.dtype != np.int32 or minimum.dtype != np.int32:
         raise ValueError("the sizes of the probability tables are not int32 numbers")
     ends = np.concatenate([[0], np.cumsum(lengths.astype(np.int64).sum(1))])
-    if lengths.shape != minimum.shape or lengths.min() < 2 or ends[-1] != len(frequencies):
+    if lengths.shape != minimum.shape or lengths.min() < 2 or frequencies.shape != (ends[-1],):
         raise ValueError("the sizes of the probability tables are inconsistent")
     found = []
     for row in range(first, end):

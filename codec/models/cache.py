@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..bitstream import FormatError, SgaFile
-from .catalogue import ModelInfo, ModelNotFoundError, find_model, list_models, read_by_id
+from .catalogue import ModelNotFoundError, builtin_models, find_model, read_by_id
 from .file import read_model
 from .level import LevelModel, Model
 
@@ -70,9 +70,7 @@ class LevelCache:
         return self._open(model, file.level)
 
     def _best(self, lmbda: float) -> Model:
-        known: dict[str, ModelInfo] = {}
-        for info in list_models():
-            known.setdefault(info.name, info)  # of two with one name the built-in one, as in find_model
+        known = {info.name: info for info in builtin_models()}
         for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
             if name in known and lmbda >= 0.9 * min(known[name].metadata["anchors"]):
                 return self._read(known[name].path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import math
 import os
 import re
 import stat
@@ -14,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..networks.architecture import architecture_from_dict
+from ..networks.architecture import ARCHITECTURES, architecture_from_dict
 from ..settings import LEVELS
 
 Read = TypeVar("Read")
 
 SUFFIX = ".safetensors"
 FORMAT = "sgacodec-model-1"
+ANCHOR_RANGE = 1e-6, 1e6  # the least and the greatest λ of a model
 _MAX_HEADER = 1 << 22  # bytes; a model has some hundred tensors, with about 100 bytes of header each
 _MAX_SIZE = 1 << 31  # bytes of a model file, which is read into memory
 
@@ -68,7 +68,7 @@ def read_info(path: Path) -> ModelInfo:
     Raises
     ------
     ModelError
-        When it is not a model file, or entries of its metadata are missing or of the wrong type.
+        When it is not a model file, or truncated, or entries of its metadata are missing or of the wrong type.
     """
     try:
         status = path.stat()
@@ -84,9 +84,12 @@ def read_info(path: Path) -> ModelInfo:
         metadata = json.loads(header["__metadata__"]["sgacodec"])
         if metadata["format"] != FORMAT:
             raise ModelError(f"{path}: a model of another format ({metadata['format']})")
+        stored = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        if status.st_size < 8 + size + stored:
+            raise ModelError(f"{path}: truncated, {status.st_size} bytes of {8 + size + stored}")
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{path}: not a model file of sgacodec") from None
@@ -106,8 +109,9 @@ def _problem(metadata: dict[str, Any]) -> str:
         return "id: not eight hexadecimal digits"
     if not isinstance(anchors, list) or not anchors or not all(type(a) in (int, float) for a in anchors):
         return "anchors: not a list of numbers"
-    if not all(a < b < math.inf for a, b in itertools.pairwise((1e-9, *anchors))):
-        return "anchors: not ascending positive numbers"
+    low, high = ANCHOR_RANGE
+    if not (low <= anchors[0] and anchors[-1] <= high and all(a < b for a, b in itertools.pairwise(anchors))):
+        return f"anchors: not ascending numbers from {low:g} to {high:g}"
     if type(levels) is not int or not 1 <= levels <= LEVELS:
         return f"levels: not a number from 1 to {LEVELS}"
     if not isinstance(bits, list) or not all(type(b) is int for b in bits):
@@ -136,6 +140,16 @@ def list_models() -> list[ModelInfo]:
     return [info for _, info in survey() if isinstance(info, ModelInfo)]
 
 
+def builtin_models() -> list[ModelInfo]:
+    """Those of them that are installed with the package."""
+    return [info for info in list_models() if info.path.parent == builtin_folder()]
+
+
+def reserved_names() -> set[str]:
+    """Names of models that are built in, or may be in another version."""
+    return {*ARCHITECTURES, *(info.name for info in builtin_models())}
+
+
 def find_model(name: str) -> Path:
     """File of a model by its name, or by its path, which has a folder or the suffix .safetensors.
 
@@ -151,7 +165,8 @@ def find_model(name: str) -> Path:
         if info.name == name:
             return info.path
     known = ", ".join(info.name for info in list_models()) or "none"
-    raise ModelNotFoundError(f"no model named {name!r} (known: {known}; looked in {_folders()})")
+    hint = f"; the file of a model has a name that ends in {SUFFIX}" if Path(name).is_file() else ""
+    raise ModelNotFoundError(f"no model named {name!r} (known: {known}; looked in {_folders()}){hint}")
 
 
 def read_by_id(model_id: bytes, read: Callable[[Path], Read]) -> Read:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..density import FactorizedDensity
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import Architecture
-from .catalogue import SUFFIX, ModelError, user_folder
+from .catalogue import ANCHOR_RANGE, SUFFIX, ModelError, user_folder
 from .export import export
 from .file import write_model
 
@@ -119,8 +119,8 @@ def _hyperprior(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
     ValueError
         When names or shapes are not those of the two architectures.
     """
-    if not 0 < lmbda < float("inf"):
-        raise ValueError(f"λ must be positive, not {lmbda}")
+    if not ANCHOR_RANGE[0] <= lmbda <= ANCHOR_RANGE[1]:
+        raise ValueError(f"λ must be from {ANCHOR_RANGE[0]:g} to {ANCHOR_RANGE[1]:g}, not {lmbda}")
     foreign = {key.split(".")[0] for key in weights} - {*_PARTS, "entropy_bottleneck", "gaussian_conditional"}
     if foreign:
         raise ValueError(f"it has {', '.join(sorted(foreign))}")

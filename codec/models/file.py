@@ -37,6 +37,7 @@ _MAX_BITS = 64  # fractional bits of an activation
 _DECODING = ("exact.", "tables.", "trunk.g_s.", "trunk.log_gain_d")  # prefixes of the tensors that decoding needs
 _DECODING_METADATA = ("anchors", "architecture", "levels", "slopes")
 _ENCODING_METADATA = ("bits", "context_bits")
+_INTEGERS, _FLOATS = (torch.int16, torch.int32, torch.int64, torch.uint8), (torch.float16, torch.float32)
 _MAX_LOG_GAIN = 32.0  # of float parameters; their exponentials and products stay far from the limits of float32
 _UNITS = 1e-12, 1e12  # limits of natural units of channels, which are divided by
 
@@ -133,6 +134,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     if "encoder" in metadata and encoder_digest(tensors, metadata) != metadata["encoder"]:
         raise ValueError("the digest of the encoder is not that of its tensors")
     for key, value in tensors.items():
+        if value.dtype not in (_FLOATS if key.startswith("trunk.") else _INTEGERS):
+            raise ValueError(f"{key}: not of a type that the format allows")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{key}: values that are not finite")
     architecture = architecture_from_dict(metadata["architecture"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
         crops = int(record.get("crops", step * record["recipe"]["batch"]))
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError:  # whose message advises to load the file without protection
+        raise TrainingError(f"{path}: not a checkpoint") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint that can be resumed ({reason})") from None

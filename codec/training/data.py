@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..pillow import refuse_programs, silent_libtiff
@@ -82,6 +82,9 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
                     with Image.open(io.BytesIO(content)) as opened, silent_libtiff(opened):
                         refuse_programs(opened)
                         pixels = np.array(opened.convert("RGB"))
+                except UnidentifiedImageError:
+                    log.warning("skipped %s: not an image of a known format", name)
+                    continue
                 except Exception as error:  # damaged files raise many types of error in Pillow
                     log.warning("skipped %s: %s", name, error)
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,8 @@ def _read_checkpoint(path: Path) -> _Source:
         return f"{path.name}, step {record['step']}", dict(record["ema"]), names, history
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError:  # whose message advises to load the file without protection
+        raise TrainingError(f"{path}: not a checkpoint") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint ({reason})") from None

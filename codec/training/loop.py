@@ -65,7 +65,7 @@ def draw_anchors(batch: int, generator: torch.Generator) -> Tensor:
 
     Independent draws would increase the variance of the gradient of g_s by a fifth (docs/models.md).
     """
-    first = int(torch.randint(len(ANCHORS), (), generator=generator))
+    first = torch.randint(len(ANCHORS), (), generator=generator)
     return (torch.randperm(batch, generator=generator) + first) % len(ANCHORS)
 
 

@@ -46,7 +46,7 @@ def build_optimizers(model: GainedHyperprior, recipe: Recipe) -> Optimizers:
     if recipe.optimizer == "adam":
         return {"adam": _adam([projections, *others])}
     merged = [part for group in others for part in _split_kernels(group)]
-    optimizers: Optimizers = {"soap": _soap()([group for group in merged if group["params"]], **_SOAP)}
+    optimizers: Optimizers = {"soap": soap_class()([group for group in merged if group["params"]], **_SOAP)}
     if projections["params"]:
         optimizers["adam"] = _adam([projections])
     return optimizers
@@ -80,7 +80,7 @@ def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return torch.optim.Adam([group for group in groups if group["params"]], fused=True)
 
 
-def _soap() -> Any:
+def soap_class() -> Any:
     """SOAP (Vyas et al. 2024, arXiv 2409.11321); its package takes seconds to import."""
     try:
         from pytorch_optimizer import SOAP
