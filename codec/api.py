@@ -191,7 +191,8 @@ class Codec:
             )
 
         start = time.perf_counter()
-        least = len(assemble(level_of(settings), picture, b"", b""))
+        first = self.levels.for_encoding(settings.lmbda, settings.level_lambda)  # that of the first encoding
+        least = len(assemble(first, picture, b"", b""))
         possible = is_possible(settings, least, math.prod(picture.pixels.shape[:2]))
         steered = not needs_tiles(*padded_size(*picture.pixels.shape[:2])) and settings.rounds_after(
             settings.annealing_steps

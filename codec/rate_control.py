@@ -29,7 +29,8 @@ _APPROACHES, _NEAR = 4, 0.08  # unrefined encodings before one that steers λ; t
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
-_GAIN_RATE = 0.13  # logarithm of the ratio of unrefined to refined bytes at one λ, typically
+_GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes at one level, typically
+_LOWER_RATE, _LOWER_PSNR = 0.25, 1.6  # the same, and dB, by a lower level of the refined one, per logarithm of its λ
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
@@ -147,7 +148,7 @@ def search(
         while len(unrefined) < _APPROACHES and (not unrefined or clock() - begin < seconds):
             unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(position)))))
             found = {_effective(trial) for trial in unrefined}
-            if abs(unrefined[-1].error - _gain(settings)) < _NEAR or len(found) < len(unrefined):
+            if abs(unrefined[-1].error - _gain(settings, unrefined[-1])) < _NEAR or len(found) < len(unrefined):
                 break
             position = _secant(settings, unrefined)
 
@@ -194,7 +195,7 @@ def _secant(settings: Settings, trials: list[Trial[Result]]) -> float:
     """log λ at which a line through the last two trials, or one of typical slope, meets the target."""
     last = trials[-1]
     slope = _SLOPE_PSNR if settings.target_psnr is not None else _SLOPE_RATE
-    away = max(-10.0, min(10.0, last.error - _gain(settings)))  # the PSNR of a lossless picture is infinite
+    away = max(-10.0, min(10.0, last.error - _gain(settings, last)))  # the PSNR of a lossless picture is infinite
     if len(trials) > 1 and (ratio := _effective(last) / _effective(trials[-2])) != 1:
         found = (last.error - trials[-2].error) / math.log(ratio)
         slope = min(2 * slope, max(slope / 2, found))
@@ -207,9 +208,11 @@ def _effective(trial: Trial[Result]) -> float:
     return trial.figures.level or trial.lmbda
 
 
-def _gain(settings: Settings) -> float:
-    """The error of an unrefined encoding at the λ with which a refined one meets the target."""
-    return 0.0 if settings.target_psnr is not None else _GAIN_RATE
+def _gain(settings: Settings, trial: Trial[Result]) -> float:
+    """The error of an unrefined encoding at the λ with which a refined one, at its level, meets the target."""
+    lmbda = _effective(trial)
+    lower = 0.0 if settings.level_lambda else math.log(lmbda / replace(settings, lmbda=lmbda).coding_lambda)
+    return _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
 
 
 def _unrefined(settings: Settings) -> Settings:

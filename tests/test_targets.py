@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from sgacodec import rate_control
 from sgacodec.api import Codec
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
@@ -26,12 +27,19 @@ def test_an_aim_is_never_exceeded() -> None:
     """Guards against a file of more than the bytes that a user allows, and against one of far fewer."""
     rate, quality = Aim(bits=1000.0), Aim(mse=1e-3)
     met = [False, True, True, False]
-    assert [rate.is_met(rate.excess(bits, 1.0)) for bits in (1000.1, 1000.0, 991.0, 989.0)] == met
+    assert [rate.is_met(rate.excess(bits, 1.0)) for bits in (1000.1, 1000.0, 992.0, 990.0)] == met
     above = [quality.excess(1.0, 1e-3 * 10 ** (-decibels / 10)) for decibels in (-0.001, 0.001, 0.049, 0.051)]
     assert list(map(quality.is_met, above)) == met
     distances = [rate.distance(rate.excess(bits, 1.0)) for bits in (995, 985, 900, 1001, 1100)]
     assert distances == sorted(distances)
     assert distances[0] == 0
+
+
+@pytest.mark.parametrize("wanted", [1000.99, 1169.7, 40000.5])
+def test_what_meets_the_aim_is_a_hit_of_the_search(wanted: float) -> None:
+    """Guards against a second refined encoding, for a size that the first one met before it was rounded down."""
+    least = math.ceil(int(wanted) * math.exp(-Aim(bits=1.0).slack))
+    assert rate_control._is_hit(Settings(target_bpp=1.0), math.log(least / wanted))
 
 
 def test_lambda_is_steered_against_the_excess() -> None:

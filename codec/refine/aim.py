@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..settings import LAMBDA_RANGE
 
-SLACK_RATE = 0.01  # a rate is met by at least 99 % of it
+SLACK_RATE = 0.009  # a rate is met by at least 99 % of it, also if the size in bytes was rounded down
 SLACK_MSE = 0.05 * math.log(10) / 10  # a quality is met by at most 0.05 dB more
 
 
