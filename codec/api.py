@@ -19,13 +19,13 @@ from . import bitstream, latents
 from .batching import batch_key
 from .bitstream import DEFAULT_MAX_PIXELS
 from .device import device_of
-from .encoding import assemble, encode_batch, encode_to_target
+from .encoding import encode_batch, encode_to_target
 from .image import read_image
 from .models.cache import LevelCache
 from .models.level import LevelModel
 from .networks.architecture import padded_size
 from .picture import Picture, check_picture
-from .rate_control import Figures, has_target, is_possible, search
+from .rate_control import Figures, has_target, search
 from .reading import Decoded, log_hash, picture_of, read_file
 from .refine.loop import Progress, Trace, TracePoint
 from .refine.steer import MissedLevelError
@@ -187,17 +187,15 @@ class Codec:
                 bpp=result.report["bpp"],
                 psnr=math.inf if psnr is None else psnr,
                 beside=beside,
+                least=len(result.data) - len(file.z) - len(file.y),
                 level=level_lambda(result) if result.report["method"] == "none" else None,
             )
 
         start = time.perf_counter()
-        first = self.levels.for_encoding(settings.lmbda, settings.level_lambda)  # that of the first encoding
-        least = len(assemble(first, picture, b"", b""))
-        possible = is_possible(settings, least, math.prod(picture.pixels.shape[:2]))
         steered = not needs_tiles(*padded_size(*picture.pixels.shape[:2])) and settings.rounds_after(
             settings.annealing_steps
         )
-        found, warning = search(settings, encode_at, figures, steered=bool(steered), possible=possible)
+        found, warning = search(settings, encode_at, figures, steered=bool(steered))
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())
 

@@ -88,7 +88,7 @@ def encode_to_target(
     problem = Problem.of(level, picture, roi, settings.lmbda, settings.metric)
     unrefined = starting_point(problem)
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
-    beside = len(assemble(level, picture, b"", b""))
+    beside = len(_file(level, picture, b"", b""))
     size = settings.target_size
     if settings.target_bpp is not None:
         size = int(settings.target_bpp * problem.pixels / 8)
@@ -128,11 +128,11 @@ def _checked_file(level: LevelModel, picture: Picture, payload: latents.Payload)
     """
     if latents.unpack(level, payload.z, payload.y, *picture.pixels.shape[:2]).digest() != payload.digest:
         raise RuntimeError("internal error: the coded bytes do not decode to the same integers")
-    return assemble(level, picture, payload.z, payload.y)
+    return _file(level, picture, payload.z, payload.y)
 
 
-def assemble(level: LevelModel, picture: Picture, z: bytes, y: bytes) -> bytes:
-    """The content of a .sga file with these coded latents."""
+def _file(level: LevelModel, picture: Picture, z: bytes, y: bytes) -> bytes:
+    """The content of a .sga file."""
     height, width = picture.pixels.shape[:2]
     file = SgaFile(
         model_id=bytes.fromhex(level.model_id),

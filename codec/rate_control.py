@@ -30,7 +30,7 @@ _PARTS = 3  # refined encodings that a time limit is planned for; most searches 
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
 _GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes at one level, typically
-_LOWER_RATE, _LOWER_PSNR = 0.25, 1.6  # the same, and dB, by a lower level of the refined one, per logarithm of its λ
+_LOWER_RATE, _LOWER_PSNR = 0.25, 1.6  # slope of that gain, and of one in dB, over log(λ / λ of the refined level)
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ class TargetError(ValueError):
 class Figures:
     """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
 
-    `beside` are the bytes of metadata and alpha, which do not depend on λ. `level` is the λ of the level of an
+    `beside` are the bytes of metadata and alpha, which do not depend on λ, `least` those and the header. `level` is the λ of the level of an
     unrefined encoding, None where λ itself decides.
     """
 
@@ -52,6 +52,7 @@ class Figures:
     bpp: float
     psnr: float
     beside: int = 0
+    least: int = 0
     level: float | None = None
 
 
@@ -70,22 +71,12 @@ def has_target(settings: Settings) -> bool:
     return any(t is not None for t in (settings.target_bpp, settings.target_size, settings.target_psnr))
 
 
-def is_possible(settings: Settings, least: int, pixels: int) -> bool:
-    """Whether a target leaves bytes for the latents, where header, metadata and alpha have `least` bytes."""
-    if settings.target_size is not None:
-        return settings.target_size > least
-    if settings.target_bpp is not None:
-        return settings.target_bpp * pixels / 8 * math.exp(_FAR_RATE) > least
-    return True
-
-
 def search(
     settings: Settings,
     encode: Callable[[Settings], Result],
     figures: Callable[[Result], Figures],
     clock: Callable[[], float] = time.monotonic,
     steered: bool = False,
-    possible: bool = True,
 ) -> tuple[Result, str]:
     """Encode at the λ that meets the target.
 
@@ -100,8 +91,6 @@ def search(
         The figures of a result.
     clock : callable
         Seconds since an arbitrary moment.
-    possible : bool
-        As `is_possible` returns it; if not, only the smallest unrefined encoding is made, for the message.
 
     Returns
     -------
@@ -126,9 +115,6 @@ def search(
         found = figures(result)
         return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
 
-    if not possible:
-        smallest = attempt(_unrefined(replace(plain, lmbda=LAMBDA_RANGE[0])))
-        raise TargetError(_unreached(settings, [smallest], ""))
     parts = 1 if steered else _PARTS
     low, high = map(math.log, LAMBDA_RANGE)  # beyond the ladder only the λ of the refinement changes
     middle = math.log(settings.lmbda)
@@ -153,6 +139,8 @@ def search(
             position = _secant(settings, unrefined)
 
     (approach if steered else bracket)(limit / 3)
+    if not _leaves_room(settings, unrefined[0].figures):
+        raise TargetError(_unreached(settings, unrefined, ""))
     position = middle
     if steered:
         position = _secant(settings, unrefined)
@@ -213,6 +201,15 @@ def _gain(settings: Settings, trial: Trial[Result]) -> float:
     lmbda = _effective(trial)
     lower = 0.0 if settings.level_lambda else math.log(lmbda / replace(settings, lmbda=lmbda).coding_lambda)
     return _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
+
+
+def _leaves_room(settings: Settings, found: Figures) -> bool:
+    """Whether a file that meets the target can have bytes for latents."""
+    if settings.target_size is not None:
+        return settings.target_size > found.least
+    if settings.target_bpp is not None:
+        return settings.target_bpp / found.bpp * found.size * math.exp(_FAR_RATE) > found.least
+    return True
 
 
 def _unrefined(settings: Settings) -> Settings:

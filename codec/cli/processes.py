@@ -51,7 +51,7 @@ def in_processes(
 
     workers = _Workers(work, jobs, out)
     left = deque(portions)
-    running: deque[tuple[list[Task], Future[list[Outcome]] | None]] = deque()
+    running: deque[tuple[list[Task], Future[list[Outcome]]]] = deque()
     try:
         while left or running:
             try:
@@ -61,10 +61,12 @@ def in_processes(
                 outcomes = workers.result(running[0][1])
             except BrokenProcessPool:
                 workers.restart()
-                interrupted = running or [(left.popleft(), None)]
-                running = deque()
-                for portion, future in interrupted:
-                    yield from _again(portion, future, workers)
+                if not running:  # it died before the portion was submitted
+                    yield from _one_by_one(left.popleft(), workers)
+                for portion, future in running:
+                    done = future.exception() is None
+                    yield from future.result() if done else _one_by_one(portion, workers)
+                running.clear()
             else:
                 running.popleft()
                 yield from outcomes
@@ -73,16 +75,11 @@ def in_processes(
         workers.stop()
 
 
-def _again(
-    portion: list[Task], future: Future[list[Outcome]] | None, workers: _Workers
-) -> Generator[Outcome, None, None]:
-    """The outcomes of a portion that was submitted when a worker died; its tasks are done again unless it was done."""
+def _one_by_one(tasks: list[Task], workers: _Workers) -> Generator[Outcome, None, None]:
+    """Run tasks one after the other; that for which a worker dies fails."""
     from concurrent.futures.process import BrokenProcessPool
 
-    if future is not None and future.exception() is None:
-        yield from future.result()
-        return
-    for task in portion:
+    for task in tasks:
         try:
             yield from workers.result(workers.submit([task]))
         except BrokenProcessPool:
@@ -105,18 +102,17 @@ class _Workers:
         from concurrent.futures import ProcessPoolExecutor
 
         console = replace(self._out, bar=None)  # the progress bar belongs to this process
-        start = _start_worker, (console, self._total)
-        return ProcessPoolExecutor(self._jobs, mp_context=self._context, initializer=start[0], initargs=start[1])
+        given = (console, self._total)
+        return ProcessPoolExecutor(self._jobs, mp_context=self._context, initializer=_start_worker, initargs=given)
 
     def submit(self, tasks: list[Task]) -> Future[list[Outcome]]:
         with _interrupts_blocked():
             return self._pool.submit(_all_of, self._work, tasks)
 
-    def result(self, future: Future[list[Outcome]] | None) -> list[Outcome]:
+    def result(self, future: Future[list[Outcome]]) -> list[Outcome]:
         """The result of a worker; the progress bar shows what all workers have done in the meantime."""
         from concurrent.futures import wait
 
-        assert future is not None
         while self._out.bar is not None and not wait([future], _REFRESH).done:
             output.completed(self._out, self._total.get_obj().value)  # without its lock
         return future.result()

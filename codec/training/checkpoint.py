@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ..hyperprior import GainedHyperprior
 from ..networks.architecture import ARCHITECTURES
 from .crops import Crops
 from .initial import carry_over, initial_model
-from .initial_weights import InitialWeights
+from .initial_weights import InitialWeights, load_record
 from .optimizer import Optimizers, build_optimizers, freeze, load_moments
 from .recipe import Recipe, TrainingError, standard_recipe
 
@@ -135,8 +134,8 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
     TrainingError
         When the file is not a checkpoint of this program, or its tensors have unexpected shapes.
     """
+    record = load_record(path)
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
         recipe = Recipe(**{**record["recipe"], **changed})
         architecture = ARCHITECTURES[record["recipe"]["architecture"]]
         if recipe.architecture != record["recipe"]["architecture"]:
@@ -156,10 +155,6 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
             noise.manual_seed(recipe.seed + record["step"])
         step, seconds = int(record["step"]), float(record["seconds"])
         crops = int(record.get("crops", step * record["recipe"]["batch"]))
-    except OSError as error:
-        raise TrainingError(f"{path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError:  # whose message advises to load the file without protection
-        raise TrainingError(f"{path}: not a checkpoint") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint that can be resumed ({reason})") from None

@@ -97,20 +97,34 @@ def _modules(missing: Iterable[str], found: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(modules))
 
 
+def load_record(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, not checked.
+
+    Raises
+    ------
+    TrainingError
+        When it cannot be read, or holds other objects than tensors and plain values.
+    """
+    try:
+        record: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # the message of an UnpicklingError advises to load the file without protection
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:200]})"
+        raise TrainingError(f"{path}: not a checkpoint{reason}") from None
+    return record
+
+
 _Source = tuple[str, dict[str, Tensor], list[str], list[dict[str, Any]]]
 
 
 def _read_checkpoint(path: Path) -> _Source:
+    record = load_record(path)
     try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
         run = {"recipe": record["recipe"], "steps": record["step"], "seconds": round(record["seconds"])}
         names = _suitable(ARCHITECTURES[run["recipe"]["architecture"]])
         history = [*record.get("history", []), {**run, "crops": record.get("crops")}]
         return f"{path.name}, step {record['step']}", dict(record["ema"]), names, history
-    except OSError as error:
-        raise TrainingError(f"{path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError:  # whose message advises to load the file without protection
-        raise TrainingError(f"{path}: not a checkpoint") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TrainingError(f"{path}: not a checkpoint ({reason})") from None
