@@ -44,8 +44,8 @@ class TargetError(ValueError):
 class Figures:
     """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
 
-    `beside` are the bytes of metadata and alpha, which do not depend on λ, `least` those and the header. `level` is the λ of the level of an
-    unrefined encoding, None where λ itself decides.
+    `beside` are the bytes of metadata and alpha, which do not depend on λ, `least` those and the header. `level` is the
+    λ of the level of an unrefined encoding, None where λ itself decides.
     """
 
     size: int
