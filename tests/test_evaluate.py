@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -197,6 +198,23 @@ def test_names_tell_images_apart(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "empty", "no images"), (tmp_path / "gone.png", "no such")):
         with pytest.raises(ValueError, match=why):
             sweep.find_images([path])
+
+
+def test_names_that_would_print_alike_are_refused(tmp_path: Path) -> None:
+    """Guards against an image that is dropped because its name differs in unprintable characters only."""
+    for name in (b"a\xe8.png", b"a\xe9.png"):
+        write_image(tmp_path / "x.png", 1).rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with pytest.raises(ValueError, match=r"several images would be called .*a_\.png"):
+        sweep.find_images([tmp_path])
+
+
+def test_a_name_that_is_too_long_fails_alone(tmp_path: Path) -> None:
+    """Guards against a sweep that ends because of one file's name."""
+    write_image(tmp_path / "images" / "a.png", 1)
+    write_image(tmp_path / "images" / f"{'n' * 250}.png", 1)
+    measured = sweep_of(FakeCodec(), sweep.find_images([tmp_path / "images"]), ALL[:1], tmp_path / "out")
+    assert [row["name"] for row in measured.rows] == ["a.png"]
+    assert list(measured.failed) == [f"{'n' * 250}.png"]
 
 
 def test_crop_is_from_the_centre() -> None:
@@ -565,12 +583,24 @@ def test_command_passes_the_settings_of_the_refinement(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake", "images")
+def test_command_compares_with_another_sweep(tmp_path: Path) -> None:
+    """Guards against comparing nothing where the curves of two sweeps have the same name."""
+    common = (tmp_path / "images", "--lambda", "0.0016,0.0075,0.03", "--method", "none", "--no-plot")
+    assert run(*common, "--out", tmp_path / "first").exit_code == 0
+    for table in ("results.tsv", "results.json"):
+        result = run(*common, "--out", tmp_path / "second", "--against", tmp_path / "first" / table)
+        assert result.exit_code == 0, result.output
+        (found,) = json.loads((tmp_path / "second" / "results.json").read_text())["comparisons"]
+        assert (found["curve"], found["anchor"], found["bd_rate"]) == ("none", "first: none", 0.0)
+
+
+@pytest.mark.usefixtures("fake", "images")
 def test_command_reports_a_failed_image(tmp_path: Path) -> None:
     """Guards against exit code 0 for incomplete results."""
     (tmp_path / "images" / "broken.png").write_bytes(b"nonsense")
     result = run(tmp_path / "images", "--lambda", 0.01, "--method", "none", "--no-plot", "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert result.stderr.count("broken.png") == 2  # name and path, in one message
+    assert result.stderr.count("broken.png") == 1
     assert not (tmp_path / "out" / "rd.png").exists()
     assert (tmp_path / "out" / "report.html").exists()
 

@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -481,9 +483,10 @@ def test_diverged_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops
     state = start(RECIPE, crops, CPU)
     with torch.no_grad():
         state.model.log_gain_y.fill_(math.nan)
-    with pytest.raises(TrainingError, match="not a number"):
-        train(state, crops, CPU, tmp_path / "a.ckpt", save_every=0)
-    assert not (tmp_path / "a.ckpt").exists()
+    for tick in (None, lambda _: False):  # the second is an interruption
+        with pytest.raises(TrainingError, match="not a number"):
+            train(state, crops, CPU, tmp_path / "a.ckpt", save_every=0, tick=tick)
+        assert not (tmp_path / "a.ckpt").exists()
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, trained: State) -> None:
@@ -519,6 +522,37 @@ def test_bad_pictures_are_skipped_and_none_is_an_error(tmp_path: Path, caplog: p
         assert [p.name for p in read_photographs([tmp_path])] == ["sub/1.jpg", "sub/2.jpg"]
     assert "0.jpg" in caplog.text
     assert "empty.png" in caplog.text
+
+
+def test_photographs_are_read_as_for_encoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against 16-bit samples that are clipped to white, and against types and names that are not read."""
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(photograph(0).permute(1, 2, 0).numpy()).save(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.ppm"))
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    with caplog.at_level(logging.WARNING):
+        found = read_photographs([tmp_path])
+    assert [p.name for p in found] == ["caf\udce9.ppm", "grey.png"]
+    assert abs(found[1].pixels.float().mean() - 127.5) < 1
+    assert "skipped dangling.png: No such file" in caplog.text
+    training, held_out = split(found)
+    assert len(training) + len(held_out) == 2
+
+
+def test_a_truncated_archive_is_an_error(tmp_path: Path) -> None:
+    """Guards against an internal error, and against training on a part of the photographs."""
+    for kind in ("gz", "xz", "bz2"):
+        path = tmp_path / f"photos.tar.{kind}"
+        with tarfile.open(path, f"w:{kind}") as tar:
+            for i in range(3):
+                Image.fromarray(photograph(i).permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+                tar.add(tmp_path / f"{i}.png", f"{i}.png")
+        assert len(read_photographs([path])) == 3
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) * 2 // 3])
+        with pytest.raises(DataError, match=r"photos\.tar"):
+            read_photographs([path])
 
 
 def test_split_of_a_photograph_is_stable() -> None:
@@ -583,6 +617,38 @@ def test_the_command_trains_resumes_and_exports(tmp_path: Path, folder: Path) ->
     assert run(folder, "--out", other, "--export-only", tmp_path / "mine.ckpt").exit_code == 0
     assert read_info(other).id == model_id
     assert not (tmp_path / "other.ckpt").exists()
+
+
+def test_a_resumed_run_keeps_what_it_was_given(tmp_path: Path, folder: Path) -> None:
+    """Name and licence are those of the first run; other photographs are noticed; no other checkpoint is replaced."""
+    common = ("--architecture", "tiny", "--batch", 2, "--crop", 64, "--device", "cpu", "--steps", 1)
+    out, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.ckpt"
+    assert run(folder, "--out", out, "--licence", "CC0-1.0", "--name", "nice", *common).exit_code == 0
+    again = run(folder, "--out", out, "--resume", checkpoint, "--steps", 2)
+    assert (again.exit_code, "other photographs" in again.stderr) == (0, False)
+    assert [read_info(out).metadata[key] for key in ("name", "licence")] == ["nice", "CC0-1.0"]
+    (folder / "2.png").unlink()
+    assert "other photographs" in run(folder, "--out", out, "--resume", checkpoint, "--steps", 3).stderr
+
+    other = tmp_path / "b.safetensors"
+    assert run(folder, "--out", other, *common).exit_code == 0
+    content = (tmp_path / "b.ckpt").read_bytes()
+    refused = run(folder, "--out", other, "--resume", checkpoint, "--steps", 4)
+    assert (refused.exit_code, "checkpoint of another run" in refused.stderr) == (2, True)
+    assert (tmp_path / "b.ckpt").read_bytes() == content
+
+
+def test_nothing_that_is_read_is_overwritten(tmp_path: Path, folder: Path) -> None:
+    """Guards against a log in a photograph, and a model in place of the one it started from."""
+    model = tmp_path / "a.safetensors"
+    model.write_bytes(b"")
+    for arguments, message in (
+        (("--out", model, "--init", model), "would overwrite"),
+        (("--out", tmp_path / "b.safetensors", "--log", folder / "0.png"), "would overwrite"),
+        (("--out", tmp_path / "b.safetensors", "--log", tmp_path / "absent" / "log"), "no such folder"),
+    ):
+        result = run(folder, *arguments, "--steps", 1)
+        assert (result.exit_code, message in result.stderr) == (2, True)
 
 
 def test_run_starts_from_the_weights_of_a_model(tmp_path: Path, folder: Path) -> None:

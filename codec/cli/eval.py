@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from ..settings import ANCHORS, METHODS
 from . import batch, options, output
 from .encoder_options import refinement_options
-from .exits import DONE, FAILED, one_line
+from .exits import DONE, FAILED, named, one_line
 from .streams import is_terminal
 
 if TYPE_CHECKING:
@@ -180,20 +180,22 @@ def command(
     """
     from ..evaluate import report, sweep
     from ..evaluate.coders import own_coders, peer_coders, settings_grid
-    from ..evaluate.curves import load_curves
+    from ..evaluate.curves import reference_curves
     from ..evaluate.summary import summarise
 
     console = options.output(json=False, quiet=quiet, verbose=0)
     if set(methods) == {"none"}:
-        for name in ("steps", "classes", "trace", *(n for n in refinement if n != "level_lambda")):
+        for name in ("steps", "classes", "seed", "trace", *(n for n in refinement if n != "level_lambda")):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --method none")
     try:
         found = sweep.find_images(images)
         grid = settings_grid(lmbdas, methods, steps, classes=classes, seed=seed, **refinement)
-        anchors = [curve for path in against for curve in load_curves(path)]
+        anchors = [curve for path in against for curve in reference_curves(path)]
     except (ValueError, OSError) as error:
         raise click.UsageError(one_line(error)) from None
+    if view is not None and not plot:
+        raise click.UsageError("--view has no meaning with --no-plot")
     if view is not None and view not in lmbdas:
         raise click.UsageError(f"--view {view:g} is none of --lambda")
     if flip and importlib.util.find_spec("flip_evaluator") is None:
@@ -211,7 +213,7 @@ def command(
     def done(name: str, error: str | None) -> None:
         if error is not None and name not in reported:
             reported.add(name)
-            output.problem(console, f"{name}: {error}")
+            output.problem(console, named(str(found[name]), ValueError(error)))
         output.file_done(console)
 
     with batch.stoppable(), output.progress(console, "measure", len(found) * len(coders)), output.logged(console):

@@ -10,20 +10,16 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import click
 
+from ..folders import IMAGE_SUFFIXES, files_below, suffix
 from . import urls
 from .storage import STREAM, opened
 from .streams import is_terminal
 
-_IMAGE_TYPES = (
-    "apng avif avifs bmp dds dib gif heic heif hif ico j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx jxl mpo pbm pcx pgm "
-    "png pnm ppm qoi sgi tga tif tiff webp"
-)
-IMAGE_SUFFIXES = frozenset("." + kind for kind in _IMAGE_TYPES.split(" "))
 SGA_SUFFIXES = frozenset({".sga"})
 _LONGEST_LIST = 2**26  # bytes
 
@@ -134,7 +130,7 @@ def _single(names: tuple[str, ...], listed: list[str], direction: Direction) -> 
         raise click.UsageError(f"'{destination}' is the input itself: give the output another name")
     if destination.endswith(("/", os.sep)):
         raise click.UsageError(f"'{destination}' is the name of a folder: give it as --out-dir {destination}")
-    if _suffix(destination) in direction.inputs:
+    if suffix(destination) in direction.inputs:
         raise click.UsageError(
             f"'{destination}' stands where OUT is expected, but is not named like {direction.output}; "
             "to work on several files give --out-dir DIR"
@@ -167,7 +163,7 @@ def _is_folder(name: str, direction: Direction) -> bool:
     """Whether an input is a folder. A URL with the suffix of an input is not: to ask the store takes a request each."""
     if not urls.is_url(name):
         return os.path.isdir(name)
-    return _suffix(urls.file_name(name)) not in direction.inputs and urls.is_folder(name)
+    return suffix(urls.file_name(name)) not in direction.inputs and urls.is_folder(name)
 
 
 def _join(folder: str, name: str) -> str:
@@ -184,25 +180,18 @@ def _inside(folder: str, suffixes: frozenset[str]) -> list[tuple[str, int | None
     found = [
         (name, size)
         for name, size in files.items()
-        if _suffix(name) in suffixes and not any(part.startswith(".") for part in name.replace(os.sep, "/").split("/"))
+        if suffix(name) in suffixes and not any(part.startswith(".") for part in name.replace(os.sep, "/").split("/"))
     ]
     if not found:
         raise click.UsageError(f"no files to work on in the folder '{folder}'")
     return sorted(found, key=lambda entry: entry[0])
 
 
-def _below(folder: str) -> Iterator[str]:
-    """Regular files in a local folder and its subfolders, relative to it; hidden ones and links are not entered."""
-    for parent, folders, files in os.walk(folder, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = os.path.join(parent, name)
-            if os.path.isfile(path) or not os.path.exists(path):  # a link to nothing fails when it is read
-                yield os.path.relpath(path, folder)
-
-
-def _refuse(error: OSError) -> None:
-    raise click.UsageError(f"the folder '{error.filename}' cannot be read: {error.strerror}")
+def _below(folder: str) -> list[str]:
+    try:
+        return list(files_below(folder))
+    except OSError as error:
+        raise click.UsageError(f"the folder '{error.filename}' cannot be read: {error.strerror}") from None
 
 
 def _listed(files_from: str) -> list[str]:
@@ -218,12 +207,8 @@ def _listed(files_from: str) -> list[str]:
     return [os.fsdecode(name) for name in names if name.strip()]
 
 
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
 def _renamed(name: str, direction: Direction) -> str:
-    stem = os.path.splitext(name)[0] if _suffix(name) in direction.inputs else name
+    stem = os.path.splitext(name)[0] if suffix(name) in direction.inputs else name
     return stem + direction.extension
 
 

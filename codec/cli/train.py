@@ -34,7 +34,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("sources", nargs=-1, required=True, type=_PATH, metavar="DATA...")
 @click.option("--out", required=True, type=_PATH, metavar="FILE", help="Model file to write (.safetensors).")
 @click.option("--name", help="Name of the model.  [default: FILE without folder and suffix]")
-@click.option("--licence", default="not stated", help="Licence of the weights, stored in the model.")
+@click.option("--licence", help="Licence of the weights, stored in the model.  [default: not stated]")
 @click.option("--architecture", metavar="lite|mshyper-128|mshyper-192", help="[default: lite]")
 @click.option(
     "--stage",
@@ -117,7 +117,7 @@ def command(
     sources: tuple[Path, ...],
     out: Path,
     name: str | None,
-    licence: str,
+    licence: str | None,
     resume: Path | None,
     init: str | None,
     export_only: Path | None,
@@ -152,12 +152,13 @@ def command(
     console = Output(quiet=quiet)
     checkpoint = out.with_suffix(".ckpt")
     training_start.check_options(out, checkpoint, resume, init, export_only, wanted)
+    training_start.check_files(sources, out, checkpoint, init, validation, log_file)
     import torch
 
     from ..models.file import write_model
     from ..training.checkpoint import load_checkpoint, start
     from ..training.crops import Crops
-    from ..training.data import read_photographs, split
+    from ..training.data import digest, read_photographs, split
     from ..training.export import export_checkpoint
     from ..training.stages import source_of
 
@@ -176,18 +177,21 @@ def command(
         validated = held_out if validation is None else read_photographs([validation], _MIN_SIDE)
         output.note(console, f"{len(photographs)} photographs for training, {len(validated)} for validation")
         interrupted = 0
+        images = [p.pixels for p in photographs]
+        state = state or start(recipe, Crops(images), chosen, initial)
+        state.name, state.licence = name or state.name, licence or state.licence
         if not export_only:
             log_file = log_file or out.with_suffix(".jsonl")
-            images = [p.pixels for p in photographs]
-            state = state or start(recipe, Crops(images), chosen, initial)
+            if resume is not None and state.photographs not in ("", digest(photographs)):
+                output.problem(console, f"{resume} is of a run with other photographs: it is not continued exactly")
+            state.photographs = digest(photographs)
             source = source_of(state, images, chosen)
             state, interrupted = _train(state, source, validated, chosen, checkpoint, log_file, save_every, console)
-        assert state is not None
         if interrupted:
             output.problem(console, f"interrupted after {state.step} steps; continue with --resume {checkpoint}")
             ctx.exit(interrupted)
-        record = _record(state, photographs, held_out, chosen, licence, sources)
-        model = export_checkpoint(state, name or out.stem, [p.pixels for p in photographs], record)
+        record = _record(state, photographs, held_out, chosen, sources)
+        model = export_checkpoint(state, state.name or out.stem, images, record)
         write_model(model, out)
         output.result(console, f"{out}: model {model.name}, id {model.id}, after {state.step} steps")
 
@@ -203,9 +207,10 @@ def _train(
     console: Output,
 ) -> tuple[State, int]:
     """Train until the end or an interruption; returns the state and the exit code of an interruption, else 0."""
+    from ..training.data import evenly_spaced
     from ..training.loop import progress, train
 
-    images = [p.pixels for p in validation[:: max(1, len(validation) // _VALIDATION)][:_VALIDATION]]
+    images = [p.pixels for p in evenly_spaced(validation, _VALIDATION)]
     with training_view.shown(console) as view, _interruptible() as caught:
 
         def tick(state: State) -> bool:
@@ -242,11 +247,10 @@ def _record(
     photographs: list[Photograph],
     held_out: list[Photograph],
     device: torch.device,
-    licence: str,
     sources: tuple[Path, ...],
 ) -> dict[str, Any]:
     """Metadata of the model; absolute paths of the sources are not stored."""
     from ..training.export import training_record
 
     names = [os.path.basename(os.path.abspath(source)) for source in sources]
-    return training_record(state, device, licence, names, len(photographs), [p.name for p in held_out])
+    return training_record(state, device, names, len(photographs), [p.name for p in held_out])

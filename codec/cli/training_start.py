@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..folders import IMAGE_SUFFIXES, suffix
 from . import output
 from .output import Output
 
@@ -48,6 +49,8 @@ def check_options(
                 raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
         if init is not None:
             raise click.UsageError("give either --resume, which continues a run, or --init, which starts one")
+        if checkpoint.exists() and resume.exists() and not checkpoint.samefile(resume):
+            raise click.UsageError(f"{checkpoint} is the checkpoint of another run than {resume}: give another --out")
         return
     if init is None and wanted["stage"] in ("prior", "decoder"):
         raise click.UsageError(f"--stage {wanted['stage']} needs --init: it trains a part of a model that exists")
@@ -57,6 +60,21 @@ def check_options(
         raise click.UsageError("give the length of the run: --steps or --minutes")
     if checkpoint.exists():
         raise click.UsageError(f"{checkpoint} exists: continue with --resume {checkpoint}, or remove it")
+
+
+def check_files(
+    sources: tuple[Path, ...], out: Path, checkpoint: Path, init: str | None, validation: Path | None, log: Path | None
+) -> None:
+    """Refuse to write over a file that is read, and a log that cannot be written."""
+    read = {path.resolve() for path in (*sources, validation, Path(init) if init else None) if path is not None}
+    if out.resolve() in read:
+        raise click.UsageError(f"--out '{out}' would overwrite a file that this command reads")
+    if log is None:
+        return
+    if log.resolve() in read | {out.resolve(), checkpoint.resolve()} or suffix(log.name) in IMAGE_SUFFIXES:
+        raise click.UsageError(f"--log '{log}' would overwrite a file that this command reads or writes")
+    if not log.parent.is_dir():
+        raise click.UsageError(f"--log '{log}': no such folder")
 
 
 def device(name: str) -> torch.device:

@@ -161,7 +161,7 @@ def peer_coders(names: Iterable[str], crop: int | None = None) -> tuple[list[Cod
     """The peers of these names at every chroma format and quality, and a message for each that is not available."""
     coders: list[Coder] = []
     missing = []
-    for name in names:
+    for name in dict.fromkeys(names):
         try:
             peer, found = peers.available(name)
         except peers.PeerUnavailableError as error:

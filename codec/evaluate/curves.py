@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import metrics
 from ..metrics import Curve
 from .rows import CURVE, Row, common_images, means, read_rows
+
+SUMMARY = "results.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ def load_curves(path: Path | str) -> list[Curve]:
     if not curves or not all(curve.bpp for curve in curves):
         raise ValueError(f"{path}: no points")
     return curves
+
+
+def reference_curves(path: Path) -> list[Curve]:
+    """The curves of :func:`load_curves`; those of another sweep as `SWEEP: CURVE`, by its folder or renamed table."""
+    curves = load_curves(path)
+    if path.suffix.lower() != ".tsv" and path.name != SUMMARY:
+        return curves
+    sweep = path.resolve().parent.name if path.stem == Path(SUMMARY).stem else path.stem
+    return [replace(curve, name=f"{sweep}: {curve.name}") for curve in curves]
 
 
 def curves_of(summary: Sequence[Row]) -> list[Curve]:

@@ -9,11 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..metrics import Curve
-from .curves import Comparison, compare, named_groups
+from .curves import SUMMARY, Comparison, compare, named_groups
 from .rows import SETTING, Row, common_images, means, seconds_per_megapixel
 from .sweep import Sweep
-
-SUMMARY = "results.json"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,8 @@ def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
     curves = [curve for curve, group in named if group[0]["lambda"] is not None]
     peers = [curve for curve, group in named if group[0]["lambda"] is None]
     own = curves[:1] if len(curves) > 1 else []
-    comparisons = [c for c in compare(curves, [*own, *peers, *anchors]) if c.curve != c.anchor]
+    references = [*own, *peers, *anchors]
+    comparisons = [c for curve in curves for c in compare([curve], [r for r in references if r is not curve])]
     summary = Summary(
         points=points,
         curves=curves,

@@ -11,6 +11,7 @@ missing rows; an existing row is used if its setting, model id and image (name a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
+from ..folders import images_below
 from ..image import read_image
 from ..picture import Picture
 from .coders import Coder
@@ -43,7 +45,6 @@ from .rows import (
     rounded,
 )
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".avif")
 TABLE, TRACES, FILES = "results.tsv", "traces.tsv", "files"
 
 
@@ -74,26 +75,30 @@ def find_images(paths: Iterable[Path]) -> dict[str, Path]:
     Raises
     ------
     ValueError
-        If a path does not exist or a folder holds no image.
+        If a path does not exist, a folder holds no image, or names differ in unprintable characters only.
+    OSError
+        If a folder cannot be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            inside = images_below(str(path))
             if not inside:
                 raise ValueError(f"{path}: no images in this folder")
-            found |= dict.fromkeys(_absolute(p) for p in inside)
+            found |= dict.fromkeys(_absolute(path / name) for name in inside)
         elif path.exists():
             found[_absolute(path)] = None
         else:
             raise ValueError(f"{path}: no such file or folder")
-    names = {p: p.name for p in found}
+    names = {p: printable(p.name) for p in found}
     depth = 1
     while len(set(names.values())) < len(names):
         depth += 1
         taken = Counter(names.values())
-        names = {p: "/".join(p.parts[-depth:]) if taken[n] > 1 else n for p, n in names.items()}
-    return {printable(name.lstrip("/")): path for path, name in names.items()}
+        if depth > max(len(p.parts) for p in found):
+            raise ValueError(f"several images would be called {taken.most_common(1)[0][0].lstrip('/')}")
+        names = {p: printable("/".join(p.parts[-depth:])) if taken[n] > 1 else n for p, n in names.items()}
+    return {name.lstrip("/"): path for path, name in names.items()}
 
 
 def _absolute(path: Path) -> Path:
@@ -151,9 +156,9 @@ def run(
                 file = file_of(out / FILES, coder, name)
                 try:
                     measured, trace = measure(coder, path, file, flip)
-                except OSError:  # for example a full disk: later results would be lost, too
-                    raise
                 except Exception as error:  # any error of one image; the others are still measured
+                    if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+                        raise  # for example a full disk: later results would be lost, too
                     row = None
                     message = " ".join(str(error).split()) or type(error).__name__
                     failed.setdefault(name, message)

@@ -37,6 +37,10 @@ class State:
         Training time so far, interruptions excluded.
     history : list of dict
         Records of the earlier runs that led to the initial weights, as in `InitialWeights`.
+    name, licence : str
+        Of the model that is exported; without a name, that of its file.
+    photographs : str
+        Digest of the names of the training photographs, in order.
     """
 
     recipe: Recipe
@@ -49,6 +53,9 @@ class State:
     seconds: float = 0.0
     crops: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    name: str = ""
+    licence: str = "not stated"
+    photographs: str = ""
 
 
 def _on_device(model: GainedHyperprior, device: torch.device) -> GainedHyperprior:
@@ -111,6 +118,9 @@ def save_checkpoint(state: State, path: Path) -> None:
         "seconds": state.seconds,
         "crops": state.crops,
         "history": state.history,
+        "name": state.name,
+        "licence": state.licence,
+        "photographs": state.photographs,
     }
     try:
         with atomic_file(path) as file:
@@ -169,4 +179,5 @@ def load_checkpoint(path: Path, device: torch.device, **changed: Any) -> State:
         seconds=seconds,
         crops=crops,
         history=record.get("history", []),
+        **{key: record[key] for key in ("name", "licence", "photographs") if key in record},
     )

@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import lzma
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..pillow import refuse_programs, silent_libtiff
+from ..folders import IMAGE_SUFFIXES, images_below, suffix
+from ..image import read_image
+from ..picture import ImageError
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 HELD_OUT = 40  # about one photograph in 40 is held out for validation
 
 
 class DataError(ValueError):
     """No usable photograph was found, or a source cannot be read."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,19 @@ class Photograph:
     pixels: Tensor
 
 
-def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every image file in a folder (recursively), in a tar, or of a single file."""
+def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Name of every image file in a folder (recursively), in a tar, or of a single file, and what reads it."""
     if source.is_dir():
-        for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-            yield path.relative_to(source).as_posix(), path.read_bytes()
+        for name in images_below(str(source)):
+            yield Path(name).as_posix(), (source / name).read_bytes
     elif tarfile.is_tarfile(source):
         with tarfile.open(source) as tar:
             for member in tar:
-                stream = tar.extractfile(member) if member.isfile() else None
-                if stream is not None and Path(member.name).suffix.lower() in SUFFIXES:
-                    yield member.name, stream.read()
+                stream = tar.extractfile(member) if member.isfile() or member.islnk() else None
+                if stream is not None and suffix(member.name) in IMAGE_SUFFIXES:
+                    yield member.name, stream.read
     else:
-        yield source.name, source.read_bytes()
+        yield source.name, source.read_bytes
 
 
 def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]:
@@ -77,23 +82,18 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
         try:
-            for name, content in _files(source):
+            for name, read in _files(source):
                 try:
-                    with Image.open(io.BytesIO(content)) as opened, silent_libtiff(opened):
-                        refuse_programs(opened)
-                        pixels = np.array(opened.convert("RGB"))
-                except UnidentifiedImageError:
-                    log.warning("skipped %s: not an image of a known format", name)
-                    continue
-                except Exception as error:  # damaged files raise many types of error in Pillow
-                    log.warning("skipped %s: %s", name, error)
+                    pixels = read_image(io.BytesIO(read())).pixels
+                except (ImageError, OSError) as error:
+                    log.warning("skipped %s: %s", name, getattr(error, "strerror", None) or error)
                     continue
                 if min(pixels.shape[:2]) < min_side:
                     log.warning("skipped %s: smaller than %d pixels", name, min_side)
                     continue
                 found.append(Photograph(name, torch.from_numpy(pixels).permute(2, 0, 1)))
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(f"{source}: {error}") from None
+        except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{source}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
         raise DataError(f"no photograph in {', '.join(map(str, sources))}")
     return found
@@ -108,7 +108,19 @@ def split(photographs: list[Photograph]) -> tuple[list[Photograph], list[Photogr
     training: list[Photograph] = []
     validation: list[Photograph] = []
     for photograph in photographs:
-        digest = hashlib.sha256(photograph.name.encode()).digest()
+        digest = hashlib.sha256(photograph.name.encode(errors="surrogateescape")).digest()
         held_out = int.from_bytes(digest[:8], "big") % HELD_OUT == 0
         (validation if held_out else training).append(photograph)
     return (training, validation) if training else (validation, [])
+
+
+def digest(photographs: Sequence[Photograph]) -> str:
+    """Identifies a list of photographs by their names."""
+    names = "\0".join(photograph.name for photograph in photographs)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, from the whole sequence."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

@@ -13,19 +13,19 @@ from torch import Tensor
 from ..hyperprior import GainedHyperprior
 from ..models.export import export
 from ..models.level import Model
-from ..networks.architecture import HYPER_STRIDE
-from ..pixels import pad
 from ..settings import LEVELS
 from .checkpoint import State
+from .data import evenly_spaced
+from .validation import central_part
 
 _SAMPLES = 24  # photographs for measuring the range of the hyper-decoder's activations
 
 
 @torch.no_grad()
 def latents_of(gained: GainedHyperprior, photographs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """y₀ (1, M, h, w) and z₀ (1, N, h/4, w/4) of photographs (3, H, W) uint8, without gains and not rounded."""
+    """y₀ (1, M, h, w) and z₀ (1, N, h/4, w/4) of photographs (3, 16h, 16w) uint8, without gains and not rounded."""
     unit = gained.y_unit[None, :, None, None]
-    y = [gained.g_a(pad(image[None].float() / 255, HYPER_STRIDE)) for image in photographs]
+    y = [gained.g_a(image[None].float() / 255) for image in photographs]
     return y, [gained.h_a(v / unit) for v in y]
 
 
@@ -37,23 +37,23 @@ def export_checkpoint(state: State, name: str, photographs: list[Tensor], record
     name : str
         Name of the model.
     photographs : list of Tensor (3, H, W) uint8
-        An evenly spaced subset calibrates the ranges of the integer networks' activations.
+        The central parts of an evenly spaced subset calibrate the ranges of the integer networks' activations.
     record : dict
         Licence and training record (see `training_record`) for the metadata.
     """
     gained = copy.deepcopy(state.ema).cpu().float().requires_grad_(False)
-    chosen = photographs[:: max(1, len(photographs) // _SAMPLES)][:_SAMPLES]
+    chosen = [central_part(image) for image in evenly_spaced(photographs, _SAMPLES)]
     y_samples, z_samples = latents_of(gained, chosen)
     return export(gained, name, record, z_samples, LEVELS, y_samples=y_samples)
 
 
 def training_record(
-    state: State, device: torch.device, licence: str, sources: list[str], photographs: int, held_out: list[str]
+    state: State, device: torch.device, sources: list[str], photographs: int, held_out: list[str]
 ) -> dict[str, Any]:
     """Metadata of a model: licence, recipe, length of the run and of earlier ones, data and hardware."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
-        "licence": licence,
+        "licence": state.licence,
         "training": {
             "recipe": asdict(state.recipe),
             "steps": state.step,

@@ -213,6 +213,7 @@ def train(
             saved = logged = time.monotonic()
             count = 0
             sums.zero_()
+    _check_finite(state, sums, checkpoint)
     save_checkpoint(state, checkpoint)
     if running:
         run_validation()
