@@ -86,8 +86,13 @@ class Codec:
 
         Parameters
         ----------
+        pictures : sequence of Picture
+            Of any sizes.
+        settings : Settings, optional
+            Default: `Settings()`.
         rois : sequence of ndarray (H, W) float or None
-            Region of interest of each picture: weights of its pixels' distortion.
+            Region of interest of each picture: weights of its pixels' distortion. With metric ms-ssim, pixels of weight
+            0 are left out, and all others count alike.
         progress : callable
             Called with the state of the refinement every few steps.
         trace : Trace
@@ -104,22 +109,29 @@ class Codec:
         Raises
         ------
         ValueError
-            When the settings contradict each other.
+            When the settings contradict each other, or a weight map does not fit.
+        ModelNotFoundError, ModelError
+            When there is no model for λ, or it is damaged.
         ImageError
             When a picture's arrays have other types or shapes than `Picture` says.
         TargetError
-            When a target cannot be reached. A `target_bpp` of more bits than the picture can use is a warning only.
+            When a target cannot be reached. A `target_bpp` or `target_size` of more bits than the picture can use is a
+            warning only.
         """
         settings = settings or Settings()
         settings.validate()
         for picture in pictures:
             check_picture(picture)
+        maps = [None] * len(pictures) if rois is None else list(rois)
+        if len(maps) != len(pictures):
+            raise ValueError(f"{len(maps)} weight maps for {len(pictures)} pictures")
         if trace is not None and (
             len(pictures) != 1 or has_target(settings) or needs_tiles(*padded_size(*pictures[0].pixels.shape[:2]))
         ):
             raise ValueError("a trace is of one picture, refined without tiles and without a target")
+        if trace is not None and trace.every < 1:
+            raise ValueError(f"a trace is of every step or fewer, not {trace.every}")
         if has_target(settings):
-            maps = rois or [None] * len(pictures)
             return [
                 self._search(p, self._with_default_steps(settings, p), roi, progress)
                 for p, roi in zip(pictures, maps, strict=True)
@@ -127,12 +139,12 @@ class Codec:
         plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
         level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
         results: dict[int, Encoded] = {}
-        for group in _batches(pictures):
+        together = settings.time_limit is None  # the limit is for each picture
+        for group in _batches(pictures) if together else [[i] for i in range(len(pictures))]:
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
-            weights = [None if rois is None else rois[i] for i in group]
             own = self._with_default_steps(settings, chosen[0])
-            coded = encode_batch(level, chosen, weights, own, progress, trace, plain)
+            coded = encode_batch(level, chosen, [maps[i] for i in group], own, progress, trace, plain)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
                 report = encoding_report(level, pictures[i], settings, refinement, data, seconds)
@@ -189,18 +201,27 @@ class Codec:
                 beside=beside,
                 least=len(result.data) - len(file.z) - len(file.y),
                 level=level_lambda(result) if result.report["method"] == "none" else None,
+                steered=result.report["lambda"] if steered and result.report["method"] != "none" else None,
             )
 
         start = time.perf_counter()
-        steered = not needs_tiles(*padded_size(*picture.pixels.shape[:2])) and settings.rounds_after(
-            settings.annealing_steps
-        )
-        found, warning = search(settings, encode_at, figures, steered=bool(steered))
+        # With weights the changes that lower the loss are not those that lower the visible error.
+        weighted_psnr = settings.target_psnr is not None and roi is not None
+        tiled = needs_tiles(*padded_size(*picture.pixels.shape[:2]))
+        steered = settings.rounds_after(settings.annealing_steps) > 0 and not (tiled or weighted_psnr)
+        found, warning = search(settings, encode_at, figures, steered=steered)
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())
 
     def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
         """Decode a .sga file.
+
+        Parameters
+        ----------
+        data : bytes
+            The content of the file.
+        max_pixels : int
+            Refuse a picture with more pixels.
 
         Returns
         -------
@@ -238,6 +259,10 @@ def encode(
     ------
     TypeError
         When `source` is none of these.
+    ImageError
+        When the image cannot be read.
+    ValueError, TargetError, ModelNotFoundError, ModelError
+        As `Codec.encode`.
     """
     if not isinstance(source, (str, os.PathLike, Picture)) and not hasattr(source, "read"):
         raise TypeError(f"encode takes a path, a file object or a Picture, not {type(source).__name__}")

@@ -7,11 +7,11 @@ A time limit holds for the whole search. The bracket takes at most a third of it
 for a few refined encodings, so that all of them have about the same number of steps. Where no time is left for a
 refined encoding that meets the target, bisection goes on, and the result is unrefined.
 
-A picture may not have as many bits as `target_bpp` asks for (a black one has hardly any): the best file below it is the
-result then. All other targets that cannot be reached are errors.
+A picture may not have as many bits as `target_bpp` or `target_size` allow (a black one has hardly any): the best file
+below is the result then, with a warning. All other targets that cannot be reached are errors.
 
-Where the refinement itself steers λ to the target (`refine/steer.py`), two to four unrefined encodings find the level,
-and one refined encoding is enough.
+Where the refinement itself steers λ to the target (`refine/steer.py`), one to four unrefined encodings find the level,
+and one refined encoding is enough, up to three where it misses.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Generic, TypeVar
 
 from .settings import LAMBDA_RANGE, Settings
 
-_UNREFINED_TRIALS, _TRIALS = 7, 6
+_UNREFINED_TRIALS, _TRIALS, _STEERED_TRIALS = 7, 6, 3
 _APPROACHES, _NEAR = 4, 0.08  # unrefined encodings before one that steers λ; the error of the last one that is enough
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
+_NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
 _GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes at one level, typically
 _LOWER_RATE, _LOWER_PSNR = 0.25, 1.6  # slope of that gain, and of one in dB, over log(λ / λ of the refined level)
@@ -45,7 +46,8 @@ class Figures:
     """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
 
     `beside` are the bytes of metadata and alpha, which do not depend on λ, `least` those and the header. `level` is the
-    λ of the level of an unrefined encoding, None where λ itself decides.
+    λ of the level of an unrefined encoding, None where λ itself decides. `steered` is λ at the end of an encoding that
+    steered it.
     """
 
     size: int
@@ -54,6 +56,7 @@ class Figures:
     beside: int = 0
     least: int = 0
     level: float | None = None
+    steered: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def search(
         `target_bpp` the nearest, or the best below it where no λ comes near. It is unrefined where the time limit ends
         before a refined encoding meets the target.
     str
-        One line if the result is below a `target_bpp` that was not reached; else empty.
+        One line if the result is far below a `target_bpp` or `target_size`; else empty.
 
     Raises
     ------
@@ -115,22 +118,17 @@ def search(
         found = figures(result)
         return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
 
-    parts = 1 if steered else _PARTS
-    low, high = map(math.log, LAMBDA_RANGE)  # beyond the ladder only the λ of the refinement changes
-    middle = math.log(settings.lmbda)
+    parts, most = (1, _STEERED_TRIALS) if steered else (_PARTS, _TRIALS)
     unrefined: list[Trial[Result]] = []
 
     def bracket(seconds: float) -> None:
         """Bisect with unrefined encodings, at least one, until `seconds` after the beginning."""
-        nonlocal low, high, middle
         while len(unrefined) < _UNREFINED_TRIALS and (not unrefined or clock() - begin < seconds):
-            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(middle)))))
-            low, high = (low, middle) if unrefined[-1].error > 0 else (middle, high)
-            middle = (low + high) / 2
+            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(_middle(settings, unrefined))))))
 
     def approach(seconds: float) -> None:
         """Secants with unrefined encodings, at least one, until the level is found, or `seconds` have passed."""
-        position = middle
+        position = math.log(settings.lmbda)
         while len(unrefined) < _APPROACHES and (not unrefined or clock() - begin < seconds):
             unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(position)))))
             found = {_effective(trial) for trial in unrefined}
@@ -141,7 +139,7 @@ def search(
     (approach if steered else bracket)(limit / 3)
     if not _leaves_room(settings, unrefined[0].figures):
         raise TargetError(_unreached(settings, unrefined, ""))
-    position = middle
+    position = _middle(settings, unrefined)
     if steered:
         position = _secant(settings, unrefined)
     elif len(unrefined) < _UNREFINED_TRIALS:  # no time for more
@@ -151,7 +149,7 @@ def search(
         position = math.log(min(unrefined, key=lambda trial: abs(trial.error)).lmbda)
     trials: list[Trial[Result]] = []
     part = (begin + limit - clock()) / parts
-    while len(trials) < _TRIALS:
+    while len(trials) < most:
         left = begin + limit - clock()
         late = left <= 0 or left < part / 2  # too few steps for an encoding that is compared with the others
         if late:
@@ -160,23 +158,40 @@ def search(
         if settings.time_limit is not None:
             chosen = replace(chosen, time_limit=min(part, left))
         trials.append(attempt(chosen if settings.method != "none" else _unrefined(chosen)))
-        if _is_hit(settings, trials[-1].error):
-            break
         position = _next(settings, trials)
+        if _is_hit(settings, trials[-1].error) or _is_at_the_end(trials[-1], position):
+            break
     best = _best(settings, trials)
     if best is None and late:
         bracket(math.inf)
     if best is None:
         best = _best(settings, unrefined)
-    if best is not None:
-        return best.result, ""
     when = " within the time limit" if late else ""
+    if best is not None and (settings.target_size is None or best.error >= -_FAR_RATE):
+        return best.result, ""
     below = [t for t in trials or unrefined if t.error < 0]
-    if settings.target_bpp is None or not below:
+    if settings.target_psnr is not None or not below:
         raise TargetError(_unreached(settings, [*trials, *unrefined], when))
     best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))
-    wanted = f"no λ gives {settings.target_bpp:g} bits a pixel{when}"
-    return best.result, f"{wanted}; the best below is {_shown(best.figures)}"
+    wanted = f"{settings.target_size} bytes" if settings.target_size else f"{settings.target_bpp:g} bits a pixel"
+    return best.result, f"no λ gives {wanted}{when}; the best below is {_shown(best.figures)}"
+
+
+def _middle(settings: Settings, trials: list[Trial[Result]]) -> float:
+    """log λ halfway between the nearest trials on both sides of the target, or an end of the range; at first λ."""
+    if not trials:
+        return math.log(settings.lmbda)
+    low = max((t.lmbda for t in trials if t.error <= 0), default=LAMBDA_RANGE[0])
+    high = min((t.lmbda for t in trials if t.error > 0), default=LAMBDA_RANGE[1])
+    return (math.log(low) + math.log(high)) / 2
+
+
+def _is_at_the_end(trial: Trial[Result], position: float) -> bool:
+    """Whether λ was steered to the end of its range that is nearest to the target, or the next trial is the same."""
+    end = LAMBDA_RANGE[trial.error < 0]
+    if trial.figures.steered is not None:
+        return abs(math.log(trial.figures.steered / end)) < _NEAR_END
+    return math.isclose(position, math.log(trial.lmbda), abs_tol=1e-9)
 
 
 def _secant(settings: Settings, trials: list[Trial[Result]]) -> float:
@@ -213,7 +228,7 @@ def _leaves_room(settings: Settings, found: Figures) -> bool:
 
 
 def _unrefined(settings: Settings) -> Settings:
-    return Settings(lmbda=settings.lmbda, level_lambda=settings.level_lambda, method="none")
+    return Settings(lmbda=settings.lmbda, level_lambda=settings.level_lambda, method="none", metric=settings.metric)
 
 
 def _error(settings: Settings, found: Figures) -> float:
@@ -254,7 +269,8 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     last = trials[-1]
     away = min(abs(last.error - aim), 1e3)  # the PSNR of a lossless picture is infinite
     step = min(2.0, max(0.03, 1.2 * away / slope) * 1.5 ** (len(trials) - 1))
-    return math.log(last.lmbda) + (-step if over else step)
+    low, high = map(math.log, LAMBDA_RANGE)
+    return min(high, max(low, math.log(last.lmbda) + (-step if over else step)))
 
 
 def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result] | None:

@@ -60,6 +60,11 @@ class Rounding:
         """Whether the relaxation draws noise."""
         return self.method not in ("ste", "danneal")
 
+    @property
+    def annealed(self) -> bool:
+        """Whether the relaxation depends on a temperature."""
+        return self.method not in ("ste", "noise")
+
 
 def rounding(
     method: str,

@@ -27,6 +27,8 @@ LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
 _REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ, …
 _REFINED_RANGE = 0.015, 0.045  # … up to the first λ; from there it rises to 1 at the second
+_LARGEST = 1e12  # of a real setting
+_MOST_STEPS = 10**6
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
@@ -69,7 +71,7 @@ class Settings:
     time_limit : float, optional
         Seconds for the refinement of one image: as many steps as fit, at most `steps`.
     seed : int
-        Seed of the noise: the same seed gives the same bytes on the same device.
+        Seed of the noise: the same seed gives the same bytes on the same device, for the same batch of pictures.
     schedule, tau_max, rate, lr : optional
         Annealing: temperature schedule "cold" (default), "exp" or "sga"; highest temperature; rate per step (exp and
         sga); learning rate. With exp and sga the learning rate is by default the paper's, constant 0.005.
@@ -105,11 +107,13 @@ class Settings:
         """Raise ValueError, with one line that says what is allowed, for settings that are invalid or contradictory."""
         for name in ("lmbda", "level_lambda", "target_bpp", "target_size", "target_psnr", "time_limit"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name.replace('lmbda', 'lambda')} must be a positive number, not {value}")
-        for name in ("steps", "rounds"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+            if value is not None and not 0 < value <= _LARGEST:
+                name = name.replace("lmbda", "lambda")
+                raise ValueError(f"{name} must be a positive number of at most {_LARGEST:g}, not {value!r:.20}")
+        for name, most in (("steps", _MOST_STEPS), ("rounds", _MOST_STEPS), ("seed", 2**63 - 1)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and 0 <= value <= most):
+                raise ValueError(f"{name} must be an integer from 0 to {most}, not {value!r:.20}")
         if sum(t is not None for t in (self.target_bpp, self.target_size, self.target_psnr)) > 1:
             raise ValueError("only one of target_bpp, target_size and target_psnr can be given")
         if self.metric not in ("mse", "ms-ssim"):
@@ -204,6 +208,9 @@ class Settings:
         else:
             annealing = replace(Annealing.published(self.method), schedule=str(self.schedule))
         changes = {k: v for k in ("tau_max", "rate", "lr") if (v := getattr(self, k)) is not None}
+        for name in ("tau_max", "rate"):
+            if name in changes and not self.rounding().annealed:
+                raise ValueError(f"{name} has no meaning with method {self.method}")
         if self.tau_max is not None:
             changes["tau_end"] = min(annealing.tau_end, self.tau_max)
         return replace(annealing, **changes)

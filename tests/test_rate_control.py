@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from sgacodec import api
 from sgacodec.api import Codec
 from sgacodec.picture import Picture
 from sgacodec.rate_control import Figures, TargetError, search
-from sgacodec.settings import LADDER, LEVELS, Settings, level_lambda
+from sgacodec.settings import LADDER, LAMBDA_RANGE, LEVELS, Settings, level_lambda
 
 PIXELS = 400_000
 STEP, CODING = 0.1, 0.5  # seconds of a step of refinement, and of all else in an encoding
@@ -194,13 +195,44 @@ def test_the_share_of_metadata_is_named(target: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("steps", [None, 2])
-def test_more_bits_than_a_picture_can_use(steps: int | None) -> None:
-    """Guards against an error for a black picture, which has a small and perfect file."""
-    found, warning = Encoder().search_with_warning(searching(steps, target_bpp=100.0))
-    assert found.size >= Encoder().encode(Settings(lmbda=1.0, method="none")).size
-    assert re.fullmatch(
-        rf"no λ gives 100 bits a pixel; the best below is [\d.]+ bits a pixel, {found.size} bytes", warning
+@pytest.mark.parametrize(
+    ("target", "wanted"), [({"target_bpp": 100.0}, "100 bits a pixel"), ({"target_size": 5_000_000}, "5000000 bytes")]
+)
+def test_more_bits_than_a_picture_can_use(target: dict[str, float], wanted: str, steps: int | None) -> None:
+    """Guards against an error for a black picture, and against a file far below the wanted size without a warning."""
+    encoder = Encoder(largest=90_000)
+    found, warning = encoder.search_with_warning(searching(steps, **target))
+    assert found.size >= Encoder(largest=90_000).encode(Settings(lmbda=1.0, method="none")).size
+    assert re.fullmatch(rf"no λ gives {wanted}; the best below is [\d.]+ bits a pixel, {found.size} bytes", warning)
+    assert all(
+        LAMBDA_RANGE[0] * 0.999 <= result.settings.lmbda <= LAMBDA_RANGE[1] * 1.001 for result in encoder.results
     )
+
+
+@pytest.mark.parametrize("target", [{"target_size": 40_000}, {"target_bpp": 90.0}, {"target_psnr": 80.0}])
+def test_an_unreachable_target_takes_one_refined_encoding(
+    target: dict[str, float], photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against six encodings at ever larger λ, 16 times the time of one, that change nothing."""
+    refined = []
+    encode = api.encode_to_target
+    monkeypatch.setattr(api, "encode_to_target", lambda *args: refined.append(encode(*args)) or refined[-1])
+    picture = Picture(np.ascontiguousarray(photograph[120:184, 200:264]))
+    with contextlib.suppress(TargetError):
+        Codec("lite", device="cpu").encode([picture], searching(10, **target))
+    assert len(refined) == 1
+
+
+def test_a_quality_of_a_weighted_picture(photograph: np.ndarray) -> None:
+    """Guards against a file that is half as large again: changes for the weights do not lower the visible error."""
+    picture = Picture(np.ascontiguousarray(photograph[80:208, 100:228]))
+    weights = np.ones((128, 128))
+    weights[:, 64:] = 0.08
+    codec = Codec("lite", device="cpu")
+    (plain,) = codec.encode([picture], Settings(lmbda=0.0032, steps=10), rois=[weights])
+    (met,) = codec.encode([picture], Settings(target_psnr=plain.report["psnr"] - 0.03, steps=10), rois=[weights])
+    assert 0 <= met.report["psnr"] - (plain.report["psnr"] - 0.03) <= 0.05
+    assert len(met.data) <= 1.05 * len(plain.data)
 
 
 def searching(steps: int | None, **target: float) -> Settings:
@@ -214,7 +246,7 @@ def test_an_unreachable_target_does_not_blame_the_time() -> None:
     for limit in (None, 1e6):
         settings = Settings(steps=500, time_limit=limit, target_bpp=1.0)
         assert "time" not in Encoder(largest=10_000).search_with_warning(settings)[1]
-    settings = Settings(steps=500, time_limit=2.0, target_bpp=1.0)
+    settings = Settings(steps=500, time_limit=0.5, target_bpp=1.0)
     found, warning = Encoder(largest=10_000).search_with_warning(settings)
     assert found.size == 10_000
     assert "bits a pixel within the time limit; the best below is 0.2 bits a pixel" in warning

@@ -290,6 +290,14 @@ def test_a_time_limit_that_is_over_at_once_gives_the_unrefined_file(
     assert refined.data == one(codec, crop, NONE).data
 
 
+def test_a_time_limit_is_for_each_picture(codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against pictures of one size that share a limit."""
+    clock = itertools.count(0, 0.1)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+    steps = [e.report["steps"] for e in codec.encode([crop] * 3, Settings(steps=500, time_limit=6.0))]
+    assert min(steps) > 20
+
+
 def test_a_generous_time_limit_changes_nothing(codec: Codec, crop: Picture) -> None:
     """Guards against timed steps that leave traces in the latents or in the noise."""
     limited, free = (one(codec, crop, Settings(steps=5, time_limit=t)) for t in (1e6, None))
@@ -337,6 +345,15 @@ def test_a_wrong_weight_map_is_refused(codec: Codec, crop: Picture, roi: np.ndar
     """Guards against NaN latents, and a mask that is silently ignored."""
     with pytest.raises(ValueError, match=message):
         one(codec, crop, Settings(steps=1), rois=[roi])
+
+
+def test_weight_maps_are_relative_and_one_for_each_picture(codec: Codec, crop: Picture) -> None:
+    """Guards against tiny weights that count as 0, and against maps that are ignored."""
+    settings = Settings(steps=1)
+    assert one(codec, crop, settings, rois=[np.full((64, 128), 1e-38)]).data == one(codec, crop, settings).data
+    for count in (0, 1, 3):
+        with pytest.raises(ValueError, match=f"{count} weight maps for 2 pictures"):
+            codec.encode([crop, crop], settings, rois=[None] * count)
 
 
 def test_ms_ssim_rises_where_it_is_the_metric(codec: Codec, large: Picture) -> None:

@@ -58,8 +58,8 @@ class Input:
     "--roi",
     metavar="MASK",
     type=click.Path(exists=True, dir_okay=False),
-    help="Weight map, an image of the input's size: grey levels are weights of the distortion. It is turned as "
-    "the image is.",
+    help="Weight map, an image of the input's size: grey levels are weights of the distortion; with --metric ms-ssim, "
+    "0 leaves pixels out and all others count alike. EXIF orientation is applied to it as to the image.",
 )
 @options.model_options
 @options.batch_options

@@ -209,9 +209,12 @@ def _weights(roi: np.ndarray, visible: np.ndarray) -> np.ndarray:
     height, width = visible.shape
     if roi.shape != (height, width):
         raise ValueError(f"the weight map has {roi.shape[1]}x{roi.shape[0]} pixels, not {width}x{height}")
-    weights = roi.astype(np.float32)
+    weights = roi.astype(np.float64)
     weights *= visible
-    if not np.isfinite(weights).all() or weights.min() < 0 or (visible.any() and weights.max() <= 0):
+    most = weights.max()
+    if not math.isfinite(most) or not weights.min() >= 0 or (visible.any() and most <= 0):
         raise ValueError("the weight map must have finite weights of at least 0, and one above 0")
-    weights *= visible.sum() / max(float(weights.sum()), 1e-30)
-    return weights
+    if most > 0:
+        weights /= most
+        weights *= visible.sum() / weights.sum()
+    return weights.astype(np.float32)

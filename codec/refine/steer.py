@@ -4,7 +4,7 @@
                          ▲                                                        │
                          └────────────────────────────────────────────────────────┘
 
-From a fifth of the annealing on, the rate of the rounded latents is within two percent of the final one, and their
+From 15 % of the annealing on, the rate of the rounded latents is within two percent of the final one, and their
 squared error falls by a nearly constant factor until the end, so both can be predicted.
 """
 
