@@ -79,7 +79,9 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
     ImageError
         If the format is unknown, cannot hold the picture (alpha is never flattened) or writing fails.
     """
-    kind = _format(destination, format)
+    kind, extension = _format(destination, format)
+    if extension == ".pgm" and not picture.grey:
+        raise ImageError(named(destination, "PGM cannot hold colours: write PPM"))
     if picture.alpha is not None and kind not in _ALPHA_FORMATS:
         problem = f"{kind} cannot hold the image's transparency: write PNG, WebP or TIFF"
         raise ImageError(named(destination, problem))
@@ -112,14 +114,14 @@ def writable_format(extension: str) -> str | None:
     return kind if kind in Image.SAVE and kind != "SGA" else None  # SGA: our own plugin, which would code it again
 
 
-def _format(destination: str | os.PathLike[str] | BinaryIO, format: str | None) -> str:
-    """Return Pillow's name of the format to write."""
+def _format(destination: str | os.PathLike[str] | BinaryIO, format: str | None) -> tuple[str, str]:
+    """Return Pillow's name of the format to write, and the extension in lower case."""
     path = os.fspath(destination) if isinstance(destination, (str, os.PathLike)) else ""
     extension = "." + format.lstrip(".") if format else os.path.splitext(path)[1]
     kind = writable_format(extension or ".png")
     if kind is None:
         raise ImageError(named(destination, f"cannot write images of type {extension}"))
-    return "JPEG" if kind == "MPO" else kind  # an MPO file of one picture is a JPEG file
+    return "JPEG" if kind == "MPO" else kind, extension.lower()  # an MPO file of one picture is a JPEG file
 
 
 def _encoded(picture: Picture, kind: str) -> tuple[bytes, Written]:

@@ -836,6 +836,15 @@ def test_messages_about_streams_have_no_invented_name() -> None:
         write_image(Picture(RGB, alpha=ALPHA), io.BytesIO(), "jpg")
 
 
+def test_a_pgm_file_is_grey() -> None:
+    """Guards against a file of colours with the name of a grey one."""
+    with pytest.raises(ImageError, match=r"^PGM cannot hold colours: write PPM$"):
+        write_image(Picture(RGB), io.BytesIO(), "PGM")
+    stream = io.BytesIO()
+    write_image(Picture(np.repeat(RGB[..., :1], 3, axis=2), grey=True), stream, "pgm")
+    assert stream.getvalue().startswith(b"P5")
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
 def test_libtiff_prints_nothing(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Guards against libtiff's own messages on standard error, which --quiet does not stop."""

@@ -103,7 +103,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 all done, 1 some input failed, 2 wrong usage, 3 not a valid .sga file or a damaged "
-    "one, 4 model not found or damaged, 130 interrupted.",
+    "one, 4 model not found or damaged, 130 and 143 interrupted.",
 )
 @click.option(
     "--version",

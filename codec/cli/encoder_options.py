@@ -16,7 +16,13 @@ _TARGETS = ("target_bpp", "target_size", "target_psnr")
 _above_0 = click.FloatRange(min=0, min_open=True)
 
 _REFINEMENT = (
-    click.option("--tau-max", metavar="T", type=_above_0, callback=options.finite, help="Highest temperature."),
+    click.option(
+        "--tau-max",
+        metavar="T",
+        type=_above_0,
+        callback=options.finite,
+        help="Highest temperature.  [default: by method, 1.5 for ssl]",
+    ),
     click.option(
         "--rate",
         metavar="C",
@@ -24,23 +30,49 @@ _REFINEMENT = (
         callback=options.finite,
         help="Rate of the schedules exp and sga.",
     ),
-    click.option("--lr", metavar="LR", type=_above_0, callback=options.finite, help="Learning rate of the refinement."),
+    click.option(
+        "--lr",
+        metavar="LR",
+        type=_above_0,
+        callback=options.finite,
+        help="Learning rate of Adam.  [default: by method and steps, 0.005 to 0.03]",
+    ),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]"),
     click.option(
         "--rounds",
         metavar="N",
         type=click.IntRange(0),
-        help="Rounds of the last pass, over single integers.  [default: grows with the steps; 0 with exp and sga]",
+        help="Iterations of the last pass, a coordinate descent over integers.  [default: grows with the steps; 0 with "
+        "exp and sga]",
     ),
-    click.option("--ssl-a", metavar="A", type=_above_0, callback=options.finite, help="Slope of ssl."),
-    click.option("--r", metavar="R", type=_above_0, callback=options.finite, help="Distance factor of three classes."),
-    click.option("--n", metavar="N", type=_above_0, callback=options.finite, help="Power of three classes."),
+    click.option(
+        "--ssl-a",
+        metavar="A",
+        type=_above_0,
+        callback=options.finite,
+        help="Slope of ssl.  [default: 2.3; 1.4 with three classes]",
+    ),
+    click.option(
+        "--r",
+        metavar="R",
+        type=_above_0,
+        callback=options.finite,
+        help="Distance factor of three classes.  [default: 0.98]",
+    ),
+    click.option(
+        "--n",
+        metavar="N",
+        type=_above_0,
+        callback=options.finite,
+        help="Power of three classes.  [default: by method, 1.4 to 2]",
+    ),
     click.option(
         "--level-lambda",
         metavar="L",
         type=_above_0,
         callback=options.finite,
-        help="Lambda that selects the model's level.  [default: lambda; 0.8 to 1 times lambda for refined files]",
+        help="Lambda that selects the gains (rate level) of the model.  [default: lambda; 0.8 to 1 times lambda for "
+        "refined files]",
     ),
 )
 _OPTIONS = (
@@ -57,7 +89,7 @@ _OPTIONS = (
         metavar="B",
         type=_above_0,
         callback=options.finite,
-        help="Search for the lambda that gives B bits a pixel, or as many as the image can use.",
+        help="Search for the lambda that gives B bits per pixel, or the best file below.",
     ),
     click.option(
         "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
@@ -89,7 +121,7 @@ _OPTIONS = (
         metavar="0..4",
         type=click.IntRange(0, 4),
         help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35, 80 and "
-        "220 seconds a megapixel on one CPU core.",
+        "220 seconds per megapixel on one CPU core.",
     ),
     click.option(
         "--time-limit",

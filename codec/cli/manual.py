@@ -25,25 +25,25 @@ _INTRODUCTION = """\
 | 2 | wrong usage; nothing was done |
 | 3 | not a valid .sga file, or a damaged one |
 | 4 | a model was not found, or is damaged |
-| 130, 143 | interrupted by Ctrl-C, by SIGTERM; no half file is left |
+| 130, 143 | interrupted by Ctrl-C, by SIGTERM; no partial output is left |
 
 Several inputs are independent: one that fails does not stop the others. When all failures are of one kind,
 the exit code is theirs; when they are mixed, it is 1. An output that `--no-overwrite` keeps is not a failure.
 
 ## Streams
 
-Results go to standard output, one line a file (`--json`: one object a file), warnings and errors to standard
-error. When image or file data goes to standard output, everything else goes to standard error. A progress bar
-is shown only when standard error is a terminal. An object of a failed input has the keys `input`, `output`
-(null) and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that
-is not finite is `null`. A stream that is closed, or a standard error that cannot be written, stops no work that
-does not need it: what cannot be printed is not printed. Lines come in the order in which files are finished: images
-that are refined as one batch finish together.
+Results go to standard output, one line per file (`--json`: one object per file), warnings and errors to standard error.
+When image or file data goes to standard output, everything else goes to standard error. A progress bar is shown only
+when standard error is a terminal. An object of a failed input has the keys `input`, `output` (null; not with `info`)
+and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that is not finite is
+`null`. If a standard stream is closed or cannot be written, processing continues and its messages are discarded; it is
+an error only if image or file data must go through it. Lines come in the order in which files are finished: images that
+are refined as one batch finish together.
 
-Outputs are written to a temporary file in the same folder, brought to the disk (`fsync`) and renamed, so a file
-under its own name is whole, even after a power failure. `fsync` costs about 3 ms a file (200 files of 30 kB on a
-virtual disk with ext4: 11 ms each with it, 8 ms without). A file that replaces an older one gets its permission
-bits. What is no regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed. How remote
+Outputs are written to a temporary file in the same folder, flushed to disk (`fsync`) and renamed, so a file under its
+own name is complete, even after a power failure. `fsync` costs about 3 ms per file (200 files of 30 kB on a virtual
+disk with ext4: 11 ms each with it, 8 ms without). A file that replaces an older one gets its permission bits. Anything
+that is not a regular file (`/dev/null`, a named pipe) is written directly; a symbolic link is followed. How remote
 stores (URLs) are written is described in [pipelines.md](pipelines.md). An output that would overwrite a file which the
 same command reads (an input, a mask, a list, a model) is wrong usage.
 
@@ -51,8 +51,9 @@ same command reads (an input, a mask, a list, a model) is wrong usage.
 
 `encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more; HEIC if
 `pillow-heif` is installed, and JPEG XL if `pillow-jxl-plugin` is. Of animations and documents the first frame or page
-is kept. A gamma of PNG is converted to that of sRGB, primaries without an ICC profile become one. TIFF files with
-separate planes that Pillow would misread, as uncompressed ones of 16 bits, are refused. `decode` writes:
+is kept. A PNG gamma (gAMA) is converted to the transfer function of sRGB; primaries without an ICC profile (cHRM, cICP)
+are stored as an ICC profile. TIFF files with planar configuration that Pillow would misread, such as uncompressed
+16-bit ones, are refused. `decode` writes:
 
 | format | colours | ICC, EXIF, XMP | transparency |
 |---|---|---|---|
@@ -61,24 +62,28 @@ separate planes that Pillow would misread, as uncompressed ones of 16 bits, are 
 | AVIF | quality 100, 4:4:4: differences of 2 or 3 of 255 | kept | lossless |
 | JPEG 2000, TGA, QOI, SGI, DDS | lossless | no | yes |
 | ICO | lossless, up to 256 pixels a side | no | yes |
-| BMP, PPM, PGM, PCX, IM | lossless | no | no |
+| BMP, PPM, PCX, IM | lossless | no | no |
+| PGM | grey images only, lossless | no | no |
 | GIF | 256 colours; grey is lossless | no | no |
 | PDF | JPEG, quality 95 | no | no |
 
 Where a format has no ICC profile, colours are converted to sRGB; where it has no EXIF, the orientation is applied to
-the pixels. A warning tells what was converted or dropped. The resolution (pixels per inch) is kept in EXIF, and
-written to PNG, JPEG, TIFF, BMP and PDF in their own way, too. An image that is larger than the format allows is an
-error. The width and height that `decode` reports are those of the written file.
+the pixels. A warning tells what was converted or dropped. Transparency that a format cannot hold is an error. The
+resolution (pixels per inch) is kept in EXIF, and written to PNG, JPEG, TIFF, BMP and PDF in their own way, too. An
+image that is larger than the format allows is an error. The width and height that `decode` reports are those of the
+written file.
 
 ## Environment
 
 | variable | meaning |
 |---|---|
-| `SGACODEC_MODELS` | folder of the user's models |
+| `SGACODEC_MODELS` | folder of the user's models, in place of the one that `sgacodec models list` shows |
 | `SGACODEC_TRACE=1` | the same as `-vv`: log a hash of each decoding stage |
 | `SGACODEC_DEBUG=1` | a traceback in place of one line, for bug reports |
-| `GOMP_SPINCOUNT` | how long threads of torch that wait keep their cores; 10000, unless `OMP_WAIT_POLICY` is set |
+| `GOMP_SPINCOUNT` | spin count of waiting OpenMP threads (GNU libgomp); 10000, unless `OMP_WAIT_POLICY` is set |
 | `OMP_NUM_THREADS` | number of CPU threads; beside other busy programs, fewer can be faster |
+| `OPENBLAS_NUM_THREADS` | threads of numpy's BLAS when decoding; 1 unless it is set |
+| `RAY_ADDRESS` | address of the Ray cluster for `--engine ray` |
 """
 
 

@@ -27,7 +27,7 @@ def command() -> None:
 @command.command("list")
 @click.option("--json", is_flag=True, help="Print a JSON array.")
 def list_command(json: bool) -> None:
-    """List the installed models, and the files beside them that cannot be read as damaged."""
+    """List the installed models; files in the model folders that cannot be read are listed as damaged."""
     from ..models.catalogue import survey, user_folder
 
     models = survey()
@@ -65,7 +65,7 @@ def show_command(name: str) -> None:
     "--lambda",
     "lmbda",
     type=click.FloatRange(1e-6, 1e6),  # models.catalogue.ANCHOR_RANGE
-    help="Lambda of its training.  [default: that of the quality in the file's name, else 0.0067]",
+    help="Lambda the checkpoint was trained with.  [default: that of the quality in the file's name, else 0.0067]",
 )
 def import_command(file: Path, name: str, lmbda: float | None) -> None:
     """Import a CompressAI checkpoint (.pth, .pth.tar) into the user's folder: mbt2018-mean or bmshj2018-hyperprior.

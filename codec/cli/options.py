@@ -34,7 +34,7 @@ _BATCH = (
     click.option(
         "--files-from",
         metavar="FILE",
-        help="Read names of inputs from FILE (- for standard input), one a line.",
+        help="Read names of inputs from FILE (- for standard input), one per line.",
     ),
     click.option(
         "--jobs",
@@ -52,12 +52,17 @@ _BATCH = (
     click.option(
         "--address",
         metavar="ADDRESS",
-        help="Ray cluster; local starts one here.  [default: RAY_ADDRESS, or one that runs here, or local]",
+        help="Address of the Ray cluster; local starts a temporary one.  [default: RAY_ADDRESS, else a running local "
+        "cluster, else local]",
     ),
     click.option("--no-overwrite", is_flag=True, help="Skip inputs whose output exists (not a failure)."),
 )
 _MODEL = (
-    click.option("--model", metavar="NAME|PATH", help="Use this model."),
+    click.option(
+        "--model",
+        metavar="NAME|PATH",
+        help="Model: the name or path.  [default: to encode, the best for the device; to decode, that of the file]",
+    ),
     click.option(
         "--device",
         metavar="auto|cpu|cuda[:N]",

@@ -1,9 +1,9 @@
 """Refinement of large pictures: tile by tile, with halos, in bounded memory and without seams.
 
     ┌──────────────────────┐
-    │ wide   y, z and bits │   + 128 or 192 pixels: the latents whose entropy parameters depend on the z of the tile
+    │ wide   y, z and bits │   + 256 pixels (`lite`): latents whose entropy parameters depend on the y and z of the tile
     │   ┌──────────────┐   │
-    │   │ outer pixels │   │   + 32 or 64 pixels: the pixels that depend on the y of the tile, and as many beyond them
+    │   │ outer pixels │   │   + 96 pixels (`lite`): pixels that depend on the y of the tile, and as many beyond them
     │   │   ┌──────┐   │   │
     │   │   │inner │   │   │   the tile: the latents that are refined
 
