@@ -63,7 +63,7 @@ def _batch_shape(state: State) -> tuple[int, int]:
 def draw_anchors(batch: int, generator: torch.Generator) -> Tensor:
     """Indexes (B,) int64 of anchors in random order: each as often as the others, or once more.
 
-    Independent draws would increase the variance of the gradient of g_s by a fifth (docs/models.md).
+    Independent draws would increase the variance of the gradient of g_s by a fifth (docs/experiments.md).
     """
     first = torch.randint(len(ANCHORS), (), generator=generator)
     return (torch.randperm(batch, generator=generator) + first) % len(ANCHORS)
