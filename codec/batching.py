@@ -6,6 +6,7 @@ from .networks.architecture import padded_size
 from .picture import Picture
 
 _CUDA_IMAGES = 4
+_CUDA_PIXELS = 2**20  # of a picture: larger ones are refined in tiles, one by one
 _CPU_IMAGES = 8
 _CPU_PIXELS = 2**18  # of a batch: beyond, a step has as much to do for each picture as for one alone
 
@@ -18,4 +19,6 @@ def batch_key(picture: Picture) -> tuple[int, int, bool]:
 
 def batch_size(height: int, width: int, cuda: bool) -> int:
     """Images of a padded size to refine as one batch: as many as make it quicker for each (benchmarks/batch.py)."""
-    return _CUDA_IMAGES if cuda else max(1, min(_CPU_IMAGES, _CPU_PIXELS // (height * width)))
+    if cuda:
+        return _CUDA_IMAGES if height * width <= _CUDA_PIXELS else 1
+    return max(1, min(_CPU_IMAGES, _CPU_PIXELS // (height * width)))

@@ -159,10 +159,8 @@ def encode_files(tasks: list[Task], job: Job, step: Callable[[Any], None] | None
 
 
 def _batch_size(codec: Codec, key: tuple[int, int, bool], settings: Settings) -> int:
-    """Pictures that are encoded together: one where nothing is gained, in tiles, or with a time limit or target."""
-    from ..refine.tiles import needs_tiles
-
-    if settings.time_limit is not None or has_target(settings) or needs_tiles(*key[:2]):
+    """Pictures that are encoded together: one where nothing is gained, or with a time limit or target."""
+    if settings.time_limit is not None or has_target(settings):
         return 1
     cuda = codec.device.type == "cuda"
     return batch_size(*key[:2], cuda) if cuda or settings.refines else 1
