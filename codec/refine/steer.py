@@ -37,6 +37,7 @@ _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on a
 _FEW = 50  # steps of an annealing whose first check says little
 _LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
 _ATTEMPTS = 3
+_OUT_OF_REACH = 0.25  # excess that single integers do not change in a few rounds
 
 
 class MissedLevelError(Exception):
@@ -117,9 +118,10 @@ def refine_to(
 
 
 def land(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim, until: float = math.inf) -> Candidate:
-    """Change integers until the aim is met, if it can be done in a few rounds; else the nearest candidate."""
+    """Change integers until the aim is met, if it is near enough for a few rounds; else the nearest candidate."""
     for _ in range(_ATTEMPTS):
-        if aim.is_met(aim.excess(candidate.bits, candidate.mse)):
+        excess = aim.excess(candidate.bits, candidate.mse)
+        if aim.is_met(excess) or abs(excess) > _OUT_OF_REACH:
             break
         candidate = polish(level, problem, candidate, _LANDING, until=until, aim=aim)
     return candidate
