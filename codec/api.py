@@ -139,8 +139,7 @@ class Codec:
         plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
         level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
         results: dict[int, Encoded] = {}
-        together = settings.time_limit is None  # the limit is for each picture
-        for group in _batches(pictures) if together else [[i] for i in range(len(pictures))]:
+        for group in _batches(pictures, settings):
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             own = self._with_default_steps(settings, chosen[0])
@@ -270,11 +269,11 @@ def encode(
     return Codec(model).encode([picture], settings)[0].data
 
 
-def _batches(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Indexes of the pictures of each batch; a picture that needs tiles is a batch of its own."""
+def _batches(pictures: Sequence[Picture], settings: Settings) -> list[list[int]]:
+    """Indexes of the pictures of each batch; one that needs tiles or has a time limit is a batch of its own."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, picture in enumerate(pictures):
         height, width, grey = batch_key(picture)
-        alone = i if needs_tiles(height, width) else -1
+        alone = i if needs_tiles(height, width) or settings.time_limit is not None else -1
         groups.setdefault((height, width, grey, alone), []).append(i)
     return list(groups.values())

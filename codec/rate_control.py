@@ -7,8 +7,8 @@ A time limit holds for the whole search. The bracket takes at most a third of it
 for a few refined encodings, so that all of them have about the same number of steps. Where no time is left for a
 refined encoding that meets the target, bisection goes on, and the result is unrefined.
 
-A picture may not have as many bits as `target_bpp` or `target_size` allow (a black one has hardly any): the best file
-below is the result then, with a warning. All other targets that cannot be reached are errors.
+A picture may not have as many bits as `target_bpp` or `target_size` allow (a black one has hardly any): the best of the
+encodings below is the result then, with a warning. All other targets that cannot be reached are errors.
 
 Where the refinement itself steers λ to the target (`refine/steer.py`), one to four unrefined encodings find the level,
 and one refined encoding is enough, up to three where it misses.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from .annealing import SCHEDULES, Annealing
 from .rounding import METHODS as ROUNDINGS
@@ -110,9 +111,14 @@ class Settings:
             if value is not None and not 0 < value <= _LARGEST:
                 name = name.replace("lmbda", "lambda")
                 raise ValueError(f"{name} must be a positive number of at most {_LARGEST:g}, not {value!r:.20}")
-        for name, most in (("steps", _MOST_STEPS), ("rounds", _MOST_STEPS), ("seed", 2**63 - 1)):
+        for name, most in (
+            ("steps", _MOST_STEPS),
+            ("rounds", _MOST_STEPS),
+            ("seed", 2**63 - 1),
+            ("target_size", 2**63),
+        ):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and 0 <= value <= most):
+            if value is not None and not (isinstance(value, Integral) and 0 <= int(value) <= most):
                 raise ValueError(f"{name} must be an integer from 0 to {most}, not {value!r:.20}")
         if sum(t is not None for t in (self.target_bpp, self.target_size, self.target_psnr)) > 1:
             raise ValueError("only one of target_bpp, target_size and target_psnr can be given")

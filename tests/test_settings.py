@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sgacodec.settings import ANCHORS, EFFORTS, LEVELS, METHODS, Settings, level_lambda
@@ -96,6 +97,7 @@ def test_what_only_refinement_has_is_refused_without_it(name: str, value: Any) -
         ({"steps": -1}, "steps must be an integer from 0 to 1000000, not -1"),
         ({"steps": 10**400}, "steps must be an integer"),
         ({"steps": 2.5}, "steps must be an integer"),
+        ({"target_size": 300.5}, "target_size must be an integer"),
         ({"rounds": -1}, "rounds must be an integer"),
         ({"seed": 2**64}, "seed must be an integer"),
         ({"method": "ste", "tau_max": 1.0}, "tau_max has no meaning with method ste"),
@@ -115,6 +117,11 @@ def test_wrong_settings_are_refused_with_what_is_allowed(options: dict[str, Any]
     """Guards against a mistyped setting that fails after a minute, or is ignored."""
     with pytest.raises(ValueError, match=message):
         Settings(**options).validate()
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    """Guards against steps of `numpy.arange` that are refused."""
+    Settings(steps=np.int64(5), target_size=np.int32(300), seed=np.uint8(1)).validate()  # type: ignore[arg-type]
 
 
 def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:

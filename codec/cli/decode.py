@@ -64,8 +64,8 @@ def command(
     IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.sga
     becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in DIR; hidden
     ones and links to folders are left out. Existing files are overwritten unless --no-overwrite is given. A file names
-    its model by id; --model gives one that `sgacodec models list` does not show. Metadata that the type of
-    the image cannot hold are converted, or dropped with a warning; transparency that it cannot hold is an error.
+    its model by id; --model gives one that `sgacodec models list` does not show. Metadata that the type of the
+    image cannot hold are converted, or dropped with a warning; transparency that it cannot hold is an error.
 
     Up to 16 megapixels, in one file or several, are decoded on the CPU without torch, which takes seconds to start;
     --device cuda uses the GPU for them, too. More in regular files are decoded with torch where it is installed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,16 +14,15 @@ from .exits import one_line
 
 _TARGETS = ("target_bpp", "target_size", "target_psnr")
 
-_above_0 = click.FloatRange(min=0, min_open=True)
+
+def _positive(name: str, metavar: str, help: str) -> Callable[[Any], Any]:
+    """An option that takes a finite number above 0."""
+    above_0 = click.FloatRange(min=0, min_open=True)
+    return click.option(name, metavar=metavar, type=above_0, callback=options.finite, help=help)
+
 
 _REFINEMENT = (
-    click.option(
-        "--tau-max",
-        metavar="T",
-        type=_above_0,
-        callback=options.finite,
-        help="Highest temperature.  [default: by method, 1.5 for ssl]",
-    ),
+    _positive("--tau-max", "T", "Highest temperature.  [default: by method, 1.5 for ssl]"),
     click.option(
         "--rate",
         metavar="C",
@@ -30,13 +30,7 @@ _REFINEMENT = (
         callback=options.finite,
         help="Rate of the schedules exp and sga.",
     ),
-    click.option(
-        "--lr",
-        metavar="LR",
-        type=_above_0,
-        callback=options.finite,
-        help="Learning rate of Adam.  [default: by method and steps, 0.005 to 0.03]",
-    ),
+    _positive("--lr", "LR", "Learning rate of Adam.  [default: by method and steps, 0.005 to 0.03]"),
     click.option("--schedule", type=click.Choice(SCHEDULES), help="Temperature schedule.  [default: cold]"),
     click.option(
         "--rounds",
@@ -45,33 +39,13 @@ _REFINEMENT = (
         help="Iterations of the last pass, a coordinate descent over integers.  [default: grows with the steps; 0 with "
         "exp and sga]",
     ),
-    click.option(
-        "--ssl-a",
-        metavar="A",
-        type=_above_0,
-        callback=options.finite,
-        help="Slope of ssl.  [default: 2.3; 1.4 with three classes]",
-    ),
-    click.option(
-        "--r",
-        metavar="R",
-        type=_above_0,
-        callback=options.finite,
-        help="Distance factor of three classes.  [default: 0.98]",
-    ),
-    click.option(
-        "--n",
-        metavar="N",
-        type=_above_0,
-        callback=options.finite,
-        help="Power of three classes.  [default: by method, 1.4 to 2]",
-    ),
-    click.option(
+    _positive("--ssl-a", "A", "Slope of ssl.  [default: 2.3; 1.4 with three classes]"),
+    _positive("--r", "R", "Distance factor of three classes.  [default: 0.98]"),
+    _positive("--n", "N", "Power of three classes.  [default: by method, 1.4 to 2]"),
+    _positive(
         "--level-lambda",
-        metavar="L",
-        type=_above_0,
-        callback=options.finite,
-        help="Lambda that selects the gains (rate level) of the model.  [default: lambda; 0.8 to 1 times lambda for "
+        "L",
+        "Lambda that selects the gains (rate level) of the model.  [default: lambda; 0.8 to 1 times lambda for "
         "refined files]",
     ),
 )
@@ -84,23 +58,13 @@ _OPTIONS = (
         callback=options.finite,
         help="Rate-distortion trade-off: larger values give more bits and better quality.  [default: 0.0075]",
     ),
-    click.option(
-        "--target-bpp",
-        metavar="B",
-        type=_above_0,
-        callback=options.finite,
-        help="Search for the lambda that gives B bits per pixel, or the best file below.",
+    _positive(
+        "--target-bpp", "B", "Search for the lambda that gives B bits per pixel, or fewer if the image cannot use them."
     ),
     click.option(
         "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
     ),
-    click.option(
-        "--target-psnr",
-        metavar="DB",
-        type=_above_0,
-        callback=options.finite,
-        help="Search for the smallest file of at least DB.",
-    ),
+    _positive("--target-psnr", "DB", "Search for the smallest file of at least DB."),
     click.option(
         "--method",
         type=click.Choice(METHODS),
@@ -123,12 +87,10 @@ _OPTIONS = (
         help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35, 80 and "
         "220 seconds per megapixel on one CPU core.",
     ),
-    click.option(
+    _positive(
         "--time-limit",
-        metavar="S",
-        type=_above_0,
-        callback=options.finite,
-        help="Refine for at most S seconds an image, in as many steps as fit; a search for a target counts as a whole.",
+        "S",
+        "Refine for at most S seconds an image, in as many steps as fit; a search for a target counts as a whole.",
     ),
     click.option(
         "--metric",

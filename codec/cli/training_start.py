@@ -72,7 +72,7 @@ def check_files(
     if log is None:
         return
     if log.resolve() in read | {out.resolve(), checkpoint.resolve()} or suffix(log.name) in IMAGE_SUFFIXES:
-        raise click.UsageError(f"--log '{log}' would overwrite a file that this command reads or writes")
+        raise click.UsageError(f"--log '{log}' would overwrite a model, a checkpoint or an image")
     if not log.parent.is_dir():
         raise click.UsageError(f"--log '{log}': no such folder")
 
