@@ -28,6 +28,7 @@ class FakeCodec:
 
     def __init__(self, model: str | None = None, device: str = "auto", model_id: str = "01020304") -> None:
         self.model_id = model_id
+        self.device = SimpleNamespace(type="cpu")
         self.encoded: list[tuple[int, Settings]] = []  # sum of the pixels, settings
         self.stop_after = math.inf
 

@@ -583,6 +583,15 @@ def test_command_passes_the_settings_of_the_refinement(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake", "images")
+def test_command_has_the_default_steps_of_encode(tmp_path: Path) -> None:
+    """Guards against figures of files that `sgacodec encode` does not make without options."""
+    arguments = (tmp_path / "images", "--lambda", "0.01", "--no-plot", "--out", tmp_path / "out")
+    assert run(*arguments).exit_code == 0
+    found = rows.read_rows(tmp_path / "out" / "results.tsv")
+    assert {r["steps"] for r in found if r["method"] == "ssl"} == {Settings().on_device("cpu").steps} == {100}
+
+
+@pytest.mark.usefixtures("fake", "images")
 def test_command_compares_with_another_sweep(tmp_path: Path) -> None:
     """Guards against comparing nothing where the curves of two sweeps have the same name."""
     common = (tmp_path / "images", "--lambda", "0.0016,0.0075,0.03", "--method", "none", "--no-plot")

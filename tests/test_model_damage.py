@@ -21,8 +21,6 @@ from sgacodec.models.catalogue import ModelError, read_info
 from sgacodec.models.file import read_model
 from sgacodec.models.level import Model
 from sgacodec.models.verify import verify
-from sgacodec.networks.architecture import architecture_from_dict
-from sgacodec.networks.build import build
 
 
 @given(st.data())
@@ -229,8 +227,7 @@ def test_a_small_file_of_a_large_architecture(tiny_path: Path, tmp_path: Path, f
 
     path = tampered(tiny_path, tmp_path / "m.safetensors", change, new_id=True)
     assert path.stat().st_size < 2000
-    if family != "lite":
-        build(architecture_from_dict({"family": family, "N": 4, "M": 6, "scale": "linear"}))  # imports CompressAI
+    assert_refused(path)  # imports CompressAI, and what torch needs of its own at the first use
     CLEAR_PEAK.write_text("5")
     before = peak()
     assert_refused(path)

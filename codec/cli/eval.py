@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..settings import ANCHORS, METHODS
+from ..settings import ANCHORS, CPU_STEPS, METHODS, STEPS, Settings
 from . import batch, options, output
 from .encoder_options import refinement_options
 from .exits import DONE, FAILED, named, one_line
@@ -95,10 +95,8 @@ def _steps(text: str) -> int:
     "--steps",
     metavar="N[,N...]",
     multiple=True,
-    default=["500"],
-    show_default=True,
     callback=_list_of(_steps, "whole numbers"),
-    help="Refinement steps.",
+    help=f"Refinement steps.  [default: {STEPS} on a GPU, {CPU_STEPS} on a CPU]",
 )
 @options.classes
 @click.option(
@@ -188,9 +186,13 @@ def command(
         for name in ("steps", "classes", "seed", "trace", *(n for n in refinement if n != "level_lambda")):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --method none")
+
+    def grid(steps: tuple[int, ...]) -> list[Settings]:
+        return settings_grid(lmbdas, methods, steps, classes=classes, seed=seed, **refinement)
+
     try:
         found = sweep.find_images(images)
-        grid = settings_grid(lmbdas, methods, steps, classes=classes, seed=seed, **refinement)
+        grid(steps or (CPU_STEPS,))
         anchors = [curve for path in against for curve in reference_curves(path)]
     except (ValueError, OSError) as error:
         raise click.UsageError(one_line(error)) from None
@@ -204,7 +206,8 @@ def command(
     coders, missing = peer_coders(peers, crop)
     for message in missing:
         output.problem(console, message)
-    coders = own_coders(codec, grid, crop, trace) + coders
+    default = Settings().on_device(codec.device.type).steps or STEPS
+    coders = own_coders(codec, grid(steps or (default,)), crop, trace) + coders
 
     if crop is not None and anchors:
         output.note(console, "warning: --against is comparable only if its curves were measured on the same crops")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..picture import Picture
 from ..refine.loop import Trace, TracePoint
-from ..settings import Settings
+from ..settings import STEPS, Settings
 from . import peers
 from .peers import Peer
 from .rows import Row
@@ -76,7 +76,7 @@ class Coder:
 def settings_grid(
     lmbdas: Iterable[float],
     methods: Iterable[str],
-    steps: Iterable[int] = (500,),
+    steps: Iterable[int] = (STEPS,),
     *,
     classes: int | None = None,
     seed: int = 0,
