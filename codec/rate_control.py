@@ -262,7 +262,8 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     over = [t for t in trials if t.error > aim]
     under = [t for t in trials if t.error <= aim]
     if over and under:
-        above, below = min(over, key=lambda t: t.error), max(under, key=lambda t: t.error)
+        above = min(over, key=lambda t: t.lmbda)  # errors need not rise with λ
+        below = max([t for t in under if t.lmbda < above.lmbda] or under, key=lambda t: t.lmbda)
         a, b = math.log(above.lmbda), math.log(below.lmbda)
         part = min(0.8, max(0.2, (aim - below.error) / (above.error - below.error)))
         return b + part * (a - b)

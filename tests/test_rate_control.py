@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgacodec import api
+from sgacodec import api, rate_control
 from sgacodec.api import Codec
 from sgacodec.picture import Picture
 from sgacodec.rate_control import Figures, TargetError, search
@@ -233,6 +233,18 @@ def test_a_quality_of_a_weighted_picture(photograph: np.ndarray) -> None:
     (met,) = codec.encode([picture], Settings(target_psnr=plain.report["psnr"] - 0.03, steps=10), rois=[weights])
     assert 0 <= met.report["psnr"] - (plain.report["psnr"] - 0.03) <= 0.05
     assert len(met.data) <= 1.05 * len(plain.data)
+
+
+def test_errors_that_do_not_rise_with_lambda_do_not_end_the_search() -> None:
+    """Guards against the same λ twice, where of two refined encodings the one of the lower λ has the higher PSNR."""
+
+    def trial(lmbda: float, psnr: float) -> rate_control.Trial[None]:
+        return rate_control.Trial(lmbda=lmbda, error=psnr - 30, figures=Figures(1, 1.0, psnr), result=None)
+
+    settings = Settings(target_psnr=30.0)
+    trials = [trial(0.003, 29.745), trial(0.00355, 30.1)]
+    again = rate_control._next(settings, trials)
+    assert math.log(0.003) < rate_control._next(settings, [*trials, trial(math.exp(again), 30.156)]) < again - 0.01
 
 
 def searching(steps: int | None, **target: float) -> Settings:

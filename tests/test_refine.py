@@ -63,7 +63,7 @@ def test_annealing_lowers_the_true_loss(codec: Codec, large: Picture, method: st
 
     The learning rate suits all methods at so few steps; the last pass is left out.
     """
-    assert gain(codec, large, Settings(method=method, classes=classes, steps=20, lr=0.007, rounds=0)) > 0.004
+    assert gain(codec, large, Settings(method=method, classes=classes, steps=20, lr=0.007, rounds=0)) > 0.001
 
 
 def test_without_a_gradient_nothing_is_gained(codec: Codec, crop: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
