@@ -16,6 +16,7 @@ and one refined encoding is enough, up to three where it misses.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -250,7 +251,7 @@ def _is_hit(settings: Settings, error: float) -> bool:
 
 
 def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
-    """log λ of the next trial: between the nearest trials on both sides of the target, or a step beyond the last.
+    """log λ of the next trial: between two neighbours on both sides of the target, or a step beyond the last.
 
     The aim is the middle of the interval that counts as a hit.
     """
@@ -259,19 +260,17 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
         aim = -_CLOSE_RATE / 2
     elif settings.target_psnr is not None:
         slope, aim = _SLOPE_PSNR, _CLOSE_PSNR / 2
-    over = [t for t in trials if t.error > aim]
-    under = [t for t in trials if t.error <= aim]
-    if over and under:
-        above = min(over, key=lambda t: t.lmbda)  # errors need not rise with λ
-        below = max([t for t in under if t.lmbda < above.lmbda] or under, key=lambda t: t.lmbda)
-        a, b = math.log(above.lmbda), math.log(below.lmbda)
-        part = min(0.8, max(0.2, (aim - below.error) / (above.error - below.error)))
-        return b + part * (a - b)
+    neighbours = itertools.pairwise(sorted(trials, key=lambda t: t.lmbda))
+    around = [(a, b) for a, b in neighbours if (a.error > aim) != (b.error > aim)]  # several where errors do not rise
+    if around:
+        a, b = min(around, key=lambda pair: abs(pair[1].error - pair[0].error))
+        part = min(0.8, max(0.2, (aim - a.error) / (b.error - a.error)))
+        return (1 - part) * math.log(a.lmbda) + part * math.log(b.lmbda)
     last = trials[-1]
     away = min(abs(last.error - aim), 1e3)  # the PSNR of a lossless picture is infinite
     step = min(2.0, max(0.03, 1.2 * away / slope) * 1.5 ** (len(trials) - 1))
     low, high = map(math.log, LAMBDA_RANGE)
-    return min(high, max(low, math.log(last.lmbda) + (-step if over else step)))
+    return min(high, max(low, math.log(last.lmbda) + (-step if last.error > aim else step)))
 
 
 def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result] | None:

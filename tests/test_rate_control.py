@@ -246,6 +246,11 @@ def test_errors_that_do_not_rise_with_lambda_do_not_end_the_search() -> None:
     again = rate_control._next(settings, trials)
     assert math.log(0.003) < rate_control._next(settings, [*trials, trial(math.exp(again), 30.156)]) < again - 0.01
 
+    reversed_order = [trial(0.003, 30.1), trial(0.0031, 29.9)]
+    first = rate_control._next(settings, reversed_order)
+    assert math.log(0.003) < first < math.log(0.0031)
+    assert rate_control._next(settings, [*reversed_order, trial(math.exp(first), 30.07)]) > first + 1e-3
+
 
 def searching(steps: int | None, **target: float) -> Settings:
     if steps is None:

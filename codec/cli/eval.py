@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..settings import ANCHORS, CPU_STEPS, METHODS, STEPS, Settings
+from ..settings import ANCHORS, CPU_STEPS, METHODS, STEPS
 from . import batch, options, output
 from .encoder_options import refinement_options
 from .exits import DONE, FAILED, named, one_line
@@ -186,13 +186,9 @@ def command(
         for name in ("steps", "classes", "seed", "trace", *(n for n in refinement if n != "level_lambda")):
             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} has no meaning with --method none")
-
-    def grid(steps: tuple[int, ...]) -> list[Settings]:
-        return settings_grid(lmbdas, methods, steps, classes=classes, seed=seed, **refinement)
-
     try:
         found = sweep.find_images(images)
-        grid(steps or (CPU_STEPS,))
+        grid = settings_grid(lmbdas, methods, steps or (None,), classes=classes, seed=seed, **refinement)
         anchors = [curve for path in against for curve in reference_curves(path)]
     except (ValueError, OSError) as error:
         raise click.UsageError(one_line(error)) from None
@@ -206,8 +202,7 @@ def command(
     coders, missing = peer_coders(peers, crop)
     for message in missing:
         output.problem(console, message)
-    default = Settings().on_device(codec.device.type).steps or STEPS
-    coders = own_coders(codec, grid(steps or (default,)), crop, trace) + coders
+    coders = own_coders(codec, [s.on_device(codec.device.type) for s in grid], crop, trace) + coders
 
     if crop is not None and anchors:
         output.note(console, "warning: --against is comparable only if its curves were measured on the same crops")

@@ -76,7 +76,7 @@ class Coder:
 def settings_grid(
     lmbdas: Iterable[float],
     methods: Iterable[str],
-    steps: Iterable[int] = (STEPS,),
+    steps: Iterable[int | None] = (STEPS,),
     *,
     classes: int | None = None,
     seed: int = 0,
@@ -86,6 +86,8 @@ def settings_grid(
 
     Parameters
     ----------
+    steps : iterable of int or None
+        None: the default of the device, which `Settings.on_device` sets.
     others : optional
         Further settings of the refinement, for example ``schedule="exp"``; `level_lambda` is for method none, too.
 
