@@ -133,7 +133,7 @@ class _CodedSymbols(torch.autograd.Function):
         y, parameters = y.contiguous(), parameters.contiguous()
         y_hat, by_y, by_mu, by_scale = (torch.empty(y.shape, device=y.device) for _ in range(4))
         bits_of_image = y.new_empty(len(y))
-        images = max(1, BLOCK // y[0].numel()) if y.device.type == "cpu" else len(y)
+        images = max(1, BLOCK * torch.get_num_threads() // y[0].numel()) if y.device.type == "cpu" else len(y)
         for first in range(0, len(y), images):
             part = slice(first, first + images)
             scale, mean = parameters[part].split(C, -1)
