@@ -33,6 +33,7 @@ DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
 DEFAULT_LR_MAX = 3e-2
 DEFAULT_Z_PART = 0.6  # part of the steps that refine z: more does not lower the loss, and steps without z are faster
+DEFAULT_NOISE_PERIOD = 8
 DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # methods without a temperature
 
 
@@ -108,6 +109,11 @@ class Annealing:
         lr = min(DEFAULT_LR_MAX_OF.get(method, DEFAULT_LR_MAX), max(DEFAULT_LR_MIN, lr))
         tau_max, tau_end = DEFAULT_TAU_OF.get((method, classes), DEFAULT_TAU)
         return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine", z_part=DEFAULT_Z_PART)
+
+    @property
+    def noise_period(self) -> int:
+        """Period of `refine.noise.NoiseSequence`: the published schedules have independent noise in each step."""
+        return DEFAULT_NOISE_PERIOD if self.schedule == "cold" else 1
 
     def steps_of_z(self, steps: int) -> int:
         """How many of `steps` refine z."""

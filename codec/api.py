@@ -177,12 +177,12 @@ class Codec:
                 else:
                     data, refinement = encode_to_target(level, picture, roi, chosen, progress, has_other_level)
             except MissedLevelError as missed:
-                chosen = replace(chosen, lmbda=missed.lmbda)
+                chosen = replace(chosen, lmbda=missed.begun.lmbda)
                 level = level_of(chosen)
                 if chosen.time_limit is not None:
                     left = chosen.time_limit - (time.perf_counter() - start)
                     chosen = replace(chosen, time_limit=max(1e-3, left))
-                data, refinement = encode_to_target(level, picture, roi, chosen, progress, None)
+                data, refinement = encode_to_target(level, picture, roi, chosen, progress, None, missed.begun)
             seconds = time.perf_counter() - start
             return Encoded(data, encoding_report(level, picture, chosen, refinement, data, seconds))
 

@@ -18,7 +18,7 @@ from .refine.aim import SLACK_RATE, Aim
 from .refine.loop import Progress, Trace, refine
 from .refine.problem import Problem, weighed_anew
 from .refine.start import starting_point
-from .refine.steer import land, refine_to
+from .refine.steer import Begun, land, refine_to
 from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement
 from .settings import Settings
@@ -83,6 +83,7 @@ def encode_to_target(
     settings: Settings,
     progress: Callable[[Progress], None] | None,
     has_other_level: Callable[[float], bool] | None,
+    begun: Begun | None = None,
 ) -> tuple[bytes, Refinement]:
     """The .sga file of a picture whose λ is steered to the target during its refinement; raises as `refine_to`."""
     problem = Problem.of(level, picture, roi, settings.lmbda, settings.metric)
@@ -97,7 +98,7 @@ def encode_to_target(
         aim = Aim(mse=10 ** (-settings.target_psnr / 10))
     else:
         aim = Aim(bits=8.0 * max(1, size - beside - _CODER_BYTES))
-    found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level)
+    found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level, begun)
     unrefined = weighed_anew(unrefined, problem, problem := replace(problem, lmbda=lmbda))
     payload = latents.pack(level, found.y, found.z, found.quantized)
     for _ in range(_CORRECTIONS):

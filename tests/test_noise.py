@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgacodec.refine.curves import probabilities
-from sgacodec.refine.noise import noise_pool, noise_window, sample_noise
+from sgacodec.refine.noise import NoiseSequence, sample_noise
 from sgacodec.refine.relaxations import relax
 from sgacodec.rounding import METHODS, THREE_CLASS_METHODS, Rounding, rounding
 
@@ -63,20 +63,55 @@ def test_the_ends_of_the_uniform_generator(how: Rounding, drawn: float, monkeypa
     assert noise.isfinite().all()
 
 
-def test_noise_pool() -> None:
-    """Guards against a pool that is too small, and against windows that are copies."""
-    shape = (1, 3, 4, 5)
-    for how in ALL:
-        pool = noise_pool(shape, how, generator=torch.Generator().manual_seed(7))
-        if not how.stochastic:
-            assert pool is None
-            continue
-        assert pool is not None
-        last = pool.shape[-1] - 60
-        assert last >= 60
-        window = noise_window(pool, shape, last)
-        assert window.shape == ((2, *shape) if how.classes == 3 else shape)
-        assert window.data_ptr() == pool[..., last:].data_ptr()
-        assert relax(torch.rand(shape), 0.5, how, noise=window).shape == shape
-        with pytest.raises(ValueError, match="offset"):
-            noise_window(pool, shape, last + 1)
+@pytest.mark.parametrize("how", ALL, ids=name)
+def test_noise_of_a_sequence_is_distributed_as_independent_noise(how: Rounding) -> None:
+    """Guards against a rotation that leaves [0, 1), and against one variable that both classes share."""
+    sequence = NoiseSequence((40_000,), how, period=8)
+    generator = torch.Generator().manual_seed(7)
+    steps = []
+    for _ in range(16):
+        sequence.prepare(generator)
+        steps.append(sequence.next())
+    if not how.stochastic:
+        assert steps == [None] * len(steps)
+        return
+    levels = torch.linspace(0.05, 0.95, 10)
+    for found in steps[1], torch.cat([noise for noise in steps if noise is not None], -1):
+        assert found is not None
+        expected = sample_noise((640_000,), how, generator=torch.Generator().manual_seed(8))
+        assert expected is not None
+        torch.testing.assert_close(found.quantile(levels, -1), expected.quantile(levels, -1), atol=0.05, rtol=0)
+        if how.classes == 3:
+            correlation = float(torch.corrcoef(found)[0, 1])
+            assert correlation == pytest.approx(float(torch.corrcoef(expected)[0, 1]), abs=0.03)
+
+
+@pytest.mark.parametrize("how", [h for h in ALL if h.stochastic], ids=name)
+def test_means_over_a_period_vary_less_than_those_of_independent_noise(how: Rounding) -> None:
+    """What the sequence is for: the variance of the mean relaxed value of the steps of a period."""
+    v = torch.full((20_000,), 0.4)
+    generator = torch.Generator().manual_seed(9)
+    sequence = NoiseSequence(v.shape, how, period=8)
+    means = []
+    for period in range(2):
+        sequence.prepare(generator)
+        drawn = [sequence.next() if period else sample_noise(v.shape, how, generator=generator) for _ in range(8)]
+        means.append(torch.stack([relax(v, 1.0, how, noise=noise) for noise in drawn]).mean(dim=0))
+    assert means[1].mean().item() == pytest.approx(means[0].mean().item(), abs=0.02)
+    assert means[1].var() < 0.5 * means[0].var()
+
+
+def test_period() -> None:
+    """Guards against a period that is not kept: independent numbers at its begin, rotated ones within it."""
+    for period in (1, 3):
+        sequence = NoiseSequence((10_000,), rounding("noise"), period)
+        generator = torch.Generator().manual_seed(10)
+        steps = []
+        for _ in range(7):
+            sequence.prepare(generator)
+            noise = sequence.next()
+            assert noise is not None
+            steps.append(noise)
+        for step in range(1, 7):
+            rotation = (steps[step] - steps[step - 1]).remainder(1)
+            assert (rotation.std() < 1e-3) == (step % period != 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgacodec.refine.curves import log_weights, probabilities
 from sgacodec.refine.noise import sample_noise
-from sgacodec.refine.relaxations import BLOCK, relax
+from sgacodec.refine.relaxations import block_size, relax
 from sgacodec.rounding import THREE_CLASS_METHODS, Rounding, rounding
 
 TWO = [rounding(m) for m in ("danneal", "atanh", "linear", "cosine", "ssl")] + [rounding("ssl", a=0.7)]
@@ -218,7 +218,7 @@ def test_shapes_layouts_and_types(how: Rounding) -> None:
     assert relax(torch.empty(0, 4), 0.5, how).shape == (0, 4)
     assert v.equal(last)  # the input is never written to
 
-    large = torch.randn(BLOCK + 77).requires_grad_()
+    large = torch.randn(block_size() + 77).requires_grad_()
     noise = sample_noise(large.shape, how)
     whole = relax(large, 0.5, how, noise=noise)
     (whole_grad,) = torch.autograd.grad(whole.sum(), large)
@@ -226,16 +226,16 @@ def test_shapes_layouts_and_types(how: Rounding) -> None:
     for part in (slice(0, 1000), slice(1000, None)):
         piece = large[part].detach().contiguous().requires_grad_()
         out = relax(
-            piece[: BLOCK // 2],
+            piece[: block_size() // 2],
             0.5,
             how,
-            noise=None if noise is None else noise[..., part][..., : BLOCK // 2],
+            noise=None if noise is None else noise[..., part][..., : block_size() // 2],
         )
         parts.append(out)
-        grads.append(torch.autograd.grad(out.sum(), piece)[0][: BLOCK // 2])
+        grads.append(torch.autograd.grad(out.sum(), piece)[0][: block_size() // 2])
     torch.testing.assert_close(parts[0], whole[:1000])
-    torch.testing.assert_close(parts[1], whole[1000 : 1000 + BLOCK // 2])
-    torch.testing.assert_close(grads[1], whole_grad[1000 : 1000 + BLOCK // 2])
+    torch.testing.assert_close(parts[1], whole[1000 : 1000 + block_size() // 2])
+    torch.testing.assert_close(grads[1], whole_grad[1000 : 1000 + block_size() // 2])
 
 
 @pytest.mark.parametrize("how", ALL, ids=name)

@@ -193,7 +193,7 @@ def test_blocks_of_rows(contexts: dict[str, Model], monkeypatch: pytest.MonkeyPa
     """Guards against blocks of rows, which large pictures have, that are written to the wrong place."""
     case = case_of(contexts["linear"].at(1), rounding("danneal"), active=True)
     whole = in_closed_form(case)
-    monkeypatch.setattr(fused, "BLOCK", 100)
+    monkeypatch.setattr(fused, "block_size", lambda: 100)
     for ours, expected in zip(in_closed_form(case), whole, strict=True):
         assert distance(ours, expected) < 1e-5
 

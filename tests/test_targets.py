@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sgacodec import rate_control
 from sgacodec.api import Codec
+from sgacodec.device import reduced_precision
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
+from sgacodec.refine import steer
 from sgacodec.refine.aim import Aim
+from sgacodec.refine.loop import batched
+from sgacodec.refine.objective import Batch, frozen_context, rounded_figures
 from sgacodec.refine.problem import Problem, weighed_anew
-from sgacodec.refine.steer import refine_to
+from sgacodec.refine.steer import MissedLevelError, refine_to
+from sgacodec.refine.steps import prepare
 from sgacodec.settings import LAMBDA_RANGE, Settings
 
 
@@ -62,6 +68,45 @@ def test_one_annealing_meets_an_aim(lite_level: LevelModel, picture: Picture, fa
         assert steps == 20
         assert (lmbda > problem.lmbda) == (factor > 1)
         assert found.loss < 1.05 * weighed_anew(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
+
+
+def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against steps that are made twice, and against latents that keep the gain of the level before."""
+    monkeypatch.setattr(steer, "_FAR", {"bits": 0.0, "mse": 0.0})
+    levels = Codec("lite", device="cpu").levels
+    settings = Settings(steps=steer._FEW)
+    first = Problem.of(levels.for_encoding(0.004), picture, None, 0.005, "mse")
+    aim = Aim(bits=1.5 * first.start().bits)
+    with pytest.raises(MissedLevelError) as missed:
+        refine_to(first.level, first, first.start(), settings, aim, has_other_level=lambda lmbda: True)
+    begun = missed.value.begun
+    assert begun.lmbda > 0.005
+    second = replace(first, level=levels.for_encoding(begun.lmbda), lmbda=begun.lmbda)
+    shown: list[int] = []
+    found, steps, _ = refine_to(
+        second.level, second, second.start(), settings, aim, lambda p: shown.append(p.step), begun=begun
+    )
+    assert shown[0] == round(begun.part * steps) > 0
+    assert aim.is_met(aim.excess(found.bits, found.mse))
+    whole, _, _ = refine_to(second.level, second, second.start(), settings, aim)
+    assert found.mse < 1.03 * whole.mse
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_float_figures_are_those_of_the_true_loss(lite_level: LevelModel, picture: Picture, grey: bool) -> None:
+    """Guards against λ that is steered by figures of another quantity: weights, alpha, colors, 8-bit pixels."""
+    pixels, alpha = picture.pixels, np.full(picture.pixels.shape[:2], 255, np.uint8)
+    alpha[:50, 30:] = 0
+    if grey:
+        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+    problem = Problem.of(lite_level, replace(picture, pixels=pixels, grey=grey, alpha=alpha), None, 0.0075, "mse")
+    expected = problem.start()
+    prepared = prepare(lite_level)
+    batch, y, z = Batch.of(prepared, [problem]), batched([expected.y]), batched([expected.z])
+    bf16 = reduced_precision(prepared.device)
+    bits, squares = rounded_figures(prepared, batch, y, z, bf16, frozen_context(prepared, bf16))
+    assert float(bits) == pytest.approx(expected.bits, rel=0.005)
+    assert float(squares) / problem.visible_pixels == pytest.approx(expected.mse, rel=0.02)
 
 
 @pytest.mark.parametrize("target", [{"target_size": 900}, {"target_bpp": 0.6}, {"target_psnr": 31.0}])

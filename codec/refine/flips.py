@@ -162,7 +162,6 @@ class _Loss:
     def __init__(self, level: LevelModel, batch: Batch, code: Callable[[Tensor], Coded]) -> None:
         self.level, self.batch, self.code = level, batch, code
         self.x, self.weight = batch.x, (255**2 / 3) * batch.weight
-        self.colours = 1 if batch.x.shape[1] % 3 else 3
         self.bits, self.lower, self.higher = (v.to(level.device) for v in bit_costs(level.y_tables))
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
@@ -179,7 +178,7 @@ class _Loss:
         (gradient,) = torch.autograd.grad(smooth, y_hat)  # that by the symbols
         later = torch.autograd.grad(coded.later_bits, symbols)[0] if coded.later_bits.requires_grad else None
         error = x_hat.detach().mul_(255).round_().div_(255).sub_(self.x).square_()
-        squares = float(error.mul(self.batch.weight > 0).sum(dtype=torch.float64)) / self.colours
+        squares = float(error.mul(self.batch.weight > 0).sum(dtype=torch.float64)) / self.batch.colours
         return _Found(
             bits=float(self.bits[coded.entry].sum(dtype=torch.float64)),
             distortion=float(error.mul_(self.weight).sum(dtype=torch.float64)),

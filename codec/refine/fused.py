@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..density import LIKELIHOOD_BOUND, SCALE_BOUND
 from ..rounding import Rounding
-from .relaxations import BLOCK, value_and_slope
+from .relaxations import block_size, value_and_slope
 
 _BELOW_BOUND = SCALE_BOUND * (1 - 2**-24)  # the last float32 below SCALE_BOUND
 
@@ -153,7 +153,7 @@ def rate_of(value: Tensor, scale: Tensor, log_scale: bool) -> tuple[Tensor, Tens
 def _blocks(v: Tensor) -> list[slice]:
     """Parts of the rows of v (n, C) that fit into a CPU's cache; all rows on other devices."""
     n, C = v.shape
-    rows = max(1, BLOCK * torch.get_num_threads() // C) if v.device.type == "cpu" else n
+    rows = max(1, block_size() // C) if v.device.type == "cpu" else n
     return [slice(top, top + rows) for top in range(0, n, rows)]
 
 

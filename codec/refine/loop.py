@@ -215,8 +215,9 @@ def anneal(
     report: Callable[[int, Tensor], None],
     lmbda: Tensor | None = None,
     checks: Sequence[float] | None = None,
+    first: int = 0,
 ) -> None:
-    """Run one whole annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place.
+    """Run an annealing of y (B, H/16, W/16, M) and z (B, H/64, W/64, N), in place, from step `first` on.
 
     Parameters
     ----------
@@ -233,8 +234,8 @@ def anneal(
     if checks is None:
         checks = _CHECKS if steps >= _SHORT else _CHECKS[-1:]
     checked = {max(1, round(part * steps)) for part in checks}
-    step = stepper(level, batch, y, z, settings, steps, lmbda)
-    for done in range(1, steps + 1):
+    step = stepper(level, batch, y, z, settings, steps, lmbda, first)
+    for done in range(first + 1, steps + 1):
         relaxed = step()
         if done in checked:
             check(done / steps, y.detach(), z.detach())

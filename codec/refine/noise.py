@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ..rounding import Rounding
 
+_GOLDEN = (math.sqrt(5) - 1) / 2  # the irrational number that rational ones approximate worst
+_PLASTIC = 0.7548776662466927  # 1/ρ with ρ³ = ρ + 1: its powers do the same in two dimensions
+
 
 def sample_noise(
     shape: Sequence[int],
@@ -28,47 +31,57 @@ def sample_noise(
     """
     if not rounding.stochastic:
         return None
-    size = (2, *shape) if rounding.classes == 3 else tuple(shape)
-    u = torch.rand(size, generator=generator, device=device, dtype=dtype)
+    return _noise_of(torch.rand(_size(shape, rounding), generator=generator, device=device, dtype=dtype), rounding)
+
+
+def _size(shape: Sequence[int], rounding: Rounding) -> tuple[int, ...]:
+    """Of the uniform numbers that noise of `shape` is computed from."""
+    return (2, *shape) if rounding.classes == 3 else tuple(shape)
+
+
+def _noise_of(u: Tensor, rounding: Rounding) -> Tensor:
+    """The noise of `sample_noise` for u in U[0, 1), of `_size`."""
     if rounding.method == "noise":
-        return u.sub_(0.5)
-    tiny = 2.0**-53 if dtype == torch.float64 else 2.0**-24  # rand can return 0
+        return u - 0.5
+    tiny = 2.0**-53 if u.dtype == torch.float64 else 2.0**-24  # u can be 0
     if rounding.classes == 2:
         return torch.logit(u, eps=tiny)
     # The two differences have the joint CDF 1/(1 + e^−x + e^−y): x is logistic, and given x the CDF of y is
     # ((1 + e^−x)/(1 + e^−x + e^−y))². Both are inverted here, with two logarithms instead of six.
-    first, second = u.clamp_(tiny, 1 - tiny).unbind(0)
+    first, second = u.clamp(tiny, 1 - tiny).unbind(0)
     ratio = (1 - second) / (second.sqrt() + second)  # second^−½ − 1 without cancellation
     return torch.stack((torch.logit(first), (first / ratio).log()))
 
 
-def noise_pool(
-    shape: Sequence[int],
-    rounding: Rounding,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor | None:
-    """Noise for many steps, drawn once: at least twice as many values as latents of `shape` need in one step.
+class NoiseSequence:
+    """Noise of consecutive steps whose gradients are averaged, as Adam does.
 
-    On a CPU, drawing noise takes as long as the rest of a relaxation. A window at a random offset
-    (:func:`noise_window`) takes no time, its values are independent of each other, and an element gets the same
-    value again only when an offset is drawn twice.
-
-    Returns
-    -------
-    Tensor or None
-        (samples,), or (2, samples) for three classes; None for `ste` and `danneal`.
+    An element's uniform numbers of successive steps are u, u + α, u + 2α, … modulo 1 with an irrational α (a Kronecker
+    sequence). They cover [0, 1) more evenly than independent numbers, so that the mean of a few gradients has less
+    variance. u is drawn anew every `period` steps, since the differences between elements are constant until then; with
+    a period of 1 the noise of all steps is independent.
     """
-    count = math.prod(shape)
-    samples = count + max(count, 1 << 16)
-    return sample_noise((samples,), rounding, generator=generator, device=device, dtype=dtype)
 
+    def __init__(
+        self, shape: Sequence[int], rounding: Rounding, period: int, device: torch.device | str | None = None
+    ) -> None:
+        self.rounding, self.period = rounding, period
+        self.prepared = 0  # steps
+        self.uniform = torch.zeros(_size(shape, rounding), device=device) if rounding.stochastic else None
 
-def noise_window(pool: Tensor, shape: Sequence[int], offset: int) -> Tensor:
-    """A view of `pool` as noise for latents of `shape`, at an `offset` in 0 … samples − numel (inclusive)."""
-    count = math.prod(shape)
-    if not 0 <= offset <= pool.shape[-1] - count:
-        raise ValueError(f"offset must be in 0 … {pool.shape[-1] - count}, not {offset}")
-    return pool.narrow(-1, offset, count).view(*pool.shape[:-1], *shape)
+    def prepare(self, generator: torch.Generator | None = None) -> None:
+        """Draw u where the next step begins a period; not part of a CUDA graph. Without a generator: torch's."""
+        if self.uniform is not None and self.prepared % self.period == 0:
+            self.uniform.uniform_(generator=generator)
+        self.prepared += 1
+
+    def next(self) -> Tensor | None:
+        """The noise of the next step, as `sample_noise` returns it."""
+        if self.uniform is None:
+            return None
+        if self.rounding.classes == 3:
+            self.uniform[0].add_(_PLASTIC)
+            self.uniform[1].add_(_PLASTIC**2)
+        else:
+            self.uniform.add_(_GOLDEN)
+        return _noise_of(self.uniform.frac_(), self.rounding)

@@ -56,6 +56,11 @@ class Batch:
     active_y: Tensor | None = None
     active_z: Tensor | None = None
 
+    @property
+    def colours(self) -> int:
+        """1 for grey pictures, else 3."""
+        return 1 if self.x.shape[1] % 3 else 3
+
     @staticmethod
     def of(level: LevelModel, problems: list[Problem]) -> Batch:
         """The batch of problems of one padded shape, all grey or none."""
@@ -196,6 +201,24 @@ def relaxed_loss(
     else:
         distortion = 255**2 / 3 * weighted_squares(x_hat, batch.x, batch.weight) * batch.scale
     return lmbda * distortion + (y_bits + given.z_bits) * batch.scale
+
+
+@torch.no_grad()
+def rounded_figures(
+    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, bf16: bool, context: FrozenContext | None
+) -> tuple[Tensor, Tensor]:
+    """Bits (B,) of rounded latents, and the squared error (B,) of the 8-bit pixels whose weight is not 0.
+
+    The pixels are in 0..1, and their error is the mean of the colors. Computed by the float networks, both take half
+    of the time of the true loss, and are within a fraction of a percent of it. The arguments are as in `relaxed_loss`.
+    """
+    rounding = Rounding("ste")
+    given = relaxed_parameters(level, batch, z, 1.0, rounding, None, bf16, context)
+    y_hat, y_bits = relaxed_latents(level, batch, y, given, 1.0, rounding, None)
+    with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
+        x_hat = synthesise(level, batch, y_hat)
+    error = x_hat.float().clamp(0, 1).mul_(255).round_().div_(255).sub_(batch.x).square_().mul_(batch.weight > 0)
+    return y_bits + given.z_bits, error.sum(dim=(1, 2, 3)) / batch.colours
 
 
 def synthesise(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:

@@ -39,7 +39,12 @@ from .noise import sample_noise
 EPS = 1e-6  # arguments stay in [EPS, 1 − EPS]; beyond, the gradient is zero
 ATANH_EPS = 1e-5  # the same for atanh, as in SGA
 LOGIT_FLOOR = -40.0  # e^−40 is below the rounding error of 1, and far from denormal numbers, which are slow on CPUs
-BLOCK = 1 << 15  # elements that fit into a CPU's cache with their temporaries
+_BLOCK = 1 << 15  # elements that fit into the cache of a CPU core with their temporaries
+
+
+def block_size() -> int:
+    """Elements that fit into the caches of a CPU's cores with their temporaries, for torch's present threads."""
+    return _BLOCK * torch.get_num_threads()
 
 
 def relax(
@@ -63,7 +68,7 @@ def relax(
     generator : torch.Generator, optional
         Source of the noise; torch's default otherwise.
     noise : Tensor, optional
-        The noise itself, as `noise.sample_noise` or `noise.noise_window` return it.
+        The noise itself, as `noise.sample_noise` returns it.
 
     Returns
     -------
@@ -124,7 +129,7 @@ def _evaluate(
     inverse_tau = 1 / (tau.to(v.dtype) if isinstance(tau, Tensor) else tau)
     if rounding.classes == 3:
         assert noise is not None
-        if v.device.type == "cpu" and v.numel() > BLOCK and not torch.compiler.is_compiling():
+        if v.device.type == "cpu" and not torch.compiler.is_compiling() and v.numel() > block_size():
             return _three_class_in_blocks(v, inverse_tau, rounding, noise, with_slope)
         return _three_class(v, inverse_tau, rounding, noise, with_slope)
     return _two_class(v, inverse_tau, rounding, noise, with_slope)
@@ -226,8 +231,9 @@ def _three_class_in_blocks(
     flat, flat_noise = v.reshape(-1), noise.reshape(2, -1)
     value = torch.empty_like(flat)
     slope = torch.empty_like(flat) if with_slope else None
-    for start in range(0, flat.numel(), BLOCK):
-        part = slice(start, start + BLOCK)
+    size = block_size()
+    for start in range(0, flat.numel(), size):
+        part = slice(start, start + size)
         value[part], part_slope = _three_class(flat[part], inverse_tau, rounding, flat_noise[:, part], with_slope)
         if slope is not None and part_slope is not None:
             slope[part] = part_slope

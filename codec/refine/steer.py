@@ -13,18 +13,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..device import reduced_precision
 from ..memory import keep_freed_memory
 from ..models.level import LevelModel
 from ..settings import Settings
 from .aim import Aim
 from .flips import polish
 from .loop import Report, anneal, batched, of_image, state_of, steps_within
-from .objective import Batch
+from .objective import Batch, frozen_context, rounded_figures
 from .problem import Candidate, Problem, weighed_anew
 from .steps import prepare
 
@@ -40,11 +41,30 @@ _ATTEMPTS = 3
 _OUT_OF_REACH = 0.25  # excess that single integers do not change in a few rounds
 
 
-class MissedLevelError(Exception):
-    """The aim needs another level; `lmbda` is where a refinement should begin."""
+@dataclass(frozen=True)
+class Begun:
+    """An annealing that goes on at another level.
 
-    def __init__(self, lmbda: float) -> None:
-        self.lmbda = lmbda
+    Attributes
+    ----------
+    lmbda : float
+        Where λ goes on.
+    y : Tensor (1, M, H/16, W/16) float32
+        Latents in natural units, without a gain.
+    part : float
+        The part of the steps that is done.
+    """
+
+    lmbda: float
+    y: Tensor
+    part: float
+
+
+class MissedLevelError(Exception):
+    """The aim needs another level."""
+
+    def __init__(self, begun: Begun) -> None:
+        self.begun = begun
 
 
 @keep_freed_memory()
@@ -56,6 +76,7 @@ def refine_to(
     aim: Aim,
     progress: Report | None = None,
     has_other_level: Callable[[float], bool] | None = None,
+    begun: Begun | None = None,
 ) -> tuple[Candidate, int, float]:
     """Refine the latents of one image to an aim; `problem.lmbda` is where λ begins.
 
@@ -65,6 +86,8 @@ def refine_to(
         With rounds of the last pass.
     has_other_level : callable, optional
         Whether the model has a level that is nearer to a λ. None: this level is kept.
+    begun : Begun, optional
+        What has been done at another level.
 
     Returns
     -------
@@ -78,20 +101,26 @@ def refine_to(
         At the first check, where the aim is far from what this level gives, and there is a better one.
     """
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
-    prepared = prepare(level)
-    batch = Batch.of(prepared, [problem])
-    y, z = batched([unrefined.y]), batched([unrefined.z])
+    prepared, bf16 = prepare(level), reduced_precision(level.device)
+    batch, context = Batch.of(prepared, [problem]), frozen_context(prepared, bf16)
+    y = batched([unrefined.y if begun is None else begun.y * _unit(level)])
+    z = batched([unrefined.z])  # of `begun`, too: h_a does not suit latents in the middle of an annealing
     steps = settings.annealing_steps
     rounds = settings.rounds_after(steps)
     if settings.time_limit is not None:
         steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
     lmbda = torch.full((), problem.lmbda, device=level.device)
     first = max(1, round(CHECKS[0] * steps)) / max(1, steps)
-    latest, reached, checked = unrefined, math.log(problem.lmbda), 0.0  # log of the λ that suits the latents, and when
+    checked = 0.0 if begun is None else begun.part
+    latest, reached = unrefined, math.log(problem.lmbda)  # log of the λ that suits the latents
 
     def check(part: float, y: Tensor, z: Tensor) -> None:
         nonlocal latest, reached, checked
-        latest = problem.evaluate(of_image(y, 0), of_image(z, 0))
+        if part == 1:
+            latest = problem.evaluate(of_image(y, 0), of_image(z, 0))
+        else:
+            bits, squares = rounded_figures(prepared, batch, y, z, bf16, context)
+            latest = replace(latest, bits=float(bits), mse=float(squares) / max(1, problem.visible_pixels))
         reached += (math.log(lmbda) - reached) * (1 - math.exp((checked - part) / _LAG))
         checked = part
         drift = _GROWTH if aim.bits is not None else -_FALL
@@ -99,14 +128,15 @@ def refine_to(
         lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / _SLOPE))
         far = _FAR["mse" if aim.bits is None else "bits"]
         if part == first and steps >= _FEW and abs(excess) > far and has_other_level and has_other_level(float(lmbda)):
-            raise MissedLevelError(float(lmbda))
+            raise MissedLevelError(Begun(float(lmbda), of_image(y, 0) / _unit(level), part))
 
     def report(step: int) -> None:
         if progress is not None:
             progress(state_of([latest], [problem], step, steps + rounds))
 
-    report(0)
-    anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(step), lmbda, CHECKS)
+    done = round(checked * steps)
+    report(done)
+    anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(step), lmbda, CHECKS, done)
     problem, before = replace(problem, lmbda=float(lmbda)), problem
     start = min((weighed_anew(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
     found = latest = polish(
@@ -115,6 +145,11 @@ def refine_to(
     latest = found = land(prepared, problem, found, aim, until)
     report(steps + rounds)
     return found, steps, problem.lmbda
+
+
+def _unit(level: LevelModel) -> Tensor:
+    """The natural unit of each channel of y at a level, (1, M, 1, 1)."""
+    return level.folded.y_unit[None, :, None, None]
 
 
 def land(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim, until: float = math.inf) -> Candidate:

@@ -24,7 +24,7 @@ from ..settings import Settings
 from .context import group_inputs
 from .frozen_context import FrozenContext
 from .layers import replace_layers, subpixel
-from .noise import noise_pool, noise_window
+from .noise import NoiseSequence
 from .objective import Batch, EntropyParameters, frozen_context, relaxed_loss, relaxed_parameters
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,9 @@ def stepper(
     settings: Settings,
     steps: int,
     lmbda: Tensor | None = None,
+    first: int = 0,
 ) -> Callable[[], Tensor]:
-    """A function that does the next of `steps` steps and returns the relaxed loss before it, (B,).
+    """A function that does the next step, `first` … `steps` − 1, and returns the relaxed loss before it, (B,).
 
     Parameters
     ----------
@@ -92,43 +93,45 @@ def stepper(
     if steps and level.device.type == "cuda":
         try:
             with torch.cuda.device(level.device):  # whose generator is seeded and whose stream is captured
-                return _captured(level, batch, y, z, settings, steps, weight)
+                return _captured(level, batch, y, z, settings, steps, weight, first)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
-    return _eager(level, batch, y, z, settings, steps, weight)
+    return _eager(level, batch, y, z, settings, steps, weight, first)
 
 
 def _eager(
-    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int, lmbda: float | Tensor
+    level: LevelModel,
+    batch: Batch,
+    y: Tensor,
+    z: Tensor,
+    settings: Settings,
+    steps: int,
+    lmbda: float | Tensor,
+    first: int,
 ) -> Callable[[], Tensor]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
-    schedule = enumerate(zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True))
+    settings_of_steps = zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True)
+    schedule = itertools.islice(enumerate(settings_of_steps), first, None)
     steps_of_z = annealing.steps_of_z(steps)
     generator = torch.Generator(device=level.device).manual_seed(settings.seed)
-    offsets = torch.Generator().manual_seed(settings.seed)
-    pools = [noise_pool(v.shape, rounding, generator=generator, device=level.device) for v in (y, z)]
+    noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, level.device) for v in (y, z))
     bf16 = reduced_precision(level.device)
     context = frozen_context(level, bf16)
     descend = _adam((y, z))
     given: EntropyParameters
 
-    def window(pool: Tensor | None, v: Tensor) -> Tensor | None:
-        if pool is None:
-            return None
-        room = pool.shape[-1] - v.numel() + 1
-        return noise_window(pool, v.shape, int(torch.randint(room, (1,), generator=offsets)))
-
     def step() -> Tensor:
         nonlocal given
         done, (tau, rate) = next(schedule)
-        noise = window(pools[0], y)
+        noise_y.prepare(generator)
+        noise_z.prepare(generator)
         if done < steps_of_z:
-            given = relaxed_parameters(level, batch, z, tau, rounding, window(pools[1], z), bf16, context)
+            given = relaxed_parameters(level, batch, z, tau, rounding, noise_z.next(), bf16, context)
         elif done == steps_of_z:
             given = freeze_z(level, batch, z, bf16, context)
             if given.context is not None and given.mixed is not None:
                 given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
-        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise, lmbda, settings.metric, bf16)
+        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16)
         descend(_gradients(loss, y, z if done < steps_of_z else None), rate)
         return loss.detach()
 
@@ -168,7 +171,14 @@ def _gradients(loss: Tensor, y: Tensor, z: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _captured(
-    level: LevelModel, batch: Batch, y: Tensor, z: Tensor, settings: Settings, steps: int, lmbda: float | Tensor
+    level: LevelModel,
+    batch: Batch,
+    y: Tensor,
+    z: Tensor,
+    settings: Settings,
+    steps: int,
+    lmbda: float | Tensor,
+    first: int = 0,
 ) -> Callable[[], Tensor]:
     """The whole step as a CUDA graph, which reads temperature and learning rate from tables by a counter on the device.
 
@@ -184,6 +194,7 @@ def _captured(
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
     relaxed = torch.zeros_like(batch.scale)
+    noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, device) for v in (y, z))
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     start = y.detach().clone(), z.detach().clone()
     context = frozen_context(level, bf16=True)
@@ -193,27 +204,34 @@ def _captured(
         tau.copy_(temperatures[count].squeeze(0))
         rate.copy_(rates[count].squeeze(0))
         with torch.autocast(device.type, enabled=False, cache_enabled=False):  # a graph cannot cache casts
-            given = frozen if y_only else relaxed_parameters(level, batch, z, tau, rounding, None, True, context)
-            loss = relaxed_loss(level, batch, y, given, tau, rounding, None, lmbda, settings.metric, bf16=True)
+            if y_only:
+                given = frozen
+            else:
+                given = relaxed_parameters(level, batch, z, tau, rounding, noise_z.next(), True, context)
+            loss = relaxed_loss(
+                level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16=True
+            )
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
         relaxed.copy_(loss.detach())
         count.add_(1)
 
-    torch.cuda.manual_seed(settings.seed)  # the noise of a graph comes from the device's own generator
+    torch.cuda.manual_seed(settings.seed)
     kinds = (False, True) if steps_of_z < steps else (False,)
     graphs = [_capture(functools.partial(body, y_only), device) for y_only in kinds]
     with torch.no_grad():  # undo the warm-up
         y.copy_(start[0])
         z.copy_(start[1])
-        count.zero_()
+        count.fill_(first)
         for state in optimizer.state.values():
             for value in state.values():
                 value.zero_()
-    done = itertools.count()
+    done = itertools.count(first)
 
     def step() -> Tensor:
         number = next(done)
+        noise_y.prepare()
+        noise_z.prepare()
         if number == steps_of_z:
             found = freeze_z(level, batch, z, True, context)
             frozen.parameters.copy_(found.parameters)

@@ -18,7 +18,7 @@ from ..density import bits
 from ..hyperprior import GainedHyperprior
 from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from ..refine.fused import gaussian_derivatives
-from ..refine.relaxations import BLOCK
+from ..refine.relaxations import block_size
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def rate(
     features = model.h_s[:-1](round_ste(v_z) / g_z + median).permute(0, 2, 3, 1)
     mixed = [] if model.context is None else model.context.mix_features(features)
     log_gain = (model.log_gain_y[anchor] + model.y_unit.log())[:, None, None]  # (B, 1, 1, M)
-    sources = _parts(model, g_y * y_0)
-    noises = [] if noise_y is None else _parts(model, noise_y)
+    sources = latents_of_passes(model, g_y * y_0)
+    noises = [] if noise_y is None else latents_of_passes(model, noise_y)
     parts: list[Tensor] = []
     spent: list[Tensor] = []
 
@@ -93,7 +93,7 @@ def rate(
     return Rate(z=z_bits, y=torch.stack(spent).sum(dim=0), y_hat=y_hat.permute(0, 3, 1, 2))
 
 
-def _parts(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
+def latents_of_passes(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
     """The latents (B, M, h, w) of each pass, channels-last."""
     v = v.permute(0, 2, 3, 1)
     return [v] if model.context is None else parts_of(v, model.context.context)
@@ -133,7 +133,7 @@ class _CodedSymbols(torch.autograd.Function):
         y, parameters = y.contiguous(), parameters.contiguous()
         y_hat, by_y, by_mu, by_scale = (torch.empty(y.shape, device=y.device) for _ in range(4))
         bits_of_image = y.new_empty(len(y))
-        images = max(1, BLOCK * torch.get_num_threads() // y[0].numel()) if y.device.type == "cpu" else len(y)
+        images = max(1, block_size() // y[0].numel()) if y.device.type == "cpu" else len(y)
         for first in range(0, len(y), images):
             part = slice(first, first + images)
             scale, mean = parameters[part].split(C, -1)
