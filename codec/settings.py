@@ -33,6 +33,15 @@ _MOST_STEPS = 10**6
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
+def refined_lambda(coding: float) -> float:
+    """The λ of which refined files have the level of `coding`: the inverse of `Settings.coding_lambda`."""
+    low, high = _REFINED_RANGE
+    if coding >= high:
+        return coding
+    part = max(0.0, math.log(coding / (_REFINED_LEVEL * low)) / math.log(high / (_REFINED_LEVEL * low)))
+    return float(coding / _REFINED_LEVEL ** (1 - part))
+
+
 def level_lambda(level: int, ladder: tuple[float, float] = LADDER, levels: int = LEVELS) -> float:
     """λ of a level: geometric from the low end of the ladder (level 0) to the high one (level `levels` − 1)."""
     low, high = ladder

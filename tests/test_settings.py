@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgacodec.settings import ANCHORS, EFFORTS, LEVELS, METHODS, Settings, level_lambda
+from sgacodec.settings import ANCHORS, EFFORTS, LEVELS, METHODS, Settings, level_lambda, refined_lambda
 
 
 @pytest.mark.parametrize("module", ["rounding", "annealing", "settings"])
@@ -171,3 +171,9 @@ def test_the_ladder_is_geometric() -> None:
 def test_the_level_of_a_refined_file(settings: Settings, factor: float) -> None:
     """docs/refinement.md says which level a file has."""
     assert settings.coding_lambda == pytest.approx(factor * settings.lmbda)
+
+
+def test_refined_lambda_is_the_inverse_of_the_coding_lambda() -> None:
+    """Guards against a decoder that is trained for latents of another λ than those it receives."""
+    for lmbda in (0.0005, 0.002, 0.0149, 0.02, 0.03, 0.0449, 0.045, 0.2):
+        assert refined_lambda(Settings(lmbda=lmbda).coding_lambda) == pytest.approx(lmbda, rel=1e-9)

@@ -43,10 +43,10 @@ _PATH = click.Path(path_type=Path)
     "[default: joint]",
 )
 @click.option(
-    "--refine-steps",
+    "--refine-rounds",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Refinement steps of each batch with --stage decoder.  [default: 20]",
+    help="Rounds over the latents of a crop with --stage decoder.  [default: 16]",
 )
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(
@@ -137,8 +137,9 @@ def command(
 
     Stage joint trains everything. Stage prior trains the hyperprior and the context model on latents of all
     photographs, which are computed once: several times as many crops per second, but the transforms stay as they are.
-    Use it first when --init gives a model without context. Stage decoder comes last: the encoder stays as it is, and
-    the decoder is fitted to latents that are refined by a short annealing, as the encoder sends them.
+    Use it first when --init gives a model without context. Stage decoder comes last: the decoder is fitted to refined
+    latents, as the encoder sends them, and the encoder to this decoder. Files with refinement become smaller, those
+    without it larger.
 
     \b
     sgacodec train photos/ --out mine.safetensors --minutes 120

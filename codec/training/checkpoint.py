@@ -17,6 +17,7 @@ from .initial import carry_over, initial_model
 from .initial_weights import InitialWeights, load_record
 from .optimizer import Optimizers, build_optimizers, freeze, load_moments
 from .recipe import Recipe, TrainingError, standard_recipe
+from .refined import RefinedPool
 
 _INITIAL_CROPS = (96, 256)  # number and side of the crops on which the scales of a new model are measured
 
@@ -41,6 +42,8 @@ class State:
         Of the model that is exported; without a name, that of its file.
     photographs : str
         Digest of the names of the training photographs, in order.
+    pool : RefinedPool
+        Refined crops of stage "decoder". It is not in checkpoints: a resumed run fills it anew.
     """
 
     recipe: Recipe
@@ -56,6 +59,7 @@ class State:
     name: str = ""
     licence: str = "not stated"
     photographs: str = ""
+    pool: RefinedPool = field(default_factory=RefinedPool)
 
 
 def _on_device(model: GainedHyperprior, device: torch.device) -> GainedHyperprior:

@@ -89,7 +89,7 @@ def step(state: State, source: Source, device: torch.device) -> tuple[Tensor, Te
         model.density.update_median()
         state.ema.density.update_median()
     set_learning_rate(state.optimizers, recipe, state.step, progress(state))
-    losses = stage_losses(state, x, anchor)
+    losses, anchor = stage_losses(state, x, anchor)
     model.zero_grad(set_to_none=True)
     losses.loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

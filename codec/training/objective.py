@@ -86,11 +86,16 @@ def forward_prior(
 
 
 def forward_decoder(
-    model: GainedHyperprior, x: Tensor, anchor: Tensor, sent: tuple[Tensor, Tensor], compiled: bool = False
+    model: GainedHyperprior,
+    x: Tensor,
+    anchor: Tensor,
+    lmbda: Tensor,
+    sent: tuple[Tensor, Tensor],
+    compiled: bool = False,
 ) -> Losses:
-    """The same for an encoder that sends the latents y₀ and z₀, without gains and not rounded."""
+    """The same for an encoder that sends the latents y₀ and z₀, without gains, at the levels of anchors but with λ."""
     run = compile_once(losses) if compiled else losses
-    return Losses(*run(model, x, anchor, lambdas(model, anchor), None, None, sent))
+    return Losses(*run(model, x, anchor, lmbda, None, None, sent))
 
 
 def losses(

@@ -11,7 +11,7 @@ OPTIMIZERS = ("soap", "adam")
 FROZEN: dict[str, tuple[str, ...]] = {  # by stage: prefixes of the parameters that are not trained
     "joint": (),
     "prior": ("g_a.", "g_s.", "log_gain_y", "log_gain_d"),
-    "decoder": ("g_a.", "h_a.", "log_gain_y", "log_gain_z"),
+    "decoder": ("log_gain_y", "log_gain_z"),
 }
 STAGES = tuple(FROZEN)
 
@@ -58,9 +58,10 @@ class Recipe:
     optimizer : {"soap", "adam"}
         The optimiser of all parameters but the large layers of the transforms, which Adam trains.
     stage : {"joint", "prior", "decoder"}
-        What is trained: everything, the prior on cached latents, or the decoder on refined latents.
-    refine_steps : int
-        Steps of SGA of each batch in stage "decoder".
+        What is trained: everything; the prior on cached latents; or the decoder on refined latents, and the encoder for
+        this decoder.
+    refine_rounds : int
+        Rounds over the symbols of a crop in stage "decoder".
     new : tuple of str
         Modules that the initial weights lacked.
     """
@@ -86,7 +87,7 @@ class Recipe:
     init: str = ""
     optimizer: str = "adam"
     stage: str = "joint"
-    refine_steps: int = 20
+    refine_rounds: int = 16
     new: tuple[str, ...] = ()
 
 
@@ -94,7 +95,7 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """The default recipe of an architecture and a stage, with `changed` fields replaced.
 
     With initial weights (`init`) the warm-up is short, and what is not new is trained at a lower learning rate. Stage
-    "prior" has twice the learning rate for what is new.
+    "prior" has twice the learning rate for what is new, stage "decoder" a low one for all but the transforms.
 
     Raises
     ------
@@ -112,4 +113,6 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
             defaults["lr"] *= 0.3
     if changed.get("stage") == "prior":
         defaults.update(lr=2 * defaults["lr"], rest=defaults.get("rest", 1.0) / 2, final_crop=0)
+    elif changed.get("stage") == "decoder":
+        defaults.update(lr=2 * defaults["lr"], rest=0.3, final_crop=0)
     return Recipe(**{"architecture": architecture, **defaults, **changed})

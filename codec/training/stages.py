@@ -1,22 +1,31 @@
 """The stages of training: what a batch consists of, and its losses.
 
-joint    crops ─► g_a, h_a ─► rate and distortion                     everything is trained
-prior    windows of cached y₀ ─► h_a ─► rate                          h_a, h_s, density, context; gains of z
-decoder  crops ─► g_a, h_a ─► SGA (refined.py) ─► rate and distortion   g_s, h_s, density, context; decoder gains of y
+joint    crops ─► g_a, h_a ─► rate and distortion         everything is trained
+prior    windows of cached y₀ ─► h_a ─► rate              h_a, h_s, density, context; gains of z
+decoder  crops ─► g_a, h_a ─► rounds (refined.py) ─► rate and distortion   g_s, h_s, density, context, decoder gains
+         crops ─► g_a, h_a ─► rate and distortion with the averaged decoder                      g_a, h_a
 
 `recipe.FROZEN` lists what a stage does not train.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ..hyperprior import GainedHyperprior
+from ..settings import refined_lambda
 from .cached import CachedLatents
 from .checkpoint import State
 from .crops import Crops
-from .objective import Losses, forward, forward_decoder, forward_prior, lambdas
+from .objective import Losses, forward, forward_decoder, forward_prior
 from .refined import refine_latents
+
+_REUSE = 4  # steps in which a refined crop is used, in the mean
+_ENCODER = 2  # batches of the decoder for each batch of the encoder
 
 Source = Crops | CachedLatents
 
@@ -29,14 +38,39 @@ def source_of(state: State, images: list[Tensor], device: torch.device) -> Sourc
     return Crops(images, device)
 
 
-def stage_losses(state: State, batch: Tensor, anchor: Tensor) -> Losses:
-    """The losses of a batch of the stage's source, images or latents, each at an anchor λ (B,)."""
+def stage_losses(state: State, batch: Tensor, anchor: Tensor) -> tuple[Losses, Tensor]:
+    """The losses of a batch of the stage's source, images or latents, each at an anchor λ (B,).
+
+    Returns
+    -------
+    Losses, Tensor (B,) int64
+        The losses, and the anchors of their `bpp` and `mse`: in stage "decoder", those of refined crops of the pool.
+    """
     recipe, model = state.recipe, state.model
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         if recipe.stage == "prior":
-            return forward_prior(model, batch, anchor, state.noise, recipe.compile)
+            return forward_prior(model, batch, anchor, state.noise, recipe.compile), anchor
         if recipe.stage == "decoder":
-            lmbda = lambdas(model, anchor)
-            sent = refine_latents(state.ema, batch, anchor, lmbda, recipe.refine_steps, state.noise)
-            return forward_decoder(model, batch, anchor, sent, recipe.compile)
-        return forward(model, batch, anchor, state.noise, recipe.compile)
+            return _decoder_losses(state, batch, anchor)
+        return forward(model, batch, anchor, state.noise, recipe.compile), anchor
+
+
+def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Tensor]:
+    """The losses of the decoder on refined crops, plus that of the encoder on a part of x, unrefined."""
+    recipe, model = state.recipe, state.model
+    refined = torch.tensor([refined_lambda(lmbda) for lmbda in model.anchors], device=x.device)
+    new = slice(0, max(1, len(x) // _REUSE))
+    sent = refine_latents(state.ema, x[new], anchor[new], refined[anchor[new]], recipe.refine_rounds, state.noise)
+    state.pool.add(x[new], anchor[new], sent)
+    crops, own, sent = state.pool.draw(len(x), seed=state.step)
+    decoder = forward_decoder(model, crops, own, refined[own], sent, recipe.compile)
+    part = slice(0, max(1, len(x) // _ENCODER))
+    encoder = forward(_with_encoder(state.ema, model), x[part], anchor[part], state.noise, recipe.compile)
+    return replace(decoder, loss=decoder.loss + encoder.loss), own
+
+
+def _with_encoder(averaged: GainedHyperprior, model: GainedHyperprior) -> GainedHyperprior:
+    """The averaged model, of which nothing is trained, with g_a and h_a of another one."""
+    mixed = copy.copy(averaged)
+    mixed._modules = {**averaged._modules, "g_a": model.g_a, "h_a": model.h_a}
+    return mixed
