@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import HYPER_STRIDE, STRIDE
+from ..settings import refined_lambda
 from .rate import anchor_gain, rate
 
 LAMBDA_REFERENCE = 0.0075  # weight 1 in the loss
@@ -186,6 +187,11 @@ def apply_transform(network: nn.Module, x: Tensor) -> Tensor:
 def lambdas(model: GainedHyperprior, anchor: Tensor) -> Tensor:
     """λ of each image (B,) of its anchor."""
     return _anchors(model.anchors, anchor.device)[anchor]
+
+
+def refined_lambdas(model: GainedHyperprior, anchor: Tensor) -> Tensor:
+    """λ of each image (B,) whose refined files have the level of its anchor."""
+    return _anchors(tuple(map(refined_lambda, model.anchors)), anchor.device)[anchor]
 
 
 @functools.cache

@@ -113,9 +113,9 @@ class _Crops:
         self.z_0 = model.h_a(y_0 / model.y_unit[None, :, None, None]).float()
         self.y = self.gain_y * y_0
         z_hat = torch.round(gain_z * (self.z_0 - median)) / gain_z + median
-        self.features = model.h_s[:-1](z_hat).permute(0, 2, 3, 1).float()
-        self.base = last_layer(model.h_s, self.features)
-        self.mixed = [] if model.context is None else model.context.mix_features(self.features)
+        features = model.h_s[:-1](z_hat).permute(0, 2, 3, 1).float()
+        self.base = last_layer(model.h_s, features)
+        self.mixed = [] if model.context is None else model.context.mix_features(features)
         self.log_gain = (model.log_gain_y[anchor] + model.y_unit.log())[:, None, None]  # (B, 1, 1, M)
 
     def code(self, symbols: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

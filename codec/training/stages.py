@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ..hyperprior import GainedHyperprior
-from ..settings import refined_lambda
 from .cached import CachedLatents
 from .checkpoint import State
 from .crops import Crops
-from .objective import Losses, forward, forward_decoder, forward_prior
+from .objective import Losses, forward, forward_decoder, forward_prior, refined_lambdas
 from .refined import refine_latents
 
 _REUSE = 4  # steps in which a refined crop is used, in the mean
@@ -58,12 +57,12 @@ def stage_losses(state: State, batch: Tensor, anchor: Tensor) -> tuple[Losses, T
 def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Tensor]:
     """The losses of the decoder on refined crops, plus that of the encoder on a part of x, unrefined."""
     recipe, model = state.recipe, state.model
-    refined = torch.tensor([refined_lambda(lmbda) for lmbda in model.anchors], device=x.device)
     new = slice(0, max(1, len(x) // _REUSE))
-    sent = refine_latents(state.ema, x[new], anchor[new], refined[anchor[new]], recipe.refine_rounds, state.noise)
+    lmbda = refined_lambdas(model, anchor[new])
+    sent = refine_latents(state.ema, x[new], anchor[new], lmbda, recipe.refine_rounds, state.noise)
     state.pool.add(x[new], anchor[new], sent)
     crops, own, sent = state.pool.draw(len(x), seed=state.step)
-    decoder = forward_decoder(model, crops, own, refined[own], sent, recipe.compile)
+    decoder = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
     part = slice(0, max(1, len(x) // _ENCODER))
     encoder = forward(_with_encoder(state.ema, model), x[part], anchor[part], state.noise, recipe.compile)
     return replace(decoder, loss=decoder.loss + encoder.loss), own
