@@ -170,7 +170,7 @@ def search(
     when = " within the time limit" if late else ""
     if best is not None and (settings.target_size is None or best.error >= -_FAR_RATE):
         return best.result, ""
-    below = [t for t in trials or unrefined if t.error < 0]
+    below = [t for t in (*trials, *unrefined) if t.error < 0]
     if settings.target_psnr is not None or not below:
         raise TargetError(_unreached(settings, [*trials, *unrefined], when))
     best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))

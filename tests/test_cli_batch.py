@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import fake_codec
 import pytest
 import test_cli
@@ -21,7 +23,7 @@ from PIL import Image
 from test_cli import Run, picture
 
 from sgacodec import bitstream
-from sgacodec.cli import batch, main, output, processes, storage, streams
+from sgacodec.cli import batch, files, main, output, processes, storage, streams
 from sgacodec.cli.files import Task
 from sgacodec.refine.loop import Progress
 
@@ -484,6 +486,74 @@ def test_nobody_listens(run: Run, photos: Path) -> None:
         os.close(write)
         assert done.returncode == 1
         assert done.stderr == ""
+
+
+@posix
+@pytest.mark.parametrize("full", [False, True])
+def test_a_batch_goes_on_without_standard_output(run: Run, photos: Path, full: bool) -> None:
+    """`sgacodec encode photos --out-dir out | head -1` encodes all; a full disk of the log is reported once."""
+    if full and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full, a device that is always full")
+    read, write = os.pipe()
+    os.close(read)
+    line = ["encode", "photos", "photos/notes.txt", "--out-dir", "out", "--device", "cpu"]
+    for options in ([], ["--json"], ["--json", "--no-overwrite"]):
+        with open("/dev/full", "wb") if full else open(write, "wb", closefd=False) as stdout:
+            done = subprocess.run(
+                [*FAKE, *line, *options],
+                cwd=photos.parent,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 1, done.stderr  # of notes.txt
+        problems = [text for text in done.stderr.splitlines() if "notes.txt" not in text]
+        assert problems == ["sgacodec: standard output: No space left on device"] * full
+        assert names("out") == ["a.sga", "b.sga", "sub/c.sga"]
+    os.close(write)
+
+
+def test_a_broken_pipe_of_one_output_is_its_failure(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a batch that ends in silence when a named pipe, or a store's connection, breaks."""
+    whole = batch.write_bytes
+
+    def write(destination: str, data: bytes) -> None:
+        if destination.endswith("b.sga"):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE), destination)
+        whole(destination, data)
+
+    monkeypatch.setattr(batch, "write_bytes", write)
+    result = run("encode", "photos", "--out-dir", "out", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stderr == f"sgacodec: {os.path.join('out', 'b.sga')}: Broken pipe\n"
+    assert names("out") == ["a.sga", "sub/c.sga"]
+
+
+def test_what_several_processes_are_given(run: Run, photos: Path) -> None:
+    """--model auto needs no file; a path is made absolute; a missing device is wrong usage, before work starts."""
+    assert batch.found_model("auto") == "auto"
+    assert batch.found_model(None) is None
+    assert batch.found_model("lite") == "lite"
+    Path("own.safetensors").write_bytes(b"")
+    assert batch.found_model("own.safetensors") == str(Path("own.safetensors").absolute())
+    result = run("encode", "photos", "--out-dir", "out", "--jobs", "2", "--device", "cuda:99")
+    assert result.exit_code == 2
+    assert "no such device" in result.stderr
+    assert not Path("out").exists()
+
+
+@posix
+def test_devices_and_links_in_folders_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against /dev/null, or a link to a writable place, being refused to anybody but root."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    (locked / "link.sga").symlink_to(tmp_path / "a.sga")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in (locked, Path("/dev")))
+    files._check_place("/dev/null")
+    files._check_place(str(locked / "link.sga"))
+    with pytest.raises(click.UsageError, match="cannot create files"):
+        files._check_place(str(locked / "a.sga"))
 
 
 @posix

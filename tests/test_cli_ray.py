@@ -40,7 +40,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in worker_environment(tmp_path_factory.mktemp("start")).items():
             patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        )
         yield
         ray.shutdown()
 
@@ -81,6 +83,22 @@ def test_a_lost_worker_is_replaced(cluster: None, run: Run, photos: Path) -> Non
     assert result.exit_code == 1
     assert result.stderr == f"sgacodec: {photos}/always.png: its worker was lost 4 times (out of memory?)\n"
     assert names("out") == ["a.sga", "b.sga", "once.sga", "sub/c.sga"]
+
+
+def test_relative_names(cluster: None, run: Run, photos: Path) -> None:
+    """A mask and a model are found by workers, whose working folder is another one."""
+    picture(photos.parent / "mask.png")
+    line = ["encode", "photos/a.png", "--out-dir", "out", "--engine", "ray", "--device", "cpu", "--roi", "mask.png"]
+    result = run(*line)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_cluster_of_this_machine_without_a_gpu(cluster: None, run: Run, photos: Path) -> None:
+    """Guards against waiting for ever."""
+    line = ["encode", "photos", "--out-dir", "out", "--engine", "ray", "--address", "local", "--device", "cuda"]
+    result = run(*line)
+    assert result.exit_code == 2
+    assert "no GPU" in result.stderr
 
 
 @pytest.mark.parametrize(

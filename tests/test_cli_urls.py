@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,35 @@ def test_single_files_between_stores(run: Run, store: MemoryFileSystem, tmp_path
     store.pipe_file("/list", b"memory://photos/a.png\nmemory://photos/sub/b.png\n")
     assert run("encode", "--files-from", "memory://list", "--out-dir", "out", "--device", "cpu").exit_code == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.sga", "b.sga"]
+    (tmp_path / "list").write_text("memory://photos/a.png\n")
+    line = ["--files-from", f"file://{tmp_path}/list", "--out-dir", "listed", "--device", "cpu"]
+    assert run("encode", *line).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "folder", "inner"),
+    [
+        ("s3://b/photo.png", "photo.png", "s3://b/x/", "s3://b/x/y.png"),
+        ("https://a.org/photo.png?size=1", "photo.png", "https://a.org/x", "https://a.org/x/y.png"),
+        ("simplecache::s3://b/photo.png", "photo.png", "simplecache::s3://b/x", "simplecache::s3://b/x/y.png"),
+        ("zip://sub/photo.png::s3://b/a.zip", "photo.png", "zip://::s3://b/a.zip", "zip://y.png::s3://b/a.zip"),
+        ("zip://p.png::simplecache::s3://b/a", "p.png", "zip://x::c::s3://b/a", "zip://x/y.png::c::s3://b/a"),
+    ],
+)
+def test_names_in_urls(url: str, name: str, folder: str, inner: str) -> None:
+    """The last part of a URL names the output; in a chained one, that of the first part with a path."""
+    assert urls.file_name(url) == name
+    assert urls.join(folder, "y.png") == inner
+
+
+def test_an_archive_is_a_folder(run: Run, tmp_path: Path) -> None:
+    """Files in a zip are inputs."""
+    picture(tmp_path / "a.png")
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.write("a.png", "sub/a.png")
+    for name in (f"zip://::file://{tmp_path}/photos.zip", f"zip://sub/a.png::file://{tmp_path}/photos.zip"):
+        assert run("encode", name, "--out-dir", "out", "--device", "cpu").exit_code == 0
+    assert sorted(str(path.relative_to("out")) for path in Path("out").rglob("*.sga")) == ["a.sga", "sub/a.sga"]
 
 
 @pytest.mark.parametrize("count", [2, 40])

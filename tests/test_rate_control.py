@@ -258,6 +258,21 @@ def searching(steps: int | None, **target: float) -> Settings:
     return Settings(steps=steps, **target)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("target", [{"target_size": 1000}, {"target_bpp": 0.02}])
+def test_an_unrefined_file_below_a_target(target: dict[str, float]) -> None:
+    """Where no refined encoding is below a size, the best unrefined one is, with a warning."""
+
+    def encode(settings: Settings) -> int:
+        return 3000 if settings.refines else 25 if settings.lmbda < 0.0075 else 5000
+
+    def figures(size: int) -> Figures:
+        return Figures(size, 8 * size / PIXELS, 30.0)
+
+    found, warning = search(Settings(**target), encode, figures)  # type: ignore[arg-type]
+    assert found == 25
+    assert "the best below" in warning
+
+
 def test_an_unreachable_target_does_not_blame_the_time() -> None:
     """Guards against a user who waits longer for what no λ gives."""
     for limit in (None, 1e6):

@@ -11,6 +11,7 @@ import pytest
 from sgacodec import rate_control
 from sgacodec.api import Codec
 from sgacodec.device import reduced_precision
+from sgacodec.encoding import encode_to_target
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
@@ -55,6 +56,13 @@ def test_lambda_is_steered_against_the_excess() -> None:
         assert (aim.steered(0.01, -0.1, 1.0) - 0.01) * sign < 0
         assert aim.steered(0.01, -aim.slack / 2, 5.0) == pytest.approx(0.01)
         assert LAMBDA_RANGE[0] <= aim.steered(0.01, 50.0, 50.0) <= LAMBDA_RANGE[1]
+
+
+def test_a_quality_beyond_all_numbers(lite_level: LevelModel, picture: Picture) -> None:
+    """Guards against a division by an MSE of 10^(−4000)."""
+    settings = Settings(target_psnr=40000.0, steps=8)
+    _, refinement = encode_to_target(lite_level, picture, None, settings, None, None)
+    assert refinement.lmbda > settings.lmbda
 
 
 @pytest.mark.parametrize("factor", [0.85, 1.15])

@@ -9,8 +9,9 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,10 +19,13 @@ from . import output, urls
 from .exits import DONE, FAILED, combined, debugging, exit_code, named, one_line
 from .files import Task
 from .storage import STREAM, shown, write_bytes
+from .streams import discard_output
 
 if TYPE_CHECKING:
     from ..api import Codec
     from ..decoder.decode import PictureDecoder
+
+Printed = TypeVar("Printed")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def absent_outputs(tasks: list[Task], out: output.Output) -> list[Task]:
     left = []
     for task in tasks:
         if task.destination in remote or (task.destination != STREAM and os.path.lexists(task.destination)):
-            output.record(out, {"input": task.source, "output": task.destination, "skipped": True})
+            _try_output(output.record, out, {"input": task.source, "output": task.destination, "skipped": True})
             if not out.json:
                 output.note(out, f"{shown(task.source)}: skipped, {task.destination} exists")
         else:
@@ -93,21 +97,36 @@ def finish(outcomes: Generator[Outcome, None, None], out: output.Output, describ
     with contextlib.closing(outcomes), output.logged(out):
         for outcome in outcomes:
             outcome = written(outcome)
-            source, destination = outcome.task.source, outcome.task.destination
-            name = shown(source)
-            for text in outcome.notes:
-                output.note(out, f"{name}: {text}")
-            if outcome.error:
-                output.problem(out, outcome.error)
-                output.record(out, {"input": source, "output": None, "error": outcome.error})
-            else:
-                output.record(out, {"input": source, "output": destination, **outcome.report})
-                output.result(out, f"{name} → {shown(destination, 'standard output')}  {describe(outcome)}")
-                if out.verbose:
-                    output.note(out, f"{name}: {output.details(outcome.report)}")
+            _report(outcome, out, describe)
             codes.append(outcome.code)
             output.file_done(out)
     return combined(codes)
+
+
+def _report(outcome: Outcome, out: output.Output, describe: Callable[[Outcome], str]) -> None:
+    """Print what a task has done."""
+    source, destination = outcome.task.source, outcome.task.destination
+    name = shown(source)
+    for text in outcome.notes:
+        output.note(out, f"{name}: {text}")
+    if outcome.error:
+        output.problem(out, outcome.error)
+        _try_output(output.record, out, {"input": source, "output": None, "error": outcome.error})
+        return
+    _try_output(output.record, out, {"input": source, "output": destination, **outcome.report})
+    _try_output(output.result, out, f"{name} → {shown(destination, 'standard output')}  {describe(outcome)}")
+    if out.verbose:
+        output.note(out, f"{name}: {output.details(outcome.report)}")
+
+
+def _try_output(write: Callable[[output.Output, Printed], None], out: output.Output, content: Printed) -> None:
+    """Print a line of a batch; if standard output cannot be written, work goes on without these lines."""
+    try:
+        write(out, content)
+    except OSError as error:
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            output.problem(out, f"standard output: {one_line(error)}")
 
 
 def written(outcome: Outcome) -> Outcome:
@@ -116,9 +135,9 @@ def written(outcome: Outcome) -> Outcome:
         return outcome
     try:
         write_bytes(outcome.task.destination, outcome.data)
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if outcome.task.destination == STREAM and isinstance(error, BrokenPipeError):
+            raise  # the reader of standard output has gone
         name = shown(outcome.task.destination, "standard output")
         return Outcome(outcome.task, error=named(name, error), code=exit_code(error))
     return replace(outcome, data=None)
@@ -150,17 +169,28 @@ def stoppable() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------ codec
 
 
-def check_model(name: str | None) -> None:
-    """Check that the model exists, before processes are started.
+def found_model(name: str | None) -> str | None:
+    """The model as other processes find it: a path is made absolute, as they may have other working folders.
 
     Raises
     ------
     ModelNotFoundError
     """
-    if name is not None:
-        from ..models.catalogue import find_model
+    if name in (None, "auto"):
+        return name
+    from ..models.catalogue import find_model
 
-        find_model(name)
+    path = find_model(str(name))
+    return os.path.abspath(path) if path == Path(str(name)) else name
+
+
+def check_device(name: str) -> None:
+    """Raise a usage error if there is no such device, before processes are started; torch is imported for CUDA only."""
+    if name.startswith("cuda"):
+        from ..device import device_of
+
+        with _missing_device_reported():
+            device_of(name)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ import io
 import math
 import os
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import click
 
@@ -125,13 +125,12 @@ def _describe(outcome: Outcome) -> str:
 
 
 def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -> Generator[Outcome, None, None]:
-    work = functools.partial(decode_files, job=job)
     if engine.elsewhere:
-        batch.check_model(job.model)
+        work = functools.partial(decode_files, job=replace(job, model=batch.found_model(job.model)))
         yield from engines.outcomes(work, tasks, engine, job.device, out)
         return
     batch.open_decoder(job.model, job.device, job.pixels)  # an error here is one for all files
-    yield from work(tasks)
+    yield from decode_files(tasks, job)
 
 
 def decode_files(tasks: list[Task], job: Job) -> Iterator[Outcome]:

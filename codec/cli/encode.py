@@ -6,7 +6,7 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,7 +129,8 @@ def _describe(outcome: Outcome) -> str:
 
 def _outcomes(tasks: list[Task], job: Job, engine: Engine, out: output.Output) -> Generator[Outcome, None, None]:
     if engine.elsewhere:
-        batch.check_model(job.model)
+        roi = job.roi and os.path.abspath(job.roi)  # workers may have other working folders
+        job = replace(job, model=batch.found_model(job.model), roi=roi)
         work = functools.partial(encode_files, job=job, step=processes.step)
         yield from engines.outcomes(work, tasks, engine, job.device, out)
         return

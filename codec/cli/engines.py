@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import click
 
 from . import output
-from .batch import Outcome
+from .batch import Outcome, check_device
 from .files import Task
 from .portions import Work, portions
 from .storage import STREAM
@@ -73,4 +73,5 @@ def outcomes(
     else:
         from .processes import in_processes
 
+        check_device(device)
         yield from in_processes(work, portions(tasks, engine.processes, device), engine.processes, out)

@@ -97,13 +97,14 @@ def plan(
     """
     if files_from == STREAM and STREAM in names:
         raise click.UsageError("standard input cannot be both an input and the list of --files-from")
-    listed = _listed(files_from) if files_from is not None else []
+    listed = _listed(urls.local_name(files_from)) if files_from is not None else []
     names, listed = tuple(map(urls.local_name, names)), list(map(urls.local_name, listed))
     if out_dir is None:
         tasks = [_single(names, listed, direction)]
     else:
         tasks = _into_folder((*names, *listed), urls.local_name(out_dir), direction)
-    _check_destinations(tasks, [name for name in (files_from, *also_read) if name not in (None, STREAM)])
+    read = [urls.local_name(name) for name in (files_from, *also_read) if name not in (None, STREAM)]
+    _check_destinations(tasks, read)
     return tasks
 
 
@@ -243,7 +244,9 @@ def _check_place(destination: str) -> None:
         return
     if os.path.isdir(destination):
         raise click.UsageError(f"'{destination}' is a folder")
-    parent = os.path.dirname(os.path.abspath(destination))
+    if os.path.exists(destination) and not os.path.isfile(destination):
+        return  # a device or a pipe, which is written directly
+    parent = os.path.dirname(os.path.realpath(destination))
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):

@@ -36,8 +36,9 @@ Results go to standard output, one line per file (`--json`: one object per file)
 When image or file data goes to standard output, everything else goes to standard error. A progress bar is shown only
 when standard error is a terminal. An object of a failed input has the keys `input`, `output` (null; not with `info`)
 and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that is not finite is
-`null`. If a standard stream is closed or cannot be written, processing continues and its messages are discarded; it is
-an error only if image or file data must go through it. Lines come in the order in which files are finished: images that
+`null`. If a standard stream is closed or cannot be written, `encode` and `decode` go on without its messages (a full
+disk is reported on standard error, once); it is an error only if image or file data must go through it. `info` ends
+with exit code 1, as its lines are all that it does. Lines come in the order in which files are finished: images that
 are refined as one batch finish together.
 
 Outputs are written to a temporary file in the same folder, flushed to disk (`fsync`) and renamed, so a file under its

@@ -47,13 +47,17 @@ def on_ray(
     Raises
     ------
     click.UsageError
-        If Ray is not installed.
+        If Ray is not installed, or a new cluster on this machine has no GPU for "cuda".
     ConnectionError
         If there is no cluster at the address.
     """
     with _cluster(engine, out) as ray:
         resources = ray.cluster_resources()
         gpus = device != "cpu" and (device == "cuda" or resources.get("GPU", 0) > 0)
+        if gpus and not resources.get("GPU"):
+            if engine.address == "local":
+                raise click.UsageError("no such device: 'cuda' (no GPU in the cluster)")
+            output.note(out, "the cluster has no GPU so far: waiting for one")
         workers = engine.jobs or int(max(1, resources.get("GPU" if gpus else "CPU", 1)))
         remote = ray.remote(num_cpus=1, num_gpus=int(gpus), max_retries=_RETRIES)(_run)
         left = deque(portions([_absolute(task) for task in tasks], workers, "cuda" if gpus else "cpu"))
@@ -117,7 +121,7 @@ def _run(work: Work, tasks: list[Task], out: output.Output) -> list[Outcome]:
 def _stored(outcome: Outcome) -> Outcome:
     try:
         return written(outcome)
-    except Exception as error:  # BrokenPipeError, of a named pipe
+    except Exception as error:
         return failure(outcome.task, error)
 
 

@@ -38,13 +38,28 @@ def local_name(name: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """The URL of a file in a folder."""
-    return f"{folder.rstrip('/')}/{name}"
+    before, inner, after = _innermost(folder)
+    if inner.endswith("://"):  # all of an archive
+        return f"{before}{inner}{name}{after}"
+    return f"{before}{inner.rstrip('/')}/{name}{after}"
 
 
 def file_name(url: str) -> str:
     """The last part of the path, without a query."""
-    path = urlsplit(url).path if url.startswith(("http://", "https://")) else url.partition("::")[0]
+    inner = _innermost(url)[1]
+    path = urlsplit(inner).path if inner.startswith(("http://", "https://")) else inner.partition("://")[2]
     return posixpath.basename(path)
+
+
+def _innermost(url: str) -> tuple[str, str, str]:
+    """A chained URL, as zip://photo.png::simplecache::s3://bucket/photos.zip, around the part that names the file.
+
+    This is the first part with a path; parts before it, as simplecache, pass on what they get.
+    """
+    parts = url.split("::")
+    first = next((i for i, part in enumerate(parts) if "://" in part), 0)
+    before, after = "::".join([*parts[:first], ""]), "::".join(["", *parts[first + 1 :]])
+    return before, parts[first], after
 
 
 def canonical(url: str) -> str:
