@@ -21,15 +21,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Parameters
     ----------
     path : path
-        In a folder that exists. A symbolic link is replaced, not followed. The permission bits of an old file are
-        kept, and its owner where that is allowed.
+        In a folder that exists. A symbolic link is followed. The permission bits of an old file are kept, and its
+        owner where that is allowed.
 
     Raises
     ------
     OSError
         If writing fails.
     """
-    folder = os.path.dirname(os.fspath(path))
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
     temporary = os.path.join(folder, f".sgacodec-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -44,7 +45,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def _keep_permissions(path: str | os.PathLike[str], temporary: str) -> None:
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def _keep_permissions(path: str, temporary: str) -> None:
     """Give the new file the permissions of the old one, before it holds anything that they protect."""
     with contextlib.suppress(OSError):  # no old file, or a file system without permissions
         old = os.lstat(path)

@@ -199,7 +199,7 @@ def _bytes_left(stream: BinaryIO) -> int:
     try:
         status = os.fstat(stream.fileno())
         return status.st_size - stream.tell() if stat.S_ISREG(status.st_mode) else 0
-    except OSError:  # a file in memory
+    except (OSError, AttributeError):  # a file in memory
         return 0
 
 

@@ -109,6 +109,8 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
 
 def writable_format(extension: str) -> str | None:
     """Pillow's name of the format with a file extension, ".png" for example; None if it writes no such files."""
+    if extension.lower() in (".pbm", ".pfm"):  # which Pillow would write as PGM or PPM
+        return None
     Image.preinit()  # the commonest formats; importing all others takes time
     kind = Image.EXTENSION.get(extension.lower()) or Image.registered_extensions().get(extension.lower())
     return kind if kind in Image.SAVE and kind != "SGA" else None  # SGA: our own plugin, which would code it again

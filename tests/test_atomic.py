@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sgacodec.atomic import atomic_file
+from sgacodec.atomic import atomic_file, write_whole
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("foreign")])
@@ -40,6 +40,17 @@ def test_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: py
     with atomic_file(tmp_path / "out") as file:
         file.write(b"new")
     assert calls == [3, "replace"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """Guards against a checkpoint that is not where its link points, for example on a larger disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    for data in (b"first", b"second"):
+        write_whole(tmp_path / "out", data)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "out").read_bytes() == data
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")

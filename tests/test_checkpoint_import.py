@@ -145,6 +145,10 @@ def test_foreign_files_are_refused_in_one_line(home: Path) -> None:
     state = MeanScaleHyperprior(N, M).state_dict()
     foreign["missing.pth"] = {k: v for k, v in state.items() if k != "h_a.2.weight"}
     foreign["shape.pth"] = {**state, "h_a.2.weight": torch.zeros(3, 3, 5, 5)}
+    foreign["expanded.pth"] = {**state, "g_a.0.weight": torch.zeros(1).expand(2**48)}
+    foreign["sparse.pth"] = {**state, "g_a.0.weight": torch.zeros(N, 3, 5, 5).to_sparse()}
+    foreign["large.pth"] = {**state, "h_s.0.weight": torch.full_like(state["h_s.0.weight"], 1e30)}
+    foreign["wide.pth"] = MeanScaleHyperprior(1025, 8).state_dict()
     foreign["nan.pth"] = {**state, "g_a.0.weight": torch.full_like(state["g_a.0.weight"], torch.nan)}
     for name, content in foreign.items():
         if isinstance(content, bytes):

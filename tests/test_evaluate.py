@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,9 +20,9 @@ from fake_evaluation import UNREADABLE_RED, FakeCodec, write_image
 from PIL import Image
 
 from sgacodec import metrics
-from sgacodec.api import Settings
+from sgacodec.api import Codec, Settings
 from sgacodec.cli import batch, main
-from sgacodec.evaluate import coders, curves, peers, plots, report, rows, summary, sweep
+from sgacodec.evaluate import coders, curves, peers, pictures, plots, report, rows, summary, sweep
 from sgacodec.metrics import Curve
 
 LAMBDAS = (0.0016, 0.0075, 0.03)
@@ -416,6 +417,48 @@ def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
     assert result.points[0]["psnr"] is None
     assert result.curves[0].bpp == ()
     assert "Infinity" not in (tmp_path / "out" / "results.json").read_text()
+
+
+def test_lossless_peer_has_no_psnr_in_the_report() -> None:
+    """JSON.parse would stop at "Infinity", and no picture be shown."""
+    variant = pictures._peer("jpeg", "4:4:4", np.full((16, 16, 3), 255, np.uint8), 100, lossless=True)
+    assert variant.psnr is None
+    view = pictures.View("white", 16, 16, [variant])
+    assert "Infinity" not in report._json([view])
+
+
+def test_narrow_images_are_decoded(tmp_path: Path) -> None:
+    """Guards against the limit of padded pixels, which is for files of strangers."""
+    Image.new("RGB", (4, 20000), (6, 6, 6)).save(tmp_path / "strip.png")
+    codec = Codec("lite", "cpu")
+    measured = sweep.run(
+        coders.own_coders(codec, coders.settings_grid([0.0075], ["none"])), {"s": tmp_path / "strip.png"}, tmp_path
+    )
+    assert not measured.failed
+    assert measured.rows[0]["pixels"] == 80000
+
+
+def test_an_interruption_leaves_whole_files(
+    images: dict[str, Path], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against half a file beside a row of the whole one."""
+    sweep_of(FakeCodec(), images, ALL[:1], table.parent)
+    files = {path: path.read_bytes() for path in (table.parent / "files").rglob("*.sga")}
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            sweep_of(FakeCodec(), images, ALL[:1], table.parent, flip=True)
+    assert files == {path: path.read_bytes() for path in (table.parent / "files").rglob("*.sga")}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs /dev/zero, which has no end")
+def test_a_device_is_no_image() -> None:
+    """Guards against reading for ever."""
+    assert sweep._image_id(Path("/dev/zero")) == ""
 
 
 def test_curves_of_two_models_are_kept_apart(images: dict[str, Path], table: Path) -> None:

@@ -176,6 +176,14 @@ def test_every_kind_of_netpbm(kind: int, tmp_path: Path) -> None:
         assert picture.warnings == ()
 
 
+@pytest.mark.parametrize("name", ["a.pbm", "a.pfm"])
+def test_netpbm_formats_that_are_not_written(name: str, tmp_path: Path) -> None:
+    """Guards against a PPM file under a name that says otherwise."""
+    with pytest.raises(ImageError, match="cannot write images of type"):
+        write_image(Picture(three(GREY)), tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
 def test_palette_with_and_without_transparency() -> None:
     """Palette colours and their transparency are kept."""
     palette = Image.fromarray(RGB).quantize(16)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from ..atomic import write_whole
 from ..settings import ANCHORS, CPU_STEPS, METHODS, STEPS
 from . import batch, options, output
 from .encoder_options import refinement_options
@@ -216,11 +217,12 @@ def command(
 
     with batch.stoppable(), output.progress(console, "measure", len(found) * len(coders)), output.logged(console):
         measured = sweep.run(coders, found, out, flip=flip, progress=done)
-    summary = summarise(measured, anchors, out)
     shown = _views(measured, coders, found, out, view, console) if plot else ([], True)
-    title = f"Rate and distortion: {out.resolve().name}"
-    page = report.html_report(summary, measured.rows, _plots(summary, anchors, out) if plot else {}, title, *shown)
-    (out / report.REPORT).write_text(page, encoding="utf-8")
+    with batch.stoppable():
+        summary = summarise(measured, anchors, out)
+        title = f"Rate and distortion: {out.resolve().name}"
+        page = report.html_report(summary, measured.rows, _plots(summary, anchors, out) if plot else {}, title, *shown)
+        write_whole(out / report.REPORT, page.encode())
     if not quiet:
         _print(summary, out)
     ctx.exit(FAILED if summary.failed or missing else DONE)

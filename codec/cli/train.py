@@ -56,7 +56,7 @@ _PATH = click.Path(path_type=Path)
     callback=options.finite,
     help="Train M minutes in total, including resumed runs.",
 )
-@click.option("--resume", type=_PATH, metavar="CHECKPOINT", help="Continue the run of a checkpoint exactly.")
+@click.option("--resume", type=_PATH, metavar="CHECKPOINT", help="Continue the run of a checkpoint.")
 @click.option("--init", metavar="NAME|FILE", help="Start from the weights of this model or checkpoint.")
 @click.option("--export-only", type=_PATH, metavar="CHECKPOINT", help="Only export the model of a checkpoint.")
 @click.option("--batch", metavar="N", type=click.IntRange(1, 4096), help="Crops per step.")
@@ -132,8 +132,9 @@ def command(
     """Train a model on photographs and write it to FILE.
 
     DATA are folders, tars or image files. One model covers all rates. A checkpoint is written beside FILE (.ckpt)
-    every few minutes, at the end, and when the run is interrupted with Ctrl-C. --resume continues from it exactly,
-    also with more --steps or --minutes. --init starts a new run from the weights of a model or checkpoint.
+    every few minutes, at the end, and when the run is interrupted with Ctrl-C. --resume continues from it, exactly but
+    in stage decoder, also with more --steps or --minutes. --init starts a new run from the weights of a model or
+    checkpoint.
 
     Stage joint trains everything. Stage prior trains the hyperprior and the context model on latents of all
     photographs, which are computed once: several times as many crops per second, but the transforms stay as they are.
@@ -153,7 +154,8 @@ def command(
     console = Output(quiet=quiet)
     checkpoint = out.with_suffix(".ckpt")
     training_start.check_options(out, checkpoint, resume, init, export_only, wanted)
-    training_start.check_files(sources, out, checkpoint, init, validation, log_file)
+    initial_file = training_start.initial_file(init)
+    training_start.check_files(sources, out, checkpoint, (initial_file, resume, export_only, validation), log_file)
     import torch
 
     from ..models.file import write_model
@@ -169,7 +171,7 @@ def command(
     with output.logged(console):
         # Checkpoint and model are read first, so that errors are reported before the photographs are decoded.
         state = load_checkpoint(export_only, chosen) if export_only else training_start.resumed(resume, chosen, wanted)
-        initial = None if init is None else training_start.initial_weights(init, wanted, console)
+        initial = None if initial_file is None else training_start.initial_weights(initial_file, wanted, console)
         recipe = training_start.recipe_of(chosen, wanted) if state is None else state.recipe
         photographs = read_photographs(list(sources), _MIN_SIDE)
         held_out: list[Photograph] = []
@@ -185,6 +187,8 @@ def command(
             log_file = log_file or out.with_suffix(".jsonl")
             if resume is not None and state.photographs not in ("", digest(photographs)):
                 output.problem(console, f"{resume} is of a run with other photographs: it is not continued exactly")
+            elif resume is not None and recipe.stage == "decoder":
+                output.note(console, "refined crops are not in a checkpoint: the run is not continued exactly")
             state.photographs = digest(photographs)
             source = source_of(state, images, chosen)
             state, interrupted = _train(state, source, validated, chosen, checkpoint, log_file, save_every, console)

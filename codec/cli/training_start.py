@@ -63,10 +63,14 @@ def check_options(
 
 
 def check_files(
-    sources: tuple[Path, ...], out: Path, checkpoint: Path, init: str | None, validation: Path | None, log: Path | None
+    sources: tuple[Path, ...],
+    out: Path,
+    checkpoint: Path,
+    also_read: tuple[Path | None, ...],
+    log: Path | None,
 ) -> None:
     """Refuse to write over a file that is read, and a log that cannot be written."""
-    read = {path.resolve() for path in (*sources, validation, Path(init) if init else None) if path is not None}
+    read = {path.resolve() for path in (*sources, *also_read) if path is not None}
     if out.resolve() in read:
         raise click.UsageError(f"--out '{out}' would overwrite a file that this command reads")
     if log is None:
@@ -100,13 +104,25 @@ def resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -
     return load_checkpoint(resume, device, **changed)
 
 
-def initial_weights(init: str, wanted: dict[str, Any], console: Output) -> InitialWeights:
-    """Weights of the model or checkpoint `init`; what the recipe records of them is entered into `wanted`."""
+def initial_file(init: str | None) -> Path | None:
+    """The file of a model or checkpoint.
+
+    Raises
+    ------
+    ModelNotFoundError
+    """
+    if init is None or Path(init).suffix == ".ckpt":
+        return None if init is None else Path(init)
     from ..models.catalogue import find_model
+
+    return find_model(init)
+
+
+def initial_weights(init: Path, wanted: dict[str, Any], console: Output) -> InitialWeights:
+    """Weights of the model or checkpoint `init`; what the recipe records of them is entered into `wanted`."""
     from ..training.initial_weights import read_initial
 
-    path = Path(init)
-    initial = read_initial(path if path.suffix == ".ckpt" else find_model(init), wanted["architecture"])
+    initial = read_initial(init, wanted["architecture"])
     wanted.update(architecture=initial.architecture, init=initial.source, new=initial.new)
     fresh = f"; new: {', '.join(initial.new)}" if initial.new else ""
     unused = f"; not used: {', '.join(initial.unused)}" if initial.unused else ""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..bitstream import DEFAULT_MAX_PIXELS
 from ..picture import Picture
 from ..refine.loop import Trace, TracePoint
 from ..settings import STEPS, Settings
@@ -141,7 +142,7 @@ def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | No
         )
 
     def decode(data: bytes, pixels: int) -> np.ndarray:
-        decoded: np.ndarray = codec.decode(data, max_pixels=pixels).picture.pixels
+        decoded: np.ndarray = codec.decode(data, max_pixels=max(pixels, DEFAULT_MAX_PIXELS)).picture.pixels
         return decoded
 
     others = {name: getattr(settings, name) for name in _OTHER} | {"trace": trace}

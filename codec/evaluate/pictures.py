@@ -105,7 +105,8 @@ def _peer(name: str, subsampling: str, original: np.ndarray, size: int, lossless
     psnr = metrics.psnr(original, shown)
     label = f"{name} {subsampling}, quality {quality}"
     source = _data_url(_SHOWN[name], data) if name in _SHOWN else _url(shown, lossless)
-    return Variant(label, None, 8 * len(data) / (shown.shape[0] * shown.shape[1]), psnr, source)
+    bpp = 8 * len(data) / (shown.shape[0] * shown.shape[1])
+    return Variant(label, None, bpp, psnr if math.isfinite(psnr) else None, source)
 
 
 def _url(pixels: np.ndarray, lossless: bool) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..atomic import write_whole
 from ..metrics import Curve
 from .rows import Row
 
@@ -139,8 +140,10 @@ def label_of(name: str) -> str:
 
 def save_plots(figure: Figure, out: Path) -> None:
     """Write rd.png and rd.svg."""
-    figure.savefig(out / PLOTS[0], dpi=160)
-    (out / PLOTS[1]).write_text(svg(figure), encoding="utf-8")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=160)
+    write_whole(out / PLOTS[0], png.getvalue())
+    write_whole(out / PLOTS[1], svg(figure).encode())
 
 
 def svg(figure: Figure, name: str = "rd", transparent: bool = False) -> str:

@@ -182,7 +182,7 @@ def _asset(name: str) -> str:
 
 def _json(views: Sequence[View]) -> str:
     """JSON that can stand in a script element."""
-    return json.dumps([asdict(view) for view in views], separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps([asdict(view) for view in views], separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _comparison(views: Sequence[View], lossless: bool) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from ..atomic import write_whole
 from ..metrics import Curve
 from .curves import SUMMARY, Comparison, compare, named_groups
 from .rows import SETTING, Row, common_images, means, seconds_per_megapixel
@@ -102,7 +103,7 @@ def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
         "costs": [asdict(c) for c in summary.costs],
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    (out / SUMMARY).write_text(text, encoding="utf-8")
+    write_whole(out / SUMMARY, text.encode())
     return summary
 
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import metrics
+from ..atomic import write_whole
 from ..folders import images_below
 from ..image import read_image
 from ..picture import Picture
@@ -199,7 +201,7 @@ def measure(coder: Coder, path: Path, file: Path, flip: bool = False) -> tuple[R
     seconds_encode = time.perf_counter() - start
     with named_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(coded.data)
+        write_whole(file, coded.data)
 
     data = file.read_bytes()
     height, width = picture.pixels.shape[:2]
@@ -236,10 +238,16 @@ def centre(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def _image_id(path: Path) -> str:
     """Hash of a file's content, by which an edited image is measured again; empty if it cannot be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device, which may have no end
+                return ""
+            while piece := file.read(2**20):
+                digest.update(piece)
     except OSError:
         return ""
+    return digest.hexdigest()[:12]
 
 
 def _slug(setting: Row) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..density import FactorizedDensity
 from ..hyperprior import GainedHyperprior
-from ..networks.architecture import Architecture
+from ..networks.architecture import Architecture, architecture_from_dict
 from .catalogue import ANCHOR_RANGE, SUFFIX, ModelError, user_folder
 from .export import export
 from .file import write_model
@@ -64,7 +65,10 @@ def import_compressai(path: Path, name: str, lmbda: float | None = None) -> Path
         "licence": "that of the imported checkpoint",
         "training": {"imported": path.name, "lambda": gained.anchors[0]},
     }
-    model = export(gained, name, record, density_samples(gained.density), levels=1, as_is=True)
+    try:
+        model = export(gained, name, record, density_samples(gained.density), levels=1, as_is=True)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from None
     target = user_folder() / f"{name}{SUFFIX}"
     write_model(model, target)
     return target
@@ -94,10 +98,19 @@ def _read(path: Path) -> dict[str, Tensor]:
                 content = content[key]
     if not isinstance(content, Mapping):
         raise ModelError(f"{path}: not a checkpoint of weights")
-    weights = {_current_name(str(k)): v.float() for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not all(map(_is_stored, tensors.values())):
+        raise ModelError(f"{path}: not a checkpoint, or damaged")
+    weights = {_current_name(k): v.float() for k, v in tensors.items()}
     if not all(bool(torch.isfinite(v).all()) for v in weights.values()):
         raise ModelError(f"{path}: some of its weights are not numbers")
     return weights
+
+
+def _is_stored(v: Tensor) -> bool:
+    """Whether the file holds each element, so that a copy takes no more memory than the file."""
+    plain = v.layout == torch.strided and v.device.type == "cpu" and not v.is_quantized
+    return plain and v.untyped_storage().nbytes() >= v.numel() * v.element_size()
 
 
 def _current_name(key: str) -> str:
@@ -129,8 +142,9 @@ def _hyperprior(weights: dict[str, Tensor], lmbda: float) -> GainedHyperprior:
     if outputs not in (M, 2 * M):
         raise ValueError(f"h_s has {outputs} outputs, not {M} or {2 * M}")
     family = "mshyper" if outputs == 2 * M else "bmshj"
+    architecture = architecture_from_dict(asdict(Architecture(family, N=N, M=M, scale="linear")))
     with torch.random.fork_rng(devices=[]):  # the initial weights are random
-        gained = GainedHyperprior(Architecture(family, N=N, M=M, scale="linear"), (lmbda,))
+        gained = GainedHyperprior(architecture, (lmbda,))
     gained.requires_grad_(False)
 
     state: dict[str, Tensor] = {}

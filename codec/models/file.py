@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from ..atomic import atomic_file
+from ..atomic import write_whole
 from ..coding.context_layers import CONTEXT_SLOPE, IntegerContextGroup, check_context, check_context_biases
 from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, check, check_gains
 from ..coding.integer_layers import IntegerLayer
@@ -103,8 +103,7 @@ def write_model(model: Model, path: Path) -> None:
     """Write a model file, atomically; missing folders are made."""
     data = to_safetensors(tensors_of(model), metadata={"sgacodec": json.dumps(model.metadata)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(data)
+    write_whole(path, data)
 
 
 # -------------------------------------------------------------------------------------------------------- reading

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
 import logging
 import lzma
 import tarfile
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -47,19 +47,39 @@ class Photograph:
     pixels: Tensor
 
 
-def _files(source: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Name of every image file in a folder (recursively), in a tar, or of a single file, and what reads it."""
+def _files(source: Path) -> Iterator[tuple[str, Callable[[], BinaryIO]]]:
+    """Name of every image file in a folder (recursively), in a tar, or of a single file, and what opens it."""
     if source.is_dir():
         for name in images_below(str(source)):
-            yield Path(name).as_posix(), (source / name).read_bytes
+            yield Path(name).as_posix(), functools.partial(_file, source / name)
     elif tarfile.is_tarfile(source):
         with tarfile.open(source) as tar:
             for member in tar:
-                stream = tar.extractfile(member) if member.isfile() or member.islnk() else None
-                if stream is not None and suffix(member.name) in IMAGE_SUFFIXES:
-                    yield member.name, stream.read
+                if (member.isfile() or member.islnk()) and suffix(member.name) in IMAGE_SUFFIXES:
+                    yield member.name, functools.partial(_member, tar, member)
     else:
-        yield source.name, source.read_bytes
+        yield source.name, functools.partial(_file, source)
+
+
+def _file(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> BinaryIO:
+    """Open a file of a tar.
+
+    Raises
+    ------
+    OSError
+        When it is a link to what is not in the tar.
+    """
+    try:
+        stream = tar.extractfile(member)
+    except (KeyError, RecursionError):
+        stream = None
+    if stream is None:
+        raise OSError("a link to what is not in the tar")
+    return cast(BinaryIO, stream)
 
 
 def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]:
@@ -82,9 +102,10 @@ def read_photographs(sources: list[Path], min_side: int = 1) -> list[Photograph]
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
         try:
-            for name, read in _files(source):
+            for name, opened in _files(source):
                 try:
-                    pixels = read_image(io.BytesIO(read())).pixels
+                    with opened() as stream:
+                        pixels = read_image(stream).pixels
                 except (ImageError, OSError) as error:
                     log.warning("skipped %s: %s", name, getattr(error, "strerror", None) or error)
                     continue

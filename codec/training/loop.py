@@ -1,4 +1,4 @@
-"""The training loop: limited by steps or by time, with checkpoints from which a run resumes exactly.
+"""The training loop: limited by steps or by time, with checkpoints from which a run resumes.
 
 photographs ─► batches ─► losses of the stage ─► SOAP and Adam ─► EMA ─► checkpoint ─► (export.py) model file
 """
@@ -35,7 +35,7 @@ def progress(state: State) -> float:
     """The completed part of the run, 0..1."""
     done = [0.0]
     if state.recipe.steps is not None:
-        done.append(state.step / max(1, state.recipe.steps))
+        done.append(state.step / state.recipe.steps if state.recipe.steps > 0 else 1.0)
     if state.recipe.minutes is not None:
         done.append(state.seconds / (60 * state.recipe.minutes) if state.recipe.minutes > 0 else 1.0)
     return min(1.0, max(done))
