@@ -4,7 +4,7 @@
     python benchmarks/decoding.py --device cuda --parts decode,entropy
 
 decode    g_s alone, and everything from bytes to pixels, in one run; without imports and loading of the model
-entropy   coding and decoding of the integers
+entropy   coding and decoding of the integers, and the integer networks alone
 commands  wall time of `sgacodec --help` and `sgacodec info` in processes of their own
 """
 
@@ -17,14 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from workbench import PHOTOGRAPH, interleaved, machine, picture_of, show, untrained
 
 from sgacodec import bitstream, latents
 from sgacodec.api import Codec, Settings
-from sgacodec.coding.hyper_decoder import hyper_decode
-from sgacodec.coding.range_coder import decode, encode
+from sgacodec.coding.passes import Pass, run_passes
 from sgacodec.models import catalogue as models
 from sgacodec.models.file import write_model
 
@@ -42,6 +40,10 @@ def codecs(folder: Path, device: torch.device, lmbda: float) -> list[tuple[str, 
     ]
 
 
+def symbols_of(found: latents.Latents, one: Pass) -> torch.Tensor:
+    return one.of(found.y)
+
+
 @torch.no_grad()
 def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts: list[str]) -> None:
     width, height = options.width, options.height
@@ -53,26 +55,15 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
             file = bitstream.read(data)
             level = codec.levels.for_decoding(file)
             found = latents.unpack(level, file.z, file.y, height, width)
-            y_hat, k_z = found.y_hat(), found.z.to(level.exact.device)
-            z, y, index = (v.cpu().contiguous().numpy().ravel() for v in (found.z, found.y, found.index))
-            channels = np.repeat(np.arange(k_z.shape[1]), k_z.shape[2] * k_z.shape[3])
-            streams = (z, channels, level.z_tables, file.z), (y, index, level.y_tables, file.y)
-
-            def entropy_encode(streams: tuple = streams) -> None:
-                for symbols, indexes, tables, _ in streams:
-                    encode(symbols, indexes, tables)
-
-            def entropy_decode(streams: tuple = streams) -> None:
-                for _, indexes, tables, coded in streams:
-                    decode(coded, indexes, tables)
+            y_hat = found.y_hat()
 
             synthesis, whole, pack, unpack, exact = interleaved(
                 [
                     functools.partial(level.folded.networks.g_s, y_hat),
                     functools.partial(codec.decode, data),
-                    entropy_encode,
-                    entropy_decode,
-                    functools.partial(hyper_decode, level.exact.h_s, level.exact.gains, k_z),
+                    functools.partial(latents.pack, level, y_hat, found.z, found),
+                    functools.partial(latents.unpack, level, file.z, file.y, height, width),
+                    functools.partial(run_passes, level.exact, found.z, functools.partial(symbols_of, found)),
                 ],
                 device,
                 options.runs,
@@ -86,7 +77,7 @@ def decode_and_entropy(options: argparse.Namespace, device: torch.device, parts:
     if "decode" in parts:
         show(f"Decoding {what}", ("model", "bytes", "g_s, ms", "decode, ms", "ratio"), decoding, note)
     if "entropy" in parts:
-        columns = ("model", "bytes", "coding, ms", "decoding, ms", "exact h_s, ms")
+        columns = ("model", "bytes", "coding, ms", "decoding, ms", "of which integer networks, ms")
         show(f"Entropy coding {what}", columns, coding, note)
 
 

@@ -1,9 +1,9 @@
-"""Loss of rate and distortion through the quantisation of the hyper-decoder to integers.
+"""Loss of rate and distortion through the quantisation of hyper-decoder and context model to integers.
 
     python benchmarks/quantisation.py IMAGES...
 
 The same y and z of the encoder networks are rounded and coded under the same integer tables, once with the entropy
-parameters of the integer hyper-decoder and once with those of the float one (whose files would not decode on another
+parameters of the integer networks and once with those of the float ones (whose files would not decode on another
 machine). Prints the change of the bits and of λ·255²·MSE + bpp, in per cent, at the six anchor λ.
 """
 
@@ -17,6 +17,7 @@ import torch
 
 from sgacodec.coding.hyper_decoder import MU_BITS
 from sgacodec.coding.tables import scale_thresholds
+from sgacodec.hyperprior import code_rounded
 from sgacodec.image import read_image
 from sgacodec.latents import Latents, code_length, quantize, render
 from sgacodec.models.catalogue import find_model
@@ -28,14 +29,12 @@ from sgacodec.settings import ANCHORS
 
 @torch.no_grad()
 def float_latents(level: LevelModel, exact: Candidate) -> tuple[Latents, torch.Tensor]:
-    """Integers and ŷ of the same y and z with the entropy parameters of the float hyper-decoder."""
+    """Symbols in the order of the passes, and ŷ, of the same y and z with the parameters of the float networks."""
     quantized = quantize(level, exact.y, exact.z)
-    median = level.folded.density.median[None, :, None, None]
-    scale, mu = level.folded.networks.h_s(quantized.z + median).chunk(2, 1)
-    log_sigma = scale if level.folded.architecture.scale == "exp" else torch.log(scale.clamp(min=1e-9))
-    index = torch.bucketize(log_sigma.double().contiguous(), torch.from_numpy(scale_thresholds()))
-    y = torch.round(exact.y - mu)
-    return replace(quantized, y=y.to(torch.int32), index=index.to(torch.uint8)), y + mu
+    z_hat = quantized.z + level.folded.density.median[None, :, None, None]
+    y, sigma, y_hat = (v.view(1, 1, 1, -1) if v.ndim == 2 else v for v in code_rounded(level.folded, exact.y, z_hat))
+    index = torch.bucketize(sigma.double().log(), torch.from_numpy(scale_thresholds()))
+    return replace(quantized, y=y.to(torch.int32), index=index.to(torch.uint8)), y_hat
 
 
 def main() -> None:
@@ -53,9 +52,8 @@ def main() -> None:
             exact = problem.start()
             floating, y_hat = float_latents(level, exact)
             spent = code_length(level, floating)
-            # ŷ of the float hyper-decoder, rounded to the fractional bits of μ
-            mu = torch.round((y_hat - floating.y) * 2**MU_BITS).to(torch.int32)
-            shown = render(level, replace(floating, mu=mu), *problem.original.shape[:2])
+            mu = torch.round(y_hat * 2**MU_BITS).to(torch.int32)
+            shown = render(level, replace(floating, y=torch.zeros_like(mu), mu=mu), *problem.original.shape[:2])
             error = torch.from_numpy(shown).double() - torch.from_numpy(problem.original).double()
             loss = lmbda * float(error.square().mean()) + spent / problem.pixels
             bits = [bits[0] + exact.bits, bits[1] + spent]

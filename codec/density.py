@@ -55,9 +55,10 @@ class FactorizedDensity(nn.Module):
         `width` is a float or broadcasts to `values`; for values without gain it is 1 / gain.
         """
         B, C, H, W = values.shape
-        half = torch.as_tensor(width, dtype=values.dtype, device=values.device).expand_as(values) / 2
         flat = values.transpose(0, 1).reshape(C, 1, -1)
-        half = half.transpose(0, 1).reshape(C, 1, -1)
+        half = width / 2
+        if isinstance(half, Tensor):
+            half = half.expand_as(values).transpose(0, 1).reshape(C, 1, -1)
         lower, upper = self.logits_cumulative(torch.cat((flat - half, flat + half), dim=2)).chunk(2, dim=2)
         sign = -torch.sign(lower + upper).detach()  # evaluate in the tail where sigmoid is precise
         mass = torch.abs(torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower))

@@ -90,12 +90,17 @@ def stepper(
     weight = settings.lmbda if lmbda is None else lmbda
     y.requires_grad_(True)
     z.requires_grad_(True)
-    if steps and level.device.type == "cuda":
+    if steps and level.device.type == "cuda" and settings.metric == "mse":  # pytorch_msssim copies from the host
+        start = y.detach().clone(), z.detach().clone()
         try:
-            with torch.cuda.device(level.device):  # whose generator is seeded and whose stream is captured
+            with torch.cuda.device(level.device), torch.cuda.stream(torch.cuda.current_stream(level.device)):
                 return _captured(level, batch, y, z, settings, steps, weight, first)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
+        with torch.no_grad():  # undo the warm-up
+            y.copy_(start[0])
+            z.copy_(start[1])
+        y.grad = z.grad = None
     return _eager(level, batch, y, z, settings, steps, weight, first)
 
 
@@ -194,6 +199,7 @@ def _captured(
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
     relaxed = torch.zeros_like(batch.scale)
+    generator = torch.Generator(device).manual_seed(settings.seed)
     noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, device) for v in (y, z))
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     start = y.detach().clone(), z.detach().clone()
@@ -216,9 +222,8 @@ def _captured(
         relaxed.copy_(loss.detach())
         count.add_(1)
 
-    torch.cuda.manual_seed(settings.seed)
     kinds = (False, True) if steps_of_z < steps else (False,)
-    graphs = [_capture(functools.partial(body, y_only), device) for y_only in kinds]
+    graphs = [_Graph(functools.partial(body, y_only), device) for y_only in kinds]
     with torch.no_grad():  # undo the warm-up
         y.copy_(start[0])
         z.copy_(start[1])
@@ -230,8 +235,8 @@ def _captured(
 
     def step() -> Tensor:
         number = next(done)
-        noise_y.prepare()
-        noise_z.prepare()
+        noise_y.prepare(generator)
+        noise_z.prepare(generator)
         if number == steps_of_z:
             found = freeze_z(level, batch, z, True, context)
             frozen.parameters.copy_(found.parameters)
@@ -244,14 +249,20 @@ def _captured(
     return step
 
 
-def _capture(body: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_GRAPH_WARM_UP):
+class _Graph:
+    """A function captured as a CUDA graph. It is kept: the graph has only the addresses of what it reads and writes."""
+
+    def __init__(self, body: Callable[[], None], device: torch.device) -> None:
+        self.body = body
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(_GRAPH_WARM_UP):
+                body()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):  # torch's default stream for captures is of one device
             body()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        body()
-    return graph
+
+    def replay(self) -> None:
+        self.graph.replay()
