@@ -63,12 +63,12 @@ def command(
 
     IN and OUT may be URLs, or - for standard input and output. With --out-dir every name is an input, and photo.sga
     becomes DIR/photo.png. A folder stands for all .sga files in it and in its subfolders, which are kept in DIR; hidden
-    ones and links to folders are left out. Existing files are overwritten unless --no-overwrite is given. A file names
-    its model by id; --model gives one that `sgacodec models list` does not show. Metadata that the type of the
+    ones and links to folders are left out. Existing files are overwritten unless --no-overwrite is given. The model is
+    found by the id in the file; where it is not installed, give its file with --model. Metadata that the type of the
     image cannot hold are converted, or dropped with a warning; transparency that it cannot hold is an error.
 
-    Up to 16 megapixels, in one file or several, are decoded on the CPU without torch, which takes seconds to start;
-    --device cuda uses the GPU for them, too. More in regular files are decoded with torch where it is installed.
+    Files of fewer than 16 megapixels in all are decoded with numpy on the CPU, as torch takes seconds to start. More
+    are decoded with torch if it is installed, on a GPU if there is one. --device cuda always uses the GPU.
 
     \b
     sgacodec decode photo.sga photo.out.png

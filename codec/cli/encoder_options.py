@@ -59,12 +59,22 @@ _OPTIONS = (
         help="Rate-distortion trade-off: larger values give more bits and better quality.  [default: 0.0075]",
     ),
     _positive(
-        "--target-bpp", "B", "Search for the lambda that gives B bits per pixel, or fewer if the image cannot use them."
+        "--target-bpp",
+        "B",
+        "Choose lambda so that the file has B bits per pixel. Where the best quality needs fewer, it has fewer.",
     ),
     click.option(
-        "--target-size", metavar="BYTES", type=click.IntRange(1), help="Search for the largest file of at most BYTES."
+        "--target-size",
+        metavar="BYTES",
+        type=click.IntRange(1),
+        help="Choose lambda so that the file is as large as possible, at most BYTES; an error if even the smallest one "
+        "is larger.",
     ),
-    _positive("--target-psnr", "DB", "Search for the smallest file of at least DB."),
+    _positive(
+        "--target-psnr",
+        "DB",
+        "Choose lambda so that the file is as small as possible, of at least DB; an error if it cannot be reached.",
+    ),
     click.option(
         "--method",
         type=click.Choice(METHODS),
@@ -84,8 +94,8 @@ _OPTIONS = (
         "--effort",
         metavar="0..4",
         type=click.IntRange(0, 4),
-        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35, 80 and "
-        "220 seconds per megapixel on one CPU core.",
+        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35 to 50, 80 "
+        "and 220 seconds per megapixel on one CPU core.",
     ),
     _positive(
         "--time-limit",

@@ -174,7 +174,7 @@ def command(
     at several qualities, and compares with them.
 
     \b
-    sgacodec eval kodak/ --out kodak-ssl --against mbt2018-mean.json --peers jpeg,webp,avif,jxl
+    sgacodec eval kodak/ --out kodak-ssl --against docs/results/published/kodak-mbt2018-mean.json --peers jpeg,webp
     sgacodec eval kodak/ --lambda 0.0016,0.0075 --method none,atanh,ssl --steps 100,500 --out study
     """
     from ..evaluate import report, sweep

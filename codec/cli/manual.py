@@ -52,9 +52,9 @@ same command reads (an input, a mask, a list, a model) is wrong usage.
 
 `encode` reads what Pillow reads: PNG, JPEG, WebP, AVIF, TIFF, GIF, BMP, PPM, JPEG 2000, QOI and more; HEIC if
 `pillow-heif` is installed, and JPEG XL if `pillow-jxl-plugin` is. Of animations and documents the first frame or page
-is kept. A PNG gamma (gAMA) is converted to the transfer function of sRGB; primaries without an ICC profile (cHRM, cICP)
-are stored as an ICC profile. TIFF files with planar configuration that Pillow would misread, such as uncompressed
-16-bit ones, are refused. `decode` writes:
+is kept. Samples of more than 8 bits are reduced to 8, and CMYK is converted to RGB. A PNG gamma (gAMA) is converted to
+the transfer function of sRGB; primaries without an ICC profile (cHRM, cICP) are stored as an ICC profile. TIFF files
+with planar configuration that Pillow would misread, such as uncompressed 16-bit ones, are refused. `decode` writes:
 
 | format | colours | ICC, EXIF, XMP | transparency |
 |---|---|---|---|
@@ -78,7 +78,7 @@ written file.
 
 | variable | meaning |
 |---|---|
-| `SGACODEC_MODELS` | folder of the user's models, in place of the one that `sgacodec models list` shows |
+| `SGACODEC_MODELS` | folder of imported and trained models; default: `sgacodec/models` in the user's data folder |
 | `SGACODEC_TRACE=1` | the same as `-vv`: log a hash of each decoding stage |
 | `SGACODEC_DEBUG=1` | a traceback in place of one line, for bug reports |
 | `GOMP_SPINCOUNT` | spin count of waiting OpenMP threads (GNU libgomp); 10000, unless `OMP_WAIT_POLICY` is set |

@@ -147,8 +147,7 @@ def command(
     sgacodec train photos/ --out mine.safetensors --resume mine.ckpt --minutes 240
     sgacodec encode photo.png photo.sga --model mine.safetensors
     \b
-    sgacodec train photos/ --out prior.safetensors --init lite --stage prior --minutes 60
-    sgacodec train photos/ --out joint.safetensors --init prior.ckpt --minutes 600
+    sgacodec train photos/ --out joint.safetensors --init lite --minutes 600
     sgacodec train photos/ --out final.safetensors --init joint.ckpt --stage decoder --minutes 120
     """
     console = Output(quiet=quiet)
