@@ -34,6 +34,9 @@ class RefinedPool:
     def __init__(self) -> None:
         self.items: deque[tuple[Tensor, ...]] = deque(maxlen=POOL)
 
+    def __len__(self) -> int:
+        return len(self.items)
+
     def add(self, x: Tensor, anchor: Tensor, sent: Sent) -> None:
         """Add crops x (B, 3, H, W) with anchors (B,), and what is sent for them."""
         for item in zip(x, anchor, *sent, strict=True):

@@ -3,20 +3,18 @@
 joint    crops ─► g_a, h_a ─► rate and distortion         everything is trained
 prior    windows of cached y₀ ─► h_a ─► rate              h_a, h_s, density, context; gains of z
 decoder  crops ─► g_a, h_a ─► rounds (refined.py) ─► rate and distortion   g_s, h_s, density, context, decoder gains
-         crops ─► g_a, h_a ─► rate and distortion with the averaged decoder                      g_a, h_a
+         crops ─► g_a, h_a ─► rate and distortion                          those and g_a, h_a
 
 `recipe.FROZEN` lists what a stage does not train.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..hyperprior import GainedHyperprior
 from .cached import CachedLatents
 from .checkpoint import State
 from .crops import Crops
@@ -24,7 +22,7 @@ from .objective import Losses, forward, forward_decoder, forward_prior, refined_
 from .refined import refine_latents
 
 _REUSE = 4  # steps in which a refined crop is used, in the mean
-_ENCODER = 2  # batches of the decoder for each batch of the encoder
+_UNREFINED = 0.5  # weight of the loss of unrefined crops, from which alone the encoder learns
 
 Source = Crops | CachedLatents
 
@@ -55,21 +53,14 @@ def stage_losses(state: State, batch: Tensor, anchor: Tensor) -> tuple[Losses, T
 
 
 def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Tensor]:
-    """The losses of the decoder on refined crops, plus that of the encoder on a part of x, unrefined."""
+    """The losses of the decoder on refined crops, plus a part of that of everything on a part of x, unrefined."""
     recipe, model = state.recipe, state.model
-    new = slice(0, max(1, len(x) // _REUSE))
+    new = slice(0, max(1, len(x) // _REUSE) if len(state.pool) >= len(x) else len(x))
     lmbda = refined_lambdas(model, anchor[new])
     sent = refine_latents(state.ema, x[new], anchor[new], lmbda, recipe.refine_rounds, state.noise)
     state.pool.add(x[new], anchor[new], sent)
     crops, own, sent = state.pool.draw(len(x), seed=state.step)
-    decoder = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
-    part = slice(0, max(1, len(x) // _ENCODER))
-    encoder = forward(_with_encoder(state.ema, model), x[part], anchor[part], state.noise, recipe.compile)
-    return replace(decoder, loss=decoder.loss + encoder.loss), own
-
-
-def _with_encoder(averaged: GainedHyperprior, model: GainedHyperprior) -> GainedHyperprior:
-    """The averaged model, of which nothing is trained, with g_a and h_a of another one."""
-    mixed = copy.copy(averaged)
-    mixed._modules = {**averaged._modules, "g_a": model.g_a, "h_a": model.h_a}
-    return mixed
+    refined = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
+    part = slice(0, max(1, len(x) // 2))
+    unrefined = forward(model, x[part], anchor[part], state.noise, recipe.compile)
+    return replace(refined, loss=refined.loss + _UNREFINED * unrefined.loss), own
