@@ -31,8 +31,8 @@ _PARTS = 3  # refined encodings that a time limit is planned for; most searches 
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
 _FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
-_GAIN_RATE = 0.1  # logarithm of the ratio of unrefined to refined bytes at one level, typically
-_LOWER_RATE, _LOWER_PSNR = 0.25, 1.6  # slope of that gain, and of one in dB, over log(λ / λ of the refined level)
+_GAIN_RATE, _GAIN_PSNR = 0.05, -0.44  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
+_LOWER_RATE, _LOWER_PSNR = 0.43, 2.5  # slopes of these gains over log(λ / λ of the refined level)
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 Result = TypeVar("Result")
@@ -216,7 +216,7 @@ def _gain(settings: Settings, trial: Trial[Result]) -> float:
     """The error of an unrefined encoding at the λ with which a refined one, at its level, meets the target."""
     lmbda = _effective(trial)
     lower = 0.0 if settings.level_lambda else math.log(lmbda / replace(settings, lmbda=lmbda).coding_lambda)
-    return _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
+    return _GAIN_PSNR + _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
 
 
 def _leaves_room(settings: Settings, found: Figures) -> bool:
