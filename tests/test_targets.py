@@ -113,7 +113,7 @@ def test_float_figures_are_those_of_the_true_loss(lite_level: LevelModel, pictur
     batch, y, z = Batch.of(prepared, [problem]), batched([expected.y]), batched([expected.z])
     bf16 = reduced_precision(prepared.device)
     bits, squares = rounded_figures(prepared, batch, y, z, bf16, frozen_context(prepared, bf16))
-    assert float(bits) == pytest.approx(expected.bits, rel=0.005)
+    assert float(bits) == pytest.approx(expected.bits, rel=0.01)
     assert float(squares) / problem.visible_pixels == pytest.approx(expected.mse, rel=0.02)
 
 

@@ -71,6 +71,7 @@ def _errors_reported() -> Iterator[None]:
     try:
         yield
     except (click.exceptions.Exit, click.Abort):
+        streams.abandon_output()
         raise
     except click.ClickException as error:
         text = io.StringIO()
