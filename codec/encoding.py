@@ -95,7 +95,7 @@ def encode_to_target(
         size = int(settings.target_bpp * problem.pixels / 8)
     if size is None:
         assert settings.target_psnr is not None
-        aim = Aim(mse=max(1e-30, 10 ** (-settings.target_psnr / 10)))
+        aim = Aim(mse=max(1e-30, 10 ** (-settings.target_psnr / 10)))  # not 0, whose logarithm is taken
     else:
         aim = Aim(bits=8.0 * max(1, size - beside - _CODER_BYTES))
     found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level, begun)

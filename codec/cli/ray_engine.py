@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import output, urls
-from .batch import Outcome, failure, written
+from .batch import Outcome, written
 from .exits import FAILED, named
 from .files import Task
 from .portions import Work, portions
@@ -115,14 +115,7 @@ def _handlers_kept() -> Iterator[None]:
 def _run(work: Work, tasks: list[Task], out: output.Output) -> list[Outcome]:
     """Do a portion of the work in a worker, and write the outputs."""
     output.start_logging(out)
-    return [_stored(outcome) for outcome in work(tasks)]
-
-
-def _stored(outcome: Outcome) -> Outcome:
-    try:
-        return written(outcome)
-    except Exception as error:
-        return failure(outcome.task, error)
+    return list(map(written, work(tasks)))
 
 
 def _absolute(task: Task) -> Task:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ..atomic import atomic_file
+from ..atomic import write_whole
 from . import urls
 from .streams import binary_input, binary_output, write_all
 
@@ -81,7 +81,6 @@ def write_bytes(destination: str, data: bytes) -> None:
             return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
-        with atomic_file(path) as file:
-            file.write(data)
+        write_whole(path, data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, destination) from None

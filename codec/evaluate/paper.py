@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from ..atomic import atomic_file
+from ..atomic import write_whole
 from ..models.catalogue import ModelNotFoundError
 from ..settings import ANCHORS, Settings
 from . import paper_plots
@@ -130,8 +130,7 @@ def draw(results: Path, folder: Path, work: Path, kodak: Path | None) -> tuple[l
         except ModelNotFoundError as error:
             problems.append(f"{name}: {error}")
             continue
-        with atomic_file(folder / f"{name}.svg") as file:
-            file.write(drawn.encode())
+        write_whole(folder / f"{name}.svg", drawn.encode())
         written.append(folder / f"{name}.svg")
     return written, problems
 

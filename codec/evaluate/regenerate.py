@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from ..atomic import atomic_file
+from ..atomic import write_whole
 from .figures import figure
 
 RESULTS = Path("docs") / "results"
@@ -82,8 +82,7 @@ def main(ctx: click.Context, check: bool, root: Path) -> None:
         outdated += 1
         click.echo(f"{page}: {'out of date' if check else 'rewritten'}")
         if not check:
-            with atomic_file(page) as file:
-                file.write(new.encode())
+            write_whole(page, new.encode())
     ctx.exit(1 if check and outdated else 0)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from ..atomic import atomic_file
+from ..atomic import write_whole
 from ..settings import ANCHORS, EFFORTS, Settings
 from . import sweep
 from .coders import CodecLike, own_coders, peer_coders, settings_grid
@@ -110,8 +110,7 @@ def run_study(
 
 def _publish(rows: Sequence[Row], path: Path, columns: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(table_text(rows, columns).encode())
+    write_whole(path, table_text(rows, columns).encode())
 
 
 def images_of(study: Study, kodak: Path | None, held_out: Path | None) -> dict[str, Path]:

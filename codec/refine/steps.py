@@ -91,16 +91,18 @@ def stepper(
     y.requires_grad_(True)
     z.requires_grad_(True)
     if steps and level.device.type == "cuda" and settings.metric == "mse":  # pytorch_msssim copies from the host
-        start = y.detach().clone(), z.detach().clone()
+        start, step = (y.detach().clone(), z.detach().clone()), None
         try:
             with torch.cuda.device(level.device), torch.cuda.stream(torch.cuda.current_stream(level.device)):
-                return _captured(level, batch, y, z, settings, steps, weight, first)
+                step = _captured(level, batch, y, z, settings, steps, weight, first)
         except RuntimeError as error:
             log.warning("no CUDA graph (%s); refining eagerly", str(error).splitlines()[0])
+            y.grad = z.grad = None
         with torch.no_grad():  # undo the warm-up
             y.copy_(start[0])
             z.copy_(start[1])
-        y.grad = z.grad = None
+        if step is not None:
+            return step
     return _eager(level, batch, y, z, settings, steps, weight, first)
 
 
@@ -187,6 +189,7 @@ def _captured(
 ) -> Callable[[], Tensor]:
     """The whole step as a CUDA graph, which reads temperature and learning rate from tables by a counter on the device.
 
+    The warm-up before a capture changes y and z; the caller restores them.
     There are two graphs: one for the steps that refine y and z, one for those that refine y only.
     """
     device = level.device
@@ -202,7 +205,6 @@ def _captured(
     generator = torch.Generator(device).manual_seed(settings.seed)
     noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, device) for v in (y, z))
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
-    start = y.detach().clone(), z.detach().clone()
     context = frozen_context(level, bf16=True)
     frozen = freeze_z(level, batch, z.detach().clone(), True, context)  # its tensors are read by the second graph
 
@@ -224,9 +226,7 @@ def _captured(
 
     kinds = (False, True) if steps_of_z < steps else (False,)
     graphs = [_Graph(functools.partial(body, y_only), device) for y_only in kinds]
-    with torch.no_grad():  # undo the warm-up
-        y.copy_(start[0])
-        z.copy_(start[1])
+    with torch.no_grad():  # undo the warm-up, but for y and z
         count.fill_(first)
         for state in optimizer.state.values():
             for value in state.values():
