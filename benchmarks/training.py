@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from workbench import PHOTOGRAPH, machine, pixels_of, show, synchronise
+from workbench import PHOTOGRAPH, machine, pixels_of, show, synchronize
 
 from sgacodec.device import reduced_precision
 from sgacodec.memory import keep_freed_memory
@@ -38,10 +38,10 @@ PERIOD = 10  # steps between updates of SOAP's preconditioners
 def seconds(function: Callable[[], object], device: torch.device) -> float:
     """CPU time of a call, or wall time including the work that it starts on a GPU."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronise(device)
+    synchronize(device)
     started = clock()
     function()
-    synchronise(device)
+    synchronize(device)
     return clock() - started
 
 

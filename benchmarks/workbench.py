@@ -50,17 +50,17 @@ def untrained(name: str, seed: int = 0) -> Model:
         return export(gained, f"{name}, untrained", {"licence": "none"}, [gained.h_a(y)], levels=1, y_samples=[y])
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
     """Wall time of a call, including the work that it starts on the device."""
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     function()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 

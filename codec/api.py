@@ -192,15 +192,15 @@ class Codec:
         def figures(result: Encoded) -> Figures:
             psnr = result.report["psnr"]
             file = bitstream.read(result.data, math.prod(picture.pixels.shape[:2]))
-            beside = sum(len(v) for v in (file.alpha, file.icc, file.exif, file.xmp) if v is not None)
+            metadata_bytes = sum(len(v) for v in (file.alpha, file.icc, file.exif, file.xmp) if v is not None)
             return Figures(
                 size=len(result.data),
                 bpp=result.report["bpp"],
                 psnr=math.inf if psnr is None else psnr,
-                beside=beside,
-                least=len(result.data) - len(file.z) - len(file.y),
-                level=level_lambda(result) if result.report["method"] == "none" else None,
-                steered=result.report["lambda"] if steered and result.report["method"] != "none" else None,
+                metadata_bytes=metadata_bytes,
+                overhead_bytes=len(result.data) - len(file.z) - len(file.y),
+                level_lambda=level_lambda(result) if result.report["method"] == "none" else None,
+                final_lambda=result.report["lambda"] if steered and result.report["method"] != "none" else None,
             )
 
         start = time.perf_counter()

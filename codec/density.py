@@ -1,4 +1,4 @@
-"""Probability models: the factorised density of z, the Gaussian of y, and their rates in bits.
+"""Probability models: the factorized density of z, the Gaussian of y, and their rates in bits.
 
 Float and differentiable, for training and refinement. Files are coded with integer tables of these densities, which
 coding/tables.py computes once, at export.

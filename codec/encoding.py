@@ -16,9 +16,9 @@ from .models.level import LevelModel
 from .picture import Picture
 from .refine.aim import SLACK_RATE, Aim
 from .refine.loop import Progress, Trace, refine
-from .refine.problem import Problem, weighed_anew
+from .refine.problem import Problem, with_lambda_of
 from .refine.start import starting_point
-from .refine.steer import Begun, land, refine_to
+from .refine.steer import PartialAnnealing, meet_aim, refine_to
 from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement
 from .settings import Settings
@@ -83,7 +83,7 @@ def encode_to_target(
     settings: Settings,
     progress: Callable[[Progress], None] | None,
     has_other_level: Callable[[float], bool] | None,
-    begun: Begun | None = None,
+    begun: PartialAnnealing | None = None,
 ) -> tuple[bytes, Refinement]:
     """The .sga file of a picture whose λ is steered to the target during its refinement; raises as `refine_to`."""
     problem = Problem.of(level, picture, roi, settings.lmbda, settings.metric)
@@ -99,14 +99,14 @@ def encode_to_target(
     else:
         aim = Aim(bits=8.0 * max(1, size - beside - _CODER_BYTES))
     found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level, begun)
-    unrefined = weighed_anew(unrefined, problem, problem := replace(problem, lmbda=lmbda))
+    unrefined = with_lambda_of(unrefined, problem, problem := replace(problem, lmbda=lmbda))
     payload = latents.pack(level, found.y, found.z, found.quantized)
     for _ in range(_CORRECTIONS):
         missing = 0 if size is None else size - beside - len(payload.z) - len(payload.y)
         if size is None or 0 <= missing <= SLACK_RATE * size or aim.bits is None or aim.bits + 8 * missing <= 0:
             break
         aim = Aim(bits=8 * (size - beside) - (8 * (len(payload.z) + len(payload.y)) - found.bits))
-        found = land(level, problem, found, aim, until)
+        found = meet_aim(level, problem, found, aim, until)
         payload = latents.pack(level, found.y, found.z, found.quantized)
     refinement = Refinement(
         steps=steps,

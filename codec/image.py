@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
@@ -110,20 +111,24 @@ def _read(stream: BoundedFile, max_pixels: int) -> Picture:
     if colours.hdr:
         notes.append(f"the transfer curve of the file, {colours.hdr}, is not converted: it is shown as that of sRGB")
     _check_size(stored, max_pixels)  # some formats learn their true size only now
-    stream.expect_header()
-    try:
-        frames = getattr(stored, "n_frames", 1)
-        if frames > 1:
-            notes.append(f"only the first of {frames} frames or pages is kept")
-    except ImageError:  # too many to count
-        notes.append("only the first frame or page is kept")
-    except Exception:  # a damaged later frame does not spoil the first
-        pass
-    stream.expect_pixels()
     icc, exif, xmp = read_metadata(stored)
     if icc is None and colours.primaries is not None and im.mode not in ("1", "L", "LA", "La"):
         icc = matrix_profile(colours.primaries)
-    return to_picture(im, icc, exif, xmp, notes)
+    picture = to_picture(im, icc, exif, xmp, notes)
+    note = _frames_left_out(stored, stream)  # last, as counting pages of a TIFF may leave another one loaded
+    return replace(picture, warnings=(*picture.warnings, note)) if note else picture
+
+
+def _frames_left_out(stored: Image.Image, stream: BoundedFile) -> str:
+    """A warning about frames and pages behind the first; empty where there are none."""
+    stream.expect_header()
+    try:
+        frames = getattr(stored, "n_frames", 1)
+    except ImageError:  # too many to count
+        return "only the first frame or page is kept"
+    except Exception:  # a damaged later frame does not spoil the first
+        return ""
+    return f"only the first of {frames} frames or pages is kept" if frames > 1 else ""
 
 
 def to_picture(

@@ -10,7 +10,16 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
-from .metadata import essential_exif, only_essential, orientation, resolution, tiff_tags, to_srgb, turned
+from .metadata import (
+    essential_exif,
+    only_essential,
+    orientation,
+    resolution,
+    tiff_tags,
+    to_srgb,
+    turned,
+    upright_xmp,
+)
 from .picture import ImageError, Picture, named
 from .pillow import as_image, limited_pillow, planes
 
@@ -18,6 +27,7 @@ _ALPHA_FORMATS = {"PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA", "QOI", "SGI"
 _METADATA_FORMATS = {"PNG", "JPEG", "WEBP", "TIFF", "AVIF"}
 _COLOUR_ONLY_FORMATS = {"WEBP", "AVIF"}  # a grey profile would not fit
 _RESOLUTION_FORMATS = {"PNG", "JPEG", "BMP", "DIB", "PDF"}
+_CODESTREAMS = {".j2k", ".j2c", ".jpc"}  # JPEG 2000 without the container of .jp2
 _NO_MODES = {("L", "QOI"), ("LA", "QOI"), ("LA", "SGI")}
 _MOST_SIDE = {"ICO": 256, "WEBP": 16383, "JPEG": 65500, "PDF": 65500, "AVIF": 65535}  # pixels
 _MOST_SIDE |= dict.fromkeys(("GIF", "TGA", "PCX", "SGI"), 65535)
@@ -90,7 +100,7 @@ def write_image(picture: Picture, destination: str | os.PathLike[str] | BinaryIO
         raise ImageError(named(destination, _too_large(kind, width, height)))
     try:
         with limited_pillow(sys.maxsize):
-            data, written = _encoded(picture, kind)
+            data, written = _encoded(picture, kind, extension)
         if isinstance(destination, (str, os.PathLike)):
             with open(destination, "wb") as file:
                 file.write(data)
@@ -126,7 +136,7 @@ def _format(destination: str | os.PathLike[str] | BinaryIO, format: str | None) 
     return "JPEG" if kind == "MPO" else kind, extension.lower()  # an MPO file of one picture is a JPEG file
 
 
-def _encoded(picture: Picture, kind: str) -> tuple[bytes, Written]:
+def _encoded(picture: Picture, kind: str, extension: str) -> tuple[bytes, Written]:
     """The content of the image file. Metadata that the format does not take is left out, with a warning."""
     shown, notes = (picture, []) if kind in _METADATA_FORMATS else _without_metadata(picture, kind)
     problem: Exception | None = None
@@ -136,6 +146,8 @@ def _encoded(picture: Picture, kind: str) -> tuple[bytes, Written]:
         reduced = _without(shown, names)
         try:
             im, options = _to_pillow(reduced, kind, notes)
+            if extension in _CODESTREAMS:
+                options["no_jp2"] = True
             data = _saved(im, kind, options)
         except ImageError:
             raise
@@ -165,14 +177,11 @@ def _without(picture: Picture, names: tuple[str, ...]) -> Picture:
 
 def _without_metadata(picture: Picture, kind: str) -> tuple[Picture, list[str]]:
     """A picture in sRGB and upright, without metadata, and warnings about what is lost."""
-    notes = []
+    notes: list[str] = []
     if picture.icc is not None:
         im = as_image(picture)
-        converted = to_srgb(im, picture.icc)
-        if converted is None:
-            notes.append("an ICC profile that cannot be used is dropped")
-        elif converted is not im:
-            notes.append(f"{kind} holds no ICC profile: the colours are converted to sRGB")
+        converted = _in_srgb(im, picture.icc, f"{kind} holds no ICC profile: the colours are", notes)
+        if converted is not im:
             pixels, _, _ = planes(converted)
             picture = replace(picture, pixels=pixels)
     lost = [] if picture.exif is None or only_essential(picture.exif) else ["EXIF"]
@@ -184,6 +193,17 @@ def _without_metadata(picture: Picture, kind: str) -> tuple[Picture, list[str]]:
     kept = essential_exif(picture.exif, None) if kind in _RESOLUTION_FORMATS else None
     pixels = turned(picture.pixels, turn)
     return replace(picture, pixels=pixels, alpha=alpha, icc=None, exif=kept, xmp=None), notes
+
+
+def _in_srgb(im: Image.Image, icc: bytes, subject: str, notes: list[str]) -> Image.Image:
+    """An image in sRGB, which may be the same, and a warning if it is another one or the profile cannot be used."""
+    converted = to_srgb(im, icc)
+    if converted is None:
+        notes.append("an ICC profile that cannot be used is dropped")
+        return im
+    if converted is not im:
+        notes.append(f"{subject} converted to sRGB")
+    return converted
 
 
 def _to_pillow(picture: Picture, kind: str, notes: list[str]) -> tuple[Image.Image, dict[str, Any]]:
@@ -202,7 +222,7 @@ def _to_pillow(picture: Picture, kind: str, notes: list[str]) -> tuple[Image.Ima
     if kind not in _METADATA_FORMATS:
         return im, options
     if picture.icc and picture.grey and kind in _COLOUR_ONLY_FORMATS:
-        im = to_srgb(im, picture.icc) or im
+        im = _in_srgb(im, picture.icc, f"{kind} holds no ICC profile of grey: the grey levels are", notes)
     elif picture.icc:
         options["icc_profile"] = picture.icc
     if kind == "TIFF":
@@ -217,6 +237,8 @@ def _to_pillow(picture: Picture, kind: str, notes: list[str]) -> tuple[Image.Ima
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", picture.xmp)
     elif picture.xmp:
         options["xmp"] = picture.xmp
+    if "xmp" in options and kind == "AVIF" and orientation(picture.exif, picture.xmp) == 1:
+        options["xmp"] = upright_xmp(options["xmp"])  # Pillow leaves out that EXIF says 1, and XMP would be believed
     return im, options
 
 

@@ -204,7 +204,7 @@ def preview(level: LevelModel, found: Latents) -> Iterator[tuple[Box, np.ndarray
             index=cut(found.index, tile, STRIDE),
             mu=cut(found.mu, tile, STRIDE),
         )
-        yield tile, _synthesise(level, found, tile), code_length(level, own)
+        yield tile, _synthesize(level, found, tile), code_length(level, own)
 
 
 def code_length(level: LevelModel, latents: Latents) -> float:
@@ -265,11 +265,11 @@ def unpack(level: LevelModel, z_bytes: bytes, y_bytes: bytes, height: int, width
 
 def render(level: LevelModel, latents: Latents, height: int, width: int) -> np.ndarray:
     """The decoded pixels, (height, width, 3) uint8."""
-    return np.ascontiguousarray(_synthesise(level, latents, (0, 0, *_size(latents.y)))[:height, :width])
+    return np.ascontiguousarray(_synthesize(level, latents, (0, 0, *_size(latents.y)))[:height, :width])
 
 
 @torch.no_grad()
-def _synthesise(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
+def _synthesize(level: LevelModel, latents: Latents, box: Box) -> np.ndarray:
     """The decoded pixels of a box, (h, w, 3) uint8."""
     size = _size(latents.y)
     pixels = np.empty((box[2] - box[0], box[3] - box[1], 3), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -176,6 +177,7 @@ def to_srgb(im: Image.Image, icc: bytes) -> Image.Image | None:
     except (ImageCms.PyCMSError, OSError):
         return None
     assert out is not None  # it is None only when converting in place
+    out.info.pop("icc_profile", None)
     if im.mode in ("L", "LA"):
         out = out.convert("L")
     if im.mode in ("LA", "RGBA"):
@@ -204,6 +206,11 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int | None:
         value = (tags if _ORIENTATION in tags else im.getexif()).get(_ORIENTATION)
         return value if value in range(1, 9) else None
     return None
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """XMP with orientation 1 where it states another one."""
+    return re.sub(rb"""(tiff:Orientation(?:>|=["']))[2-8]""", rb"\g<1>1", xmp)
 
 
 def turned(samples: np.ndarray, orientation: int | None) -> np.ndarray:

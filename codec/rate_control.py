@@ -26,7 +26,7 @@ from typing import Generic, TypeVar
 from .settings import LAMBDA_RANGE, Settings
 
 _UNREFINED_TRIALS, _TRIALS, _STEERED_TRIALS = 7, 6, 3
-_APPROACHES, _NEAR = 4, 0.08  # unrefined encodings before one that steers λ; the error of the last one that is enough
+_APPROACHES, _NEAR = 4, 0.08  # most unrefined encodings before one that steers λ; error at which they end earlier
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
@@ -44,20 +44,33 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Figures:
-    """What a target can be about: bytes, bits a pixel and PSNR (dB, inf when lossless) of a file.
+    """Figures of an encoded file.
 
-    `beside` are the bytes of metadata and alpha, which do not depend on λ, `least` those and the header. `level` is the
-    λ of the level of an unrefined encoding, None where λ itself decides. `steered` is λ at the end of an encoding that
-    steered it.
+    Attributes
+    ----------
+    size : int
+        Bytes of the file.
+    bpp : float
+        Bits per pixel of the file.
+    psnr : float
+        dB; inf where it is lossless.
+    metadata_bytes : int
+        Bytes of metadata and alpha, which do not depend on λ.
+    overhead_bytes : int
+        Bytes of all but the latents: those and the header.
+    level_lambda : float, optional
+        λ of the level of an unrefined encoding; None where λ itself decides.
+    final_lambda : float, optional
+        λ at the end of an encoding that steered it.
     """
 
     size: int
     bpp: float
     psnr: float
-    beside: int = 0
-    least: int = 0
-    level: float | None = None
-    steered: float | None = None
+    metadata_bytes: int = 0
+    overhead_bytes: int = 0
+    level_lambda: float | None = None
+    final_lambda: float | None = None
 
 
 @dataclass(frozen=True)
@@ -190,8 +203,8 @@ def _middle(settings: Settings, trials: list[Trial[Result]]) -> float:
 def _is_at_the_end(trial: Trial[Result], position: float) -> bool:
     """Whether λ was steered to the end of its range that is nearest to the target, or the next trial is the same."""
     end = LAMBDA_RANGE[trial.error < 0]
-    if trial.figures.steered is not None:
-        return abs(math.log(trial.figures.steered / end)) < _NEAR_END
+    if trial.figures.final_lambda is not None:
+        return abs(math.log(trial.figures.final_lambda / end)) < _NEAR_END
     return math.isclose(position, math.log(trial.lmbda), abs_tol=1e-9)
 
 
@@ -209,7 +222,7 @@ def _secant(settings: Settings, trials: list[Trial[Result]]) -> float:
 
 def _effective(trial: Trial[Result]) -> float:
     """λ of the level of an unrefined encoding."""
-    return trial.figures.level or trial.lmbda
+    return trial.figures.level_lambda or trial.lmbda
 
 
 def _gain(settings: Settings, trial: Trial[Result]) -> float:
@@ -222,9 +235,9 @@ def _gain(settings: Settings, trial: Trial[Result]) -> float:
 def _leaves_room(settings: Settings, found: Figures) -> bool:
     """Whether a file that meets the target can have bytes for latents."""
     if settings.target_size is not None:
-        return settings.target_size > found.least
+        return settings.target_size > found.overhead_bytes
     if settings.target_bpp is not None:
-        return settings.target_bpp / found.bpp * found.size * math.exp(_FAR_RATE) > found.least
+        return settings.target_bpp / found.bpp * found.size * math.exp(_FAR_RATE) > found.overhead_bytes
     return True
 
 
@@ -294,5 +307,5 @@ def _unreached(settings: Settings, trials: list[Trial[Result]], when: str) -> st
 
 
 def _shown(found: Figures) -> str:
-    beside = f", {found.beside} of them metadata and alpha" if found.beside else ""
+    beside = f", {found.metadata_bytes} of them metadata and alpha" if found.metadata_bytes else ""
     return f"{found.bpp:.4g} bits a pixel, {found.size} bytes{beside}"

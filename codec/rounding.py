@@ -87,7 +87,7 @@ def rounding(
         if value is None:
             continue
         if name not in values:
-            owners = "method ssl" if name == "a" else "three classes"
-            raise ValueError(f"{name} is for {owners} only, not for {bare.method} with {bare.classes} classes")
+            setting, owners = ("ssl_a", "method ssl") if name == "a" else (name, "three classes")
+            raise ValueError(f"{setting} is for {owners} only, not for {bare.method} with {bare.classes} classes")
         values[name] = float(value)
     return Rounding(method, classes, **values)

@@ -16,8 +16,8 @@ from .rounding import Rounding, rounding
 
 METHODS = ("none", *ROUNDINGS)  # of `Settings.method`
 CLASSES = 2
-STEPS = 500  # without a choice: on CUDA, and at most with a time limit, …
-CPU_STEPS = 100  # … and on a CPU, for pictures of at most CPU_PIXELS; for larger ones fewer, in proportion
+STEPS = 500  # default on CUDA, and the most with a time limit
+CPU_STEPS = 100  # default on a CPU for pictures of at most CPU_PIXELS; for larger ones fewer, in proportion
 CPU_PIXELS = 4 * 2**20
 _CPU_LEAST = 25
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
@@ -26,8 +26,8 @@ LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, 
 LEVELS = 64
 LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
-_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ, …
-_REFINED_RANGE = 0.015, 0.045  # … up to the first λ; from there it rises to 1 at the second
+_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ; for larger λ the factor rises to 1:
+_REFINED_RANGE = 0.015, 0.045  # the λ where it begins to rise, and where it is 1
 _LARGEST = 1e12  # of a real setting
 _MOST_STEPS = 10**6
 _FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more

@@ -21,7 +21,7 @@ UNREADABLE_RED = 14  # value of the first pixel that the fake cannot encode
 
 
 class FakeCodec:
-    """Has the interface of sgacodec.api.Codec: quantises pixels by a step that depends on λ, and deflates them.
+    """Has the interface of sgacodec.api.Codec: quantizes pixels by a step that depends on λ, and deflates them.
 
     Files of method "none" are padded by one byte, so that "refinement" has a gain.
     """

@@ -1,4 +1,4 @@
-"""The checkerboard, and the float context model: it is the integer one up to quantisation."""
+"""The checkerboard, and the float context model: it is the integer one up to quantization."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_an_independent_decoder(contexts: dict[str, Model], kind: str, photograp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_true_loss_has_the_bits_of_the_file(contexts: dict[str, Model], kind: str, photograph: np.ndarray) -> None:
-    """Guards against refinement that minimises another rate than that of its file."""
+    """Guards against refinement that minimizes another rate than that of its file."""
     level = contexts[kind].at(0)
     problem = Problem.of(level, Picture(photograph[:200, :300]), None, 0.01, "mse")
     y, z = latents.analyse(level, problem.original)

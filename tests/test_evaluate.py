@@ -348,7 +348,7 @@ def test_curves_are_compared_with_peers(images: dict[str, Path], tmp_path: Path)
     """BD-rates of our curves against each peer, and the cost of every curve."""
     coarse = coders.settings_grid((2e-5, 5e-5, 1e-4, 2e-4), ["none", "ssl"], [50])
     chosen = coders.own_coders(FakeCodec(), coarse) + coders.peer_coders(["jpeg"])[0]
-    result = summary.summarise(sweep.run(chosen, images, tmp_path / "out"), [], tmp_path / "out")
+    result = summary.summarize(sweep.run(chosen, images, tmp_path / "out"), [], tmp_path / "out")
     assert [c.name for c in result.curves] == ["none", "ssl, 50 steps"]
     assert [c.name for c in result.peers] == ["jpeg, 4:2:0", "jpeg, 4:4:4"]
     deltas = {(c.curve, c.anchor): c.bd_rate for c in result.comparisons}
@@ -371,7 +371,7 @@ def test_curves_are_compared_with_peers(images: dict[str, Path], tmp_path: Path)
 def test_summary_is_the_mean_of_the_rows(images: dict[str, Path], tmp_path: Path) -> None:
     """Guards against means that do not follow from the table."""
     measured = sweep_of(FakeCodec(), images, ALL, tmp_path / "out")
-    result = summary.summarise(measured, [], tmp_path / "out")
+    result = summary.summarize(measured, [], tmp_path / "out")
     assert len(result.points) == len(ALL)
     for point in result.points:
         same = [r for r in measured.rows if (r["method"], r["lambda"]) == (point["method"], point["lambda"])]
@@ -392,7 +392,7 @@ def test_image_that_failed_at_one_setting_counts_at_none(images: dict[str, Path]
     """Guards against curves whose points are means over different images."""
     measured = sweep_of(FakeCodec(), images, ALL, tmp_path / "out")
     measured.rows.remove(next(r for r in measured.rows if r["name"] == "photo2.png"))
-    result = summary.summarise(measured, [], tmp_path / "out")
+    result = summary.summarize(measured, [], tmp_path / "out")
     assert result.left_out == ["photo2.png"]
     assert {point["images"] for point in result.points} == {2}
 
@@ -408,12 +408,12 @@ def test_unfinished_table_is_no_curve(images: dict[str, Path], table: Path) -> N
 def test_lossless_image_has_no_psnr_in_files(tmp_path: Path) -> None:
     """ "Infinity" is not valid JSON, and would make the mean infinite."""
     path = tmp_path / "flat.png"
-    Image.new("RGB", (30, 30), (6, 6, 6)).save(path)  # the middle of a quantisation cell
+    Image.new("RGB", (30, 30), (6, 6, 6)).save(path)  # the middle of a quantization cell
     other = write_image(tmp_path / "other.png", 3)
     grid = coders.settings_grid([0.0006], ["none"])  # step 12
     measured = sweep_of(FakeCodec(), {"flat": path, "other": other}, grid, tmp_path / "out")
     assert [row["psnr"] is None for row in measured.rows] == [True, False]
-    result = summary.summarise(measured, [], tmp_path / "out")
+    result = summary.summarize(measured, [], tmp_path / "out")
     assert result.points[0]["psnr"] is None
     assert result.curves[0].bpp == ()
     assert "Infinity" not in (tmp_path / "out" / "results.json").read_text()
@@ -523,7 +523,7 @@ def test_report_holds_the_numbers_and_needs_no_other_file(images: dict[str, Path
     out = tmp_path / "out"
     measured = sweep_of(FakeCodec(), images, ALL, out)
     anchor = Curve("<b>JPEG</b>", (0.5, 20.0), (10.0, 60.0))
-    result = summary.summarise(measured, [anchor], out)
+    result = summary.summarize(measured, [anchor], out)
     figure = plots.rate_distortion(result.curves, [anchor])
     plots.save_plots(figure, out)
     page = report.html_report(result, measured.rows, {"Rate": plots.svg(figure)}, "A & B")

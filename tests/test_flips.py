@@ -91,7 +91,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
     curvature = loss.curvature(y_hat)
 
     def squares(move: torch.Tensor) -> float:
-        error = loss.synthesise(y_hat + move).clamp(0, 1) - loss.x
+        error = loss.synthesize(y_hat + move).clamp(0, 1) - loss.x
         return float((error.square() * loss.weight).sum(dtype=torch.float64))
 
     slopes, bends = [], []

@@ -1,4 +1,4 @@
-"""The integer hyper-decoder: equal to the specification, on every device; overflow proof; quantisation error."""
+"""The integer hyper-decoder: equal to the specification, on every device; overflow proof; quantization error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sgacodec.coding.hyper_decoder import (
 )
 from sgacodec.coding.integer_layers import ACTIVATION_MAX, IntegerLayer, input_rows
 from sgacodec.coding.passes import fingerprint
-from sgacodec.coding.quantise import activation_bits, quantise_gains, quantise_hyper_decoder
+from sgacodec.coding.quantize import activation_bits, quantize_gains, quantize_hyper_decoder
 from sgacodec.coding.tables import scale_thresholds
 from sgacodec.models.level import LevelModel, Model
 
@@ -80,9 +80,9 @@ def linear(photograph: np.ndarray) -> tuple[IntegerHyperDecoder, IntegerGains]:
         nn.Conv2d(7, 2 * M, 3, padding=1),
     )
     h_s[-1].weight.data *= 10
-    integer = quantise_hyper_decoder(h_s, [20.0, 10.0, 5.0], "linear")
+    integer = quantize_hyper_decoder(h_s, [20.0, 10.0, 5.0], "linear")
     ones = torch.linspace(0.5, 2, M)
-    gains = quantise_gains("linear", activation_bits(20.0), torch.linspace(1, 3, N), torch.randn(N), ones, ones)
+    gains = quantize_gains("linear", activation_bits(20.0), torch.linspace(1, 3, N), torch.randn(N), ones, ones)
     return integer, gains
 
 
@@ -323,23 +323,23 @@ def test_check_gains_refuses(tiny: Model, change: dict) -> None:
         check_gains(replace(tiny.gains[0], **change), 8, 16)
 
 
-def test_quantise_refuses_what_does_not_fit() -> None:
+def test_quantize_refuses_what_does_not_fit() -> None:
     """Guards against weights or gains of an imported model that are clipped without an error."""
     layer = nn.Conv2d(2, 4, 1)
     layer.weight.data.fill_(1e6)
     with pytest.raises(ValueError, match="too large"):
-        quantise_hyper_decoder(nn.Sequential(layer), [1e4], "exp")
+        quantize_hyper_decoder(nn.Sequential(layer), [1e4], "exp")
     ones = torch.ones(3)
     with pytest.raises(ValueError, match="out of range"):
-        quantise_gains("exp", 9, ones, ones, ones, 5000 * ones)
+        quantize_gains("exp", 9, ones, ones, ones, 5000 * ones)
 
 
 # ------------------------------------------------------------------------------------------------------ precision
 
 
 @torch.no_grad()
-def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
-    """Guards against a quantisation of h_s that changes tables or means enough to cost rate."""
+def test_quantization_error_is_small(lite_level: LevelModel, photograph: np.ndarray) -> None:
+    """Guards against a quantization of h_s that changes tables or means enough to cost rate."""
     y, z = latents.analyse(lite_level, photograph)
     level = replace(
         lite_level,
@@ -357,15 +357,15 @@ def test_quantisation_error_is_small(lite_level: LevelModel, photograph: np.ndar
     assert float(error.square().mean().sqrt()) < 0.005  # in steps of y
     assert float(error.max()) < 0.2  # the means of blocks, which reach tens of steps
     rounded = torch.round(y - mean).to(torch.int32)
-    unquantised = replace(found, y=rounded, index=index.to(torch.uint8))
-    assert latents.code_length(lite_level, found) < 1.002 * latents.code_length(lite_level, unquantised)
+    unquantized = replace(found, y=rounded, index=index.to(torch.uint8))
+    assert latents.code_length(lite_level, found) < 1.002 * latents.code_length(lite_level, unquantized)
 
 
 @torch.no_grad()
 @given(st.integers(0, 2**32), st.floats(0.3, 50), st.floats(0.05, 4))
 @settings(max_examples=20)
-def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: float) -> None:
-    """Guards against a quantisation that suits only the magnitudes of the built-in model."""
+def test_quantization_follows_any_float_network(seed: int, peak: float, spread: float) -> None:
+    """Guards against a quantization that suits only the magnitudes of the built-in model."""
     torch.manual_seed(seed % 2**32)
     h_s = nn.Sequential(
         nn.ConvTranspose2d(4, 6, 5, stride=2, padding=2, output_padding=1), nn.LeakyReLU(0.2),
@@ -382,8 +382,8 @@ def test_quantisation_follows_any_float_network(seed: int, peak: float, spread: 
             peaks.append(float(a.abs().max()) * 1.1)
         a = layer(a)
     ones = torch.ones(4)
-    h_i = quantise_hyper_decoder(h_s, peaks, "exp")
-    gains = quantise_gains("exp", activation_bits(peaks[0]), gain, torch.zeros(4), ones, ones)
+    h_i = quantize_hyper_decoder(h_s, peaks, "exp")
+    gains = quantize_gains("exp", activation_bits(peaks[0]), gain, torch.zeros(4), ones, ones)
     index, mu = hyper_decode(h_i, gains, k)
     scale, mean = a.chunk(2, 1)
     tolerance = 0.002 * float(a.abs().max()) + 2**-10

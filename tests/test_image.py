@@ -37,6 +37,7 @@ H, W = 23, 37
 RGB = RNG.integers(0, 256, (H, W, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (H, W), dtype=np.uint8)
 ALPHA = RNG.integers(0, 256, (H, W), dtype=np.uint8)
+GREY_RGB = np.repeat(GREY[..., None], 3, axis=2)
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/">ü</x:xmpmeta>'.encode()
@@ -399,6 +400,31 @@ def test_first_frame_of_an_animation() -> None:
         assert "first of 2" in picture.warnings[0]
 
 
+@pytest.mark.parametrize("size", [(8, 8), (24, 20)])
+def test_a_damaged_later_page(size: tuple[int, int]) -> None:
+    """Guards against the second page of a TIFF in place of the first where the directory of a third is missing."""
+    pages = [Image.new("RGB", size, "lime"), Image.new("RGB", (8, 8), "blue")]
+    data = bytearray(stored(Image.new("RGB", (8, 8), "red"), "TIFF", save_all=True, append_images=pages).getvalue())
+    at = 4
+    for _ in range(2):  # to the place where the second directory points to the third
+        (start,) = struct.unpack_from("<I", data, at)
+        at = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    struct.pack_into("<I", data, at, len(data) + 1000)
+    assert (read_image(io.BytesIO(data)).pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("pages", [1, 2])
+@pytest.mark.parametrize("samples", [RGB, GREY.astype(np.uint16) * 257])
+def test_pages_are_not_turned_twice(pages: int, samples: np.ndarray) -> None:
+    """Guards against an orientation beside pixels that were turned on loading, when the pages are counted."""
+    im = Image.fromarray(samples)
+    tags = Image.Exif()
+    tags[274] = 6
+    found = read_image(stored(im, "TIFF", exif=tags, save_all=True, append_images=[im] * (pages - 1)))
+    assert found.pixels.shape[:2] == (W, H)
+    assert orientation(found.exif, found.xmp) in (None, 1)
+
+
 # ---------------------------------------------------------------------------------------- metadata
 
 
@@ -493,6 +519,33 @@ def test_orientation(orientation: int) -> None:
     assert np.array_equal(read_image(source, strip=True).pixels, upright)
     for format in ("ppm", "bmp", "tiff"):  # they have no EXIF, or their readers apply it
         assert np.array_equal(again(kept, format).pixels, upright)
+
+
+def linear_grey_profile() -> bytes:
+    """A profile of grey levels that are proportional to the light."""
+    tags = {
+        b"wtpt": b"XYZ " + struct.pack(">I3i", 0, 63190, 65536, 54061),
+        b"kTRC": b"curv" + struct.pack(">II", 0, 0),
+        b"desc": b"desc" + struct.pack(">II", 0, 2) + b"g\0" + bytes(78),
+        b"cprt": b"text" + bytes(4) + b"CC0\0",
+    }
+    start, body, entries = 132 + 12 * len(tags), b"", struct.pack(">I", len(tags))
+    for name, content in tags.items():
+        entries += name + struct.pack(">II", start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    header = struct.pack(
+        ">I4x4s4s4s4s12x4s28x3i",
+        start + len(body),
+        b"\2\x10\0\0",
+        b"mntr",
+        b"GRAY",
+        b"XYZ ",
+        b"acsp",
+        63190,
+        65536,
+        54061,
+    )
+    return header.ljust(128, b"\0") + entries + body
 
 
 def swapped_profile() -> bytes:
@@ -706,6 +759,35 @@ def test_what_is_dropped_is_told() -> None:
     turned = Image.Exif()
     turned[274] = 6
     assert write_image(Picture(RGB, exif=turned.tobytes()[6:]), io.BytesIO(), "ppm").warnings == ()
+
+
+@pytest.mark.parametrize("format", ["webp", "avif"])
+def test_a_grey_profile_where_none_fits_is_told(format: str) -> None:
+    """Guards against grey levels that are converted to sRGB, or a profile that is dropped, without a word."""
+    linear = linear_grey_profile()
+    stream = io.BytesIO()
+    said = write_image(Picture(GREY_RGB, grey=True, icc=linear), stream, format).warnings
+    assert said == (f"{format.upper()} holds no ICC profile of grey: the grey levels are converted to sRGB",)
+    stream.seek(0)
+    assert read_image(stream).icc is None
+    unusable = Picture(GREY_RGB, grey=True, icc=linear[:140])
+    assert write_image(unusable, io.BytesIO(), format).warnings == ("an ICC profile that cannot be used is dropped",)
+
+
+@pytest.mark.parametrize("stated", [b'="6"', b">8</tiff:Orientation>"])
+def test_exif_outweighs_xmp_in_every_format(stated: bytes) -> None:
+    """Guards against pictures that AVIF turns: of an orientation 1 in EXIF nothing is left there."""
+    upright = Picture(RGB, exif=exif(1)[6:], xmp=b"<x tiff:Orientation" + stated)
+    for format in ("png", "jpg", "webp", "avif"):
+        assert orientation(again(upright, format).exif, again(upright, format).xmp) in (None, 1), format
+
+
+@pytest.mark.parametrize(("extension", "start"), [("j2k", b"\xff\x4f\xff\x51"), ("jp2", b"\0\0\0\x0cjP  ")])
+def test_jpeg_2000_with_and_without_container(extension: str, start: bytes) -> None:
+    """Guards against a container in a file that is named as a codestream."""
+    stream = io.BytesIO()
+    write_image(Picture(RGB), stream, extension)
+    assert stream.getvalue().startswith(start)
 
 
 def test_profile_of_another_colour_space() -> None:

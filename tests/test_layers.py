@@ -68,8 +68,8 @@ def test_replaced_layers_change_nothing(architecture: Architecture) -> None:
         agree(network, fast, inputs[name])
     assert FrozenConv in found
     assert FrozenConvTranspose in found
-    normalised = any(isinstance(layer, FrozenGDN) for _, network in networks.items() for layer in network.modules())
-    assert (BlockwiseGDN in found) == normalised == (architecture is not FAMILIES[0])
+    normalized = any(isinstance(layer, FrozenGDN) for _, network in networks.items() for layer in network.modules())
+    assert (BlockwiseGDN in found) == normalized == (architecture is not FAMILIES[0])
 
 
 def test_a_large_picture_takes_several_blocks_of_gdn() -> None:

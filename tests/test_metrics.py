@@ -90,7 +90,7 @@ def test_ms_ssim_is_one_for_equal_images_falls_with_noise_and_is_none_when_undef
 
 
 def test_ms_ssim_of_tensors_is_one_value_per_image_and_has_a_gradient() -> None:
-    """Refinement optimises the measure that is reported."""
+    """Refinement optimizes the measure that is reported."""
     rng = np.random.default_rng(2)
     images = rng.integers(0, 256, (2, 161, 170, 3), dtype=np.uint8)
     noisy = np.clip(images + rng.normal(0, [[[[10]]], [[[40]]]], images.shape), 0, 255).astype(np.uint8)
@@ -106,19 +106,19 @@ def test_ms_ssim_of_tensors_is_one_value_per_image_and_has_a_gradient() -> None:
 
 
 def test_rd_loss_is_the_encoders_objective() -> None:
-    """Tables contain the loss that the encoder minimises."""
+    """Tables contain the loss that the encoder minimizes."""
     error = metrics.mse(constant(100), constant(102))  # 4 in units of 0..255
     assert metrics.rd_loss(0.5, error, 0.01) == pytest.approx(0.54)
 
 
 @pytest.mark.parametrize(
     ("curve", "anchor", "percent"),
-    [(VTM, MBT2018_MEAN, -17.5), (JPEG, MBT2018_MEAN, 138.0), (YANG_SGA, YANG_BASE, -15.2)],
+    [(VTM, MBT2018_MEAN, -17.55), (JPEG, MBT2018_MEAN, 137.85), (YANG_SGA, YANG_BASE, -15.2)],
     ids=["VTM", "JPEG", "SGA"],
 )
 def test_bd_rate_of_published_curves_is_as_published(curve: Curve, anchor: Curve, percent: float) -> None:
     """Guards against BD-rates that cannot be compared with those of other publications."""
-    assert metrics.bd_rate(curve, anchor) == pytest.approx(percent, abs=0.5)
+    assert metrics.bd_rate(curve, anchor) == pytest.approx(percent, abs=0.06)
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.25])

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from sgacodec.refine.curves import probabilities
 from sgacodec.refine.noise import NoiseSequence, sample_noise
+from sgacodec.refine.probabilities import probabilities
 from sgacodec.refine.relaxations import relax
 from sgacodec.rounding import METHODS, THREE_CLASS_METHODS, Rounding, rounding
 

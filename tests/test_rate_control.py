@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from dataclasses import dataclass, replace
@@ -149,7 +148,7 @@ def test_one_refined_encoding_is_enough_where_it_is_steered(target: dict[str, fl
     def figures(result: Result) -> Figures:
         unrefined = result.settings.method == "none"
         level = _level_lambda(result.settings.lmbda) if unrefined else None
-        return Figures(result.size, 8 * result.size / PIXELS, result.psnr, level=level)
+        return Figures(result.size, 8 * result.size / PIXELS, result.psnr, level_lambda=level)
 
     settings = Settings(steps=100, time_limit=limit, **target)  # type: ignore[arg-type]
     found, warning = search(settings, encode, figures, encoder.clock, steered=True)
@@ -218,8 +217,13 @@ def test_an_unreachable_target_takes_one_refined_encoding(
     encode = api.encode_to_target
     monkeypatch.setattr(api, "encode_to_target", lambda *args: refined.append(encode(*args)) or refined[-1])
     picture = Picture(np.ascontiguousarray(photograph[120:184, 200:264]))
-    with contextlib.suppress(TargetError):
-        Codec("lite", device="cpu").encode([picture], searching(10, **target))
+    codec, settings = Codec("lite", device="cpu"), searching(10, **target)
+    if settings.target_psnr is not None:
+        with pytest.raises(TargetError, match="the nearest"):
+            codec.encode([picture], settings)
+    else:
+        (warning,) = codec.encode([picture], settings)[0].warnings
+        assert warning.startswith("no λ gives ")
     assert len(refined) == 1
 
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from fake_evaluation import FakeCodec, write_image
 
@@ -18,8 +17,6 @@ from sgacodec.evaluate import curves, figures, paper, paper_plots, regenerate, r
 from sgacodec.evaluate.coders import settings_grid
 from sgacodec.evaluate.studies import Study
 from sgacodec.models.catalogue import ModelNotFoundError
-from sgacodec.refine.relaxations import relax
-from sgacodec.rounding import rounding
 
 ROOT = Path(__file__).parents[1]
 PAGES = [page.relative_to(ROOT).as_posix() for page in regenerate.pages(ROOT)]
@@ -44,7 +41,7 @@ def test_markers_that_begin_a_line_are_blocks(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("experiments", "models", "paper", "refinement"))]
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("decoding", "experiments", "models", "paper", "refinement"))]
 )
 def test_tables_of_measurements_are_made_from_results(page: str) -> None:
     """Guards against figures in a document that no table of docs/results/ has.
@@ -59,6 +56,7 @@ def test_tables_of_measurements_are_made_from_results(page: str) -> None:
             "| network | layers |",
             "| | `lite` | `mshyper` |",
             "| `--method` |",
+            "| | `codec/decoder/` | `Codec.decode` |",
             "| collection |",
         )
         if head.startswith(others):
@@ -213,28 +211,6 @@ def test_studies_need_their_images(tmp_path: Path, images: dict[str, Path]) -> N
 
 
 # -------------------------------------------------------------------------------------------------------- paper
-
-
-@pytest.mark.parametrize(("method", "classes"), [("atanh", 2), ("linear", 2), ("cosine", 2), ("ssl", 2)])
-def test_probabilities_of_figure_1_are_those_of_the_relaxation(method: str, classes: int) -> None:
-    """Guards against a figure of other functions than refinement uses."""
-    _assert_mean_of_classes(method, classes, [0, 1])
-
-
-@pytest.mark.parametrize("method", ["linear", "cosine", "ssl"])
-def test_probabilities_of_three_classes_are_those_of_the_relaxation(method: str) -> None:
-    """As above."""
-    _assert_mean_of_classes(method, 3, [-1, 0, 1])
-
-
-def _assert_mean_of_classes(method: str, classes: int, values: list[int]) -> None:
-    v = np.linspace(0.01, 0.99, 50) if classes == 2 else np.linspace(-0.49, 0.49, 50)
-    how = rounding(method, classes)
-    noise = torch.zeros((2, 50) if classes == 3 else 50, dtype=torch.float64)
-    expected = relax(torch.tensor(v), 0.7, how, noise=noise)
-    probabilities = paper_plots.class_probabilities(v, how, tau=0.7)
-    assert probabilities.sum(axis=0) == pytest.approx(1)
-    assert np.array(values) @ probabilities == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 def test_figure_3a_shows_the_baselines_of_any_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgacodec.refine.curves import log_weights, probabilities
 from sgacodec.refine.noise import sample_noise
+from sgacodec.refine.probabilities import log_weights, probabilities
 from sgacodec.refine.relaxations import block_size, relax
 from sgacodec.rounding import THREE_CLASS_METHODS, Rounding, rounding
 
@@ -240,7 +240,7 @@ def test_shapes_layouts_and_types(how: Rounding) -> None:
 
 @pytest.mark.parametrize("how", ALL, ids=name)
 def test_compiles_without_a_graph_break(how: Rounding) -> None:
-    """Guards against host synchronisation or data-dependent shapes, with which a step cannot be captured."""
+    """Guards against host synchronization or data-dependent shapes, with which a step cannot be captured."""
     v = torch.randn(50).requires_grad_()
     noise = sample_noise(v.shape, how)
 

@@ -40,7 +40,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grid = coders.settings_grid(LMBDAS, ["none", "ssl"], [50])
     chosen = coders.own_coders(FakeCodec(), grid, trace=10) + coders.peer_coders(["jpeg", "webp"])[0]
     measured = sweep.run(chosen, images, folder)
-    result = summary.summarise(measured, [], folder)
+    result = summary.summarize(measured, [], folder)
     drawn = {
         "Rate and distortion": plots.svg(plots.rate_distortion(result.curves, peers=result.peers)),
         "Time and gain": plots.svg(plots.time_and_gain(result.costs), "time"),
@@ -92,7 +92,7 @@ def test_tables_hold_the_numbers_of_the_tsv(page: Any, out: Path) -> None:
         key = (point["method"], point["options"], *setting)
         group = [r for r in rows if (r["method"], r["options"], r["lambda"], r["quality"]) == key]
         assert point["bpp"] == f"{sum(r['bpp'] for r in group) / len(group):.4f}"
-    deltas = summary.summarise(sweep.Sweep(rows, {}), [], out).comparisons
+    deltas = summary.summarize(sweep.Sweep(rows, {}), [], out).comparisons
     assert [row["BD-rate"] for row in cells(page, "deltas")] == [f"{d.bd_rate:+.2f} %" for d in deltas]
 
 
@@ -196,6 +196,6 @@ def test_many_pictures_are_lossy_and_missing_files_are_left_out(
     kinds = [variant.source.partition(";")[0] for variant in views[0].variants]
     shown = "data:image/avif" if features.check("avif") else "data:image/webp"
     assert kinds == [shown, shown, "data:image/webp", "data:image/jpeg", "data:image/jpeg"]
-    page = report.html_report(summary.summarise(measured, [], tmp_path), measured.rows, {}, "a", views, lossless)
+    page = report.html_report(summary.summarize(measured, [], tmp_path), measured.rows, {}, "a", views, lossless)
     assert "AVIF of quality 90" in page
     assert "λ = 5e-05" in page

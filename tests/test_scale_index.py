@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgacodec.coding.quantise import integer_thresholds
+from sgacodec.coding.quantize import integer_thresholds
 from sgacodec.coding.scale_index import scale_index
 
 

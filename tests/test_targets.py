@@ -19,7 +19,7 @@ from sgacodec.refine import steer
 from sgacodec.refine.aim import Aim
 from sgacodec.refine.loop import batched
 from sgacodec.refine.objective import Batch, frozen_context, rounded_figures
-from sgacodec.refine.problem import Problem, weighed_anew
+from sgacodec.refine.problem import Problem, with_lambda_of
 from sgacodec.refine.steer import MissedLevelError, refine_to
 from sgacodec.refine.steps import prepare
 from sgacodec.settings import LAMBDA_RANGE, Settings
@@ -75,7 +75,7 @@ def test_one_annealing_meets_an_aim(lite_level: LevelModel, picture: Picture, fa
         assert aim.is_met(aim.excess(found.bits, found.mse))
         assert steps == 20
         assert (lmbda > problem.lmbda) == (factor > 1)
-        assert found.loss < 1.05 * weighed_anew(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
+        assert found.loss < 1.05 * with_lambda_of(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
 
 
 def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,4 +146,4 @@ def test_a_target_takes_one_refined_encoding(
         assert 0 <= report["psnr"] - settings.target_psnr <= 0.05
     else:
         size = settings.target_size or 0.6 * 128 * 128 / 8
-        assert 0.985 * size <= report["bytes"] <= size
+        assert 0.99 * size <= report["bytes"] <= size

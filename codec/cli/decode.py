@@ -16,7 +16,7 @@ from . import batch, engines, files, options, output
 from .batch import Outcome
 from .engines import Engine
 from .files import Task
-from .storage import STREAM, read_sga
+from .storage import STREAM, is_standard_output, read_sga
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def command(
     image cannot hold are converted, or dropped with a warning; transparency that it cannot hold is an error.
 
     Files of fewer than 16 megapixels in all are decoded with numpy on the CPU, as torch takes seconds to start. More
-    are decoded with torch if it is installed, on a GPU if there is one. --device cuda always uses the GPU.
+    are decoded with torch if it is installed, on a GPU if there is one. Standard input, pipes, URLs and all files with
+    --engine ray are decoded with numpy. --device cuda always uses the GPU.
 
     \b
     sgacodec decode photo.sga photo.out.png
@@ -78,7 +79,7 @@ def command(
     extension = f".{format.lstrip('.').lower()}" if format else ".png"
     tasks = files.plan(names, files_from, out_dir, files.decoding(extension), (model,))
     batch.divide_threads(min(jobs or 1, len(tasks)) if engine == "local" else 1)  # Ray divides the CPUs itself
-    out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
+    out = options.output(json, quiet, verbose, any(is_standard_output(task.destination) for task in tasks))
     _check_format(extension if format or tasks[0].destination == STREAM else tasks[0].destination)
     if no_overwrite:
         tasks = batch.absent_outputs(tasks, out)

@@ -100,8 +100,10 @@ def command(
     find . -name '*.png' -print0 | sgacodec encode --files-from - --out-dir small
     """
     settings = encoder_options.settings_of(chosen)
+    if roi is not None and not settings.refines:
+        raise click.UsageError("--roi has no meaning without refinement")
     tasks = files.plan(names, files_from, out_dir, files.ENCODING, (roi, model))
-    out = options.output(json, quiet, verbose, any(task.destination == STREAM for task in tasks))
+    out = options.output(json, quiet, verbose, any(storage.is_standard_output(task.destination) for task in tasks))
     low, high = LADDER
     if settings.level_lambda is None and not low <= settings.lmbda <= high:
         output.note(out, f"warning: lambda is outside the models' range of {low} to {high}; the nearest level is used")

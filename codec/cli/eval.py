@@ -180,7 +180,7 @@ def command(
     from ..evaluate import report, sweep
     from ..evaluate.coders import own_coders, peer_coders, settings_grid
     from ..evaluate.curves import reference_curves
-    from ..evaluate.summary import summarise
+    from ..evaluate.summary import summarize
 
     console = options.output(json=False, quiet=quiet, verbose=0)
     if set(methods) == {"none"}:
@@ -219,7 +219,7 @@ def command(
         measured = sweep.run(coders, found, out, flip=flip, progress=done)
     shown = _views(measured, coders, found, out, view, console) if plot else ([], True)
     with batch.stoppable():
-        summary = summarise(measured, anchors, out)
+        summary = summarize(measured, anchors, out)
         title = f"Rate and distortion: {out.resolve().name}"
         page = report.html_report(summary, measured.rows, _plots(summary, anchors, out) if plot else {}, title, *shown)
         write_whole(out / report.REPORT, page.encode())

@@ -98,6 +98,8 @@ def plan(
     if files_from == STREAM and STREAM in names:
         raise click.UsageError("standard input cannot be both an input and the list of --files-from")
     listed = _listed(urls.local_name(files_from)) if files_from is not None else []
+    if "" in (*names, files_from, out_dir):
+        raise click.UsageError("a name is empty (a variable of the shell that is not set?)")
     names, listed = tuple(map(urls.local_name, names)), list(map(urls.local_name, listed))
     if out_dir is None:
         tasks = [_single(names, listed, direction)]

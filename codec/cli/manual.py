@@ -38,7 +38,7 @@ when standard error is a terminal. An object of a failed input has the keys `inp
 and `error`, one of an output that `--no-overwrite` kept `input`, `output` and `skipped`; a number that is not finite is
 `null`. If a standard stream is closed or cannot be written, `encode` and `decode` go on without its messages (a full
 disk is reported on standard error, once); it is an error only if image or file data must go through it. `info` ends
-with exit code 1, as its lines are all that it does. Lines come in the order in which files are finished: images that
+with exit code 1, as printing them is all that it does. Lines come in the order in which files are finished: images that
 are refined as one batch finish together.
 
 Outputs are written to a temporary file in the same folder, flushed to disk (`fsync`) and renamed, so a file under its
@@ -68,11 +68,11 @@ with planar configuration that Pillow would misread, such as uncompressed 16-bit
 | GIF | 256 colours; grey is lossless | no | no |
 | PDF | JPEG, quality 95 | no | no |
 
-Where a format has no ICC profile, colours are converted to sRGB; where it has no EXIF, the orientation is applied to
-the pixels. A warning tells what was converted or dropped. Transparency that a format cannot hold is an error. The
-resolution (pixels per inch) is kept in EXIF, and written to PNG, JPEG, TIFF, BMP and PDF in their own way, too. An
-image that is larger than the format allows is an error. The width and height that `decode` reports are those of the
-written file.
+Where a format has no ICC profile (WebP and AVIF: none of grey images), colours are converted to sRGB; where it has no
+EXIF, the orientation is applied to the pixels. A warning tells what was converted or dropped. Transparency that a
+format cannot hold is an error. The resolution (pixels per inch) is kept in EXIF, and written to PNG, JPEG, TIFF, BMP
+and PDF in their own way, too. An image that is larger than the format allows is an error. The width and height that
+`decode` reports are those of the written file.
 
 ## Environment
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ _REFRESH = 0.2  # seconds between updates of the progress bar
 def in_processes(
     work: Work, portions: list[list[Task]], jobs: int, out: output.Output
 ) -> Generator[Outcome, None, None]:
-    """Run tasks in several processes; yield the outcomes in the order of the portions.
+    """Run tasks in several processes; yield the outcomes of each portion when it is done.
 
     When a worker dies, the portions that were not done are done again, one task after the other, and only the task for
     which another worker dies fails.
@@ -51,24 +51,25 @@ def in_processes(
 
     workers = _Workers(work, jobs, out)
     left = deque(portions)
-    running: deque[tuple[list[Task], Future[list[Outcome]]]] = deque()
+    running: dict[Future[list[Outcome]], list[Task]] = {}
     try:
         while left or running:
             try:
                 while left and len(running) < 2 * jobs:
-                    running.append((left[0], workers.submit(left[0])))
+                    running[workers.submit(left[0])] = left[0]
                     left.popleft()
-                outcomes = workers.result(running[0][1])
+                future = workers.first_done(running)
+                outcomes = future.result()
             except BrokenProcessPool:
                 workers.restart()
                 if not running:  # it died before the portion was submitted
                     yield from _one_by_one(left.popleft(), workers)
-                for portion, future in running:
+                for future, portion in running.items():
                     done = future.exception() is None
                     yield from future.result() if done else _one_by_one(portion, workers)
                 running.clear()
             else:
-                running.popleft()
+                del running[future]
                 yield from outcomes
         workers.end()
     finally:
@@ -81,7 +82,7 @@ def _one_by_one(tasks: list[Task], workers: _Workers) -> Generator[Outcome, None
 
     for task in tasks:
         try:
-            yield from workers.result(workers.submit([task]))
+            yield from workers.first_done([workers.submit([task])]).result()
         except BrokenProcessPool:
             workers.restart()
             yield Outcome(task, error=f"{task.source}: a worker process died (out of memory?)", code=FAILED)
@@ -109,13 +110,14 @@ class _Workers:
         with _interrupts_blocked():
             return self._pool.submit(_all_of, self._work, tasks)
 
-    def result(self, future: Future[list[Outcome]]) -> list[Outcome]:
-        """The result of a worker; the progress bar shows what all workers have done in the meantime."""
-        from concurrent.futures import wait
+    def first_done(self, futures: Collection[Future[list[Outcome]]]) -> Future[list[Outcome]]:
+        """The first future to be done; the progress bar shows what all workers have done in the meantime."""
+        from concurrent.futures import FIRST_COMPLETED, wait
 
-        while self._out.bar is not None and not wait([future], _REFRESH).done:
+        timeout = None if self._out.bar is None else _REFRESH
+        while not (done := wait(futures, timeout, FIRST_COMPLETED).done):
             output.completed(self._out, self._total.get_obj().value)  # without its lock
-        return future.result()
+        return next(future for future in futures if future in done)
 
     def end(self) -> None:
         """Wait for the end of the processes."""

@@ -55,6 +55,16 @@ def read_sga(source: str, max_pixels: int) -> bytes:
         return read_stream(file, max_pixels)
 
 
+def is_standard_output(destination: str) -> bool:
+    """Whether an output goes to standard output: `-`, and a name of the pipe that it is, as /dev/stdout."""
+    if destination == STREAM:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        status = os.stat(destination)
+        return stat.S_ISFIFO(status.st_mode) and os.path.samestat(status, os.fstat(1))
+    return False
+
+
 def write_bytes(destination: str, data: bytes) -> None:
     """Write an output, whole or not at all.
 
@@ -73,12 +83,12 @@ def write_bytes(destination: str, data: bytes) -> None:
     if urls.is_url(destination):
         urls.write(destination, data)
         return
-    path = os.path.realpath(destination)
     with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            with open(path, "wb") as file:
+        if not stat.S_ISREG(os.stat(destination).st_mode):  # not of the real path: that of /dev/stdout may not exist
+            with open(destination, "wb") as file:
                 file.write(data)
             return
+    path = os.path.realpath(destination)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         write_whole(path, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -54,14 +55,17 @@ def discard_output() -> None:
 
 
 def binary_input() -> BinaryIO:
-    """Standard input, for bytes.
+    """Standard input, for bytes. One that does not block is made to: reading it would return None at times.
 
     Raises
     ------
     OSError
         If it is closed.
     """
-    return _binary(sys.stdin)
+    stream = _binary(sys.stdin)
+    with contextlib.suppress(OSError):  # it may be no file
+        os.set_blocking(stream.fileno(), True)
+    return stream
 
 
 def binary_output() -> BinaryIO:

@@ -63,7 +63,7 @@ def _innermost(url: str) -> tuple[str, str, str]:
 
 
 def canonical(url: str) -> str:
-    """The normalised form of a URL, the same for all its spellings."""
+    """The normalized form of a URL, the same for all its spellings."""
     fs, path = _store(url)
     return str(fs.unstrip_protocol(path))
 

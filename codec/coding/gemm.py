@@ -3,7 +3,7 @@
     a (B, H, W, in) ─► im2col ─► GEMM with weight · 2^−shift ─► + bias · 2^−shift ─► LeakyReLU ─► + ½, floor ─► clamp
 
 A power of two scales float64 exactly, so the GEMM may give sums in units of the output. A layer whose product with the
-slope, or whose term for rounding, could need more than 53 bits takes the way of `integer_layers.requantise` in int64.
+slope, or whose term for rounding, could need more than 53 bits takes the way of `integer_layers.requantize` in int64.
 
 A transposed convolution of stride s is s² convolutions with smaller kernels, one for each phase of the output.
 """
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .integer_layers import ACTIVATION_MAX, SLOPE_BITS, IntegerLayer, requantise, sum_bound
+from .integer_layers import ACTIVATION_MAX, SLOPE_BITS, IntegerLayer, requantize, sum_bound
 
 _POSITIONS = 2**10  # evaluated at once on a CPU: few enough for its cache, enough for GEMMs
 _POSITIONS_OF_DEVICES = 2**13  # on other devices
@@ -122,7 +122,7 @@ def outputs_of(matrix: Matrix, rows: Tensor) -> Matrix:
 def activations(matrix: Matrix, columns: Tensor, weight: Tensor, clamp: bool = True) -> Tensor:
     """What the layer gives for columns (n, K) of integers and their weights (K, out): (n, out) float64 integers."""
     if not matrix.scaled:
-        return requantise(matrix.layer, (columns @ weight).to(torch.int64), clamp).double()
+        return requantize(matrix.layer, (columns @ weight).to(torch.int64), clamp).double()
     a = torch.addmm(matrix.offset, columns, weight)
     if matrix.layer.slope:
         a = F.leaky_relu_(a, matrix.layer.slope / 2**SLOPE_BITS).add_(0.5)

@@ -61,7 +61,7 @@ class IntegerLayer:
         return replace(self, weight=weight, bias=bias, shift=shift)
 
 
-def requantise(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:
+def requantize(layer: IntegerLayer, sums: Tensor, clamp: bool = True) -> Tensor:
     """Bias, LeakyReLU and rounding shift of sums of weight times activation (n, out) int64, in place."""
     sums = sums.add_(layer.bias)
     if layer.slope:

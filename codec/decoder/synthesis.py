@@ -225,7 +225,7 @@ def _up_kernel(w: Tensors, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inverse_norm(w: Tensors, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Γᵀ and β of an inverse GDN, from CompressAI's reparametrisation: max(stored, bound)² − pedestal."""
+    """Γᵀ and β of an inverse GDN, from CompressAI's reparametrization: max(stored, bound)² − pedestal."""
     values = []
     for kind in ("gamma", "beta"):
         prefix = f"{name}.{kind}_reparam"

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from .. import metrics
 from ..decoding import decode
-from ..rounding import Rounding, rounding
+from ..refine.probabilities import probabilities
+from ..rounding import rounding
 from . import plots
 from .curves import load_curves, named_groups
 from .figures import curve_of
@@ -18,42 +20,6 @@ from .rows import Row, means, read_rows, read_traces
 from .sweep import FILES, picture_of, row_file
 
 PICTURE = "kodim19.png"  # of Figure 4
-_EPS = 1e-6
-
-
-def class_probabilities(v: np.ndarray, how: Rounding, tau: float = 1.0) -> np.ndarray:
-    """Probabilities of the classes of relaxed rounding without noise, for latents v (n,).
-
-    Returns
-    -------
-    ndarray (2, n) or (3, n)
-        Of ⌊v⌋ and ⌊v⌋ + 1, or of the three integers around round(v); SGA+ sections 3.2 and 3.3.
-    """
-    if how.classes == 2:
-        u = v - np.floor(v)
-        logits = np.stack([_log_weight(u, how), _log_weight(1 - u, how)])
-    else:
-        w = v - np.round(v)
-        scale = how.r / 1.5 if how.method == "ssl" else how.r
-        distances = np.clip(np.abs(np.stack([w + 1, w, w - 1])) * scale, _EPS, 1 - _EPS)
-        logits = how.n * _log_weight(distances, how)
-    logits = logits / tau**2
-    weights = np.exp(logits - logits.max(axis=0))
-    probabilities: np.ndarray = weights / weights.sum(axis=0)
-    return probabilities
-
-
-def _log_weight(u: np.ndarray, how: Rounding) -> np.ndarray:
-    u = np.clip(u, _EPS, 1 - _EPS)
-    if how.method == "atanh":
-        weight = -np.arctanh(np.minimum(u, 1 - 1e-5))
-    elif how.method == "linear":
-        weight = np.log(1 - u)
-    elif how.method == "cosine":
-        weight = np.log(np.cos(np.pi * u / 2) ** (2 if how.classes == 2 else 1))
-    else:
-        weight = -np.log1p(np.exp(how.a * np.log(u / (1 - u))))
-    return np.asarray(weight)
 
 
 def figure_1(results: Path) -> str:
@@ -68,7 +34,8 @@ def figure_1(results: Path) -> str:
     for axes, (classes, methods) in zip(panels, chosen.items(), strict=True):
         x = v + 0.5 if classes == 2 else v
         for i, how in enumerate(methods):
-            for k, p in enumerate(class_probabilities(x, how)):
+            _, found = probabilities(torch.from_numpy(x), how)
+            for k, p in enumerate(found.numpy()):
                 axes.plot(x, p, color=COLOURS[i], linewidth=1.4, label=None if k else how.method)
                 name = k if classes == 2 else k - 1
                 lines += [f"{a:.3f}\t{how.method}\t{classes}\t{name}\t{b:.6f}" for a, b in zip(x, p, strict=True)]

@@ -68,7 +68,7 @@ class Summary:
     failed: dict[str, str]
 
 
-def summarise(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
+def summarize(sweep: Sweep, anchors: Sequence[Curve], out: Path) -> Summary:
     """Average a sweep, compare its curves with `anchors`, and write ``out/results.json``.
 
     Several curves are also compared with the first of them, which is of method "none" if that was measured, and with

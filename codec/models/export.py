@@ -12,8 +12,8 @@ from torch import Tensor
 from ..coding.context_layers import IntegerContextGroup, check_context_biases
 from ..coding.hyper_decoder import IntegerGains
 from ..coding.passes import fingerprint
-from ..coding.quantise import activation_bits, dequantise_hyper_decoder, quantise_gains, quantise_hyper_decoder
-from ..coding.quantise_context import dequantise_context, quantise_context, quantise_context_biases
+from ..coding.quantize import activation_bits, dequantize_hyper_decoder, quantize_gains, quantize_hyper_decoder
+from ..coding.quantize_context import dequantize_context, quantize_context, quantize_context_biases
 from ..coding.tables import factorized_tables, gaussian_tables
 from ..hyperprior import GainedHyperprior, fold_density, level_lambdas
 from .catalogue import FORMAT
@@ -61,14 +61,14 @@ def export(
                 p.data = p.data.half().float()
         gained.density.update_median()
     ranges = measure_ranges(gained, z_samples, y_samples)
-    h_s = quantise_hyper_decoder(gained.h_s, ranges.h_s, gained.architecture.scale)
+    h_s = quantize_hyper_decoder(gained.h_s, ranges.h_s, gained.architecture.scale)
     bits = tuple(activation_bits(p) for p in ranges.h_s)
-    dequantise_hyper_decoder(h_s, bits, gained.h_s)
+    dequantize_hyper_decoder(h_s, bits, gained.h_s)
     context: tuple[IntegerContextGroup, ...] = ()
     context_bits = tuple(activation_bits(p) for p in ranges.hidden)
     if gained.context is not None:
-        context = quantise_context(gained.context, bits[-1], context_bits, h_s)
-        dequantise_context(gained.context, context, bits[-1], context_bits)
+        context = quantize_context(gained.context, bits[-1], context_bits, h_s)
+        dequantize_context(gained.context, context, bits[-1], context_bits)
     lambdas = level_lambdas(gained.anchors, levels)
     draft = Model(
         name=name,
@@ -128,9 +128,9 @@ def level_gains(
     """
     g_y, g_z, _ = gained.gains(lmbda)
     gain = g_y * gained.y_unit
-    gains = quantise_gains(kind, bits, g_z, gained.density.median, gain, gain)
+    gains = quantize_gains(kind, bits, g_z, gained.density.median, gain, gain)
     if context:
-        gains = replace(gains, context=quantise_context_biases(context, context_bits, gained.context_biases(lmbda)))
+        gains = replace(gains, context=quantize_context_biases(context, context_bits, gained.context_biases(lmbda)))
         check_context_biases(context, gains)
     return gains
 

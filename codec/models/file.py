@@ -21,13 +21,13 @@ from ..atomic import write_whole
 from ..coding.context_layers import CONTEXT_SLOPE, IntegerContextGroup, check_context, check_context_biases
 from ..coding.hyper_decoder import IntegerGains, IntegerHyperDecoder, check, check_gains
 from ..coding.integer_layers import IntegerLayer
-from ..coding.quantise import dequantise_hyper_decoder
-from ..coding.quantise_context import dequantise_context
+from ..coding.quantize import dequantize_hyper_decoder
+from ..coding.quantize_context import dequantize_context
 from ..coding.range_coder import Tables
 from ..coding.tables import SCALES
 from ..hyperprior import GainedHyperprior
 from ..networks.architecture import Architecture, architecture_from_dict
-from ..networks.blank import Uninitialised
+from ..networks.blank import Uninitialized
 from ..settings import LEVELS
 from .catalogue import ModelError, read_info
 from .level import Model
@@ -141,11 +141,11 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
     gained = _read_trunk(tensors, architecture, metadata["anchors"])
     h_s = _read_hyper_decoder(tensors, gained, metadata["slopes"])
     bits = _read_bits(metadata, "bits", len(h_s.layers))
-    dequantise_hyper_decoder(h_s, bits, gained.h_s)
+    dequantize_hyper_decoder(h_s, bits, gained.h_s)
     context = _read_context(gained, h_s, tensors)
     context_bits = _read_bits(metadata, "context_bits", len(context)) if context else ()
     if gained.context is not None:
-        dequantise_context(gained.context, context, bits[-1], context_bits)
+        dequantize_context(gained.context, context, bits[-1], context_bits)
     gained.requires_grad_(False)
     names = [name for name in _GAINS if name != "context" or context]
     rows = zip(*(tensors[f"exact.gains.{name}"] for name in names), strict=True)
@@ -176,8 +176,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Model:
 
 
 def _read_trunk(tensors: dict[str, Tensor], architecture: Architecture, anchors: list[float]) -> GainedHyperprior:
-    """All float parameters but those that `_from_integers` gives, which are not initialised."""
-    with Uninitialised():
+    """All float parameters but those that `_from_integers` gives, which are not initialized."""
+    with Uninitialized():
         gained = GainedHyperprior(architecture, tuple(float(a) for a in anchors))
     prefix = "trunk."
     state = {key[len(prefix) :]: value.float() for key, value in tensors.items() if key.startswith(prefix)}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..coding.quantise import integer_thresholds
+from ..coding.quantize import integer_thresholds
 from ..coding.range_coder import Tables
 from ..coding.tables import factorized_tables, gaussian_tables
 from ..hyperprior import fold_density

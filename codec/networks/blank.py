@@ -14,7 +14,7 @@ _FILL |= {Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_, Tensor.mu
 _FACTORIES: set[Any] = {torch.zeros, torch.ones, torch.rand, torch.randn}
 
 
-class Uninitialised(TorchFunctionMode):
+class Uninitialized(TorchFunctionMode):
     """Context manager within which modules are built of memory that is not written, and take no random numbers.
 
     Memory that is not written takes no room and no time: an architecture can be compared with the shapes of the tensors

@@ -1,4 +1,4 @@
-"""Build the networks of an architecture, and initialise their transforms for training."""
+"""Build the networks of an architecture, and initialize their transforms for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lite`, for CPUs: transforms that are initialised to a 16×16 block DCT, and a narrow mean-scale hyperprior."""
+"""`lite`, for CPUs: transforms that are initialized to a 16×16 block DCT, and a narrow mean-scale hyperprior."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def unit_ycbcr() -> Tensor:
 
 
 def start_as_dct(networks: Networks, crops: Tensor) -> Tensor:
-    """Initialise g_a and g_s to a 16×16 block DCT in YCbCr, with the M of 768 coefficients that have the most energy.
+    """Initialize g_a and g_s to a 16×16 block DCT in YCbCr, with the M of 768 coefficients that have the most energy.
 
     Parameters
     ----------

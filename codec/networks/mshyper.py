@@ -31,7 +31,7 @@ def build_mshyper(a: Architecture) -> Networks:
 
 
 class FrozenGDN(nn.Module):
-    """Generalised divisive normalisation (Ballé et al. 2016, arXiv 1511.06281) with fixed parameters, for inference.
+    """Generalized divisive normalization (Ballé et al. 2016, arXiv 1511.06281) with fixed parameters, for inference.
 
     x / √(β + Γx²), or x · √(β + Γx²) when `inverse`, with Γ `gamma` (C, C, 1, 1) and β (C,).
     """

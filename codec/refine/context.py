@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..networks.context import LIMIT
-from .frozen_context import FrozenContext, Tables
+from .frozen_context import FrozenContext, RowNumbers
 from .fused import Relaxation, rate_of, relaxed_into
 
 _SLOPE = 0.01  # of the LeakyReLUs
@@ -182,7 +182,7 @@ class _Passes(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         context: FrozenContext = ctx.context
-        tables: Tables = ctx.tables
+        tables: RowNumbers = ctx.tables
         by_v, by_scale = ctx.rate
         B, h, w, M = grads[0].shape
         n, by_z = B * h * w, ctx.needs_input_grad[1]

@@ -27,7 +27,7 @@ from ..memory import release_free_memory
 from ..models.level import LevelModel
 from .aim import Aim
 from .fused import weighted_squares
-from .objective import Batch, synthesise
+from .objective import Batch, synthesize
 from .problem import Candidate, Problem
 from .steps import prepare
 from .symbols import Coded, symbol_coder
@@ -164,16 +164,16 @@ class _Loss:
         self.x, self.weight = batch.x, (255**2 / 3) * batch.weight
         self.bits, self.lower, self.higher = (v.to(level.device) for v in bit_costs(level.y_tables))
 
-    def synthesise(self, y_hat: Tensor) -> Tensor:
+    def synthesize(self, y_hat: Tensor) -> Tensor:
         """x̂, in the layout of `Batch.x`."""
-        return synthesise(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
+        return synthesize(self.level, self.batch, y_hat.permute(0, 2, 3, 1))
 
     def at(self, symbols: Tensor) -> _Found:
         with torch.enable_grad():
             symbols = symbols.detach().requires_grad_()
             coded = self.code(symbols)
             y_hat = coded.y_hat.detach().requires_grad_()
-            x_hat = self.synthesise(y_hat).clamp(0, 1)
+            x_hat = self.synthesize(y_hat).clamp(0, 1)
             smooth = weighted_squares(x_hat, self.x, self.weight)
         (gradient,) = torch.autograd.grad(smooth, y_hat)  # that by the symbols
         later = torch.autograd.grad(coded.later_bits, symbols)[0] if coded.later_bits.requires_grad else None
@@ -198,7 +198,7 @@ class _Loss:
         """
         with torch.enable_grad():
             y_hat = y_hat.detach().requires_grad_()
-            x_hat = self.synthesise(y_hat)
+            x_hat = self.synthesize(y_hat)
         squares = torch.zeros_like(y_hat)
         for seed in range(_PROBES):
             signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)

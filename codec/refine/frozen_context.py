@@ -66,7 +66,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Tables:
+class RowNumbers:
     """Row numbers for grids of one shape, int64; n positions in all, n' in a half.
 
     Attributes
@@ -107,13 +107,13 @@ class FrozenContext:
     last: Tensor
     last_bias: Tensor
     halves: int
-    _tables: dict[tuple[int, int, int], Tables] = field(default_factory=dict, repr=False, compare=False)
+    _tables: dict[tuple[int, int, int], RowNumbers] = field(default_factory=dict, repr=False, compare=False)
 
-    def tables(self, B: int, h: int, w: int) -> Tables:
+    def tables(self, B: int, h: int, w: int) -> RowNumbers:
         """The tables of grids (B, h, w), which are kept."""
         if (B, h, w) not in self._tables:
             kernels = {group.near.kernel for group in self.groups if group.near is not None}
-            self._tables[B, h, w] = _tables(B, h, w, self.halves, kernels, self.features.device)
+            self._tables[B, h, w] = _row_numbers(B, h, w, self.halves, kernels, self.features.device)
         return self._tables[B, h, w]
 
     def parameters(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,7 @@ class _Rows(torch.autograd.Function):
     """Positions (n, C) in the order of rows."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, tables: Tables) -> Tensor:
+    def forward(ctx: Any, v: Tensor, tables: RowNumbers) -> Tensor:
         ctx.tables = tables
         return v.index_select(0, tables.order)
 
@@ -215,7 +215,7 @@ def _odd(k: int) -> Tensor:
     return torch.arange(1, k * k, 2)  # k is odd
 
 
-def _tables(B: int, h: int, w: int, halves: int, kernels: set[int], device: torch.device) -> Tables:
+def _row_numbers(B: int, h: int, w: int, halves: int, kernels: set[int], device: torch.device) -> RowNumbers:
     n = B * h * w
     rows = torch.arange(n).view(halves, B, h, w // halves, 1)
     inverse = torch.empty(B, h, w, 1, dtype=torch.int64)
@@ -232,7 +232,7 @@ def _tables(B: int, h: int, w: int, halves: int, kernels: set[int], device: torc
     middle = n // 2
     to_second = {k: around(k)[middle:, _odd(k)].flatten() for k in kernels}
     to_first = {k: around(k)[:middle, _odd(k)].flatten() - middle for k in kernels}
-    return Tables(
+    return RowNumbers(
         order=order.to(device),
         inverse=inverse.flatten().to(device),
         around=around(3).flatten().to(device),

@@ -1,4 +1,4 @@
-"""The refinement loop: optimise the latents of images for a frozen decoder.
+"""The refinement loop: optimize the latents of images for a frozen decoder.
 
     unrefined y, z ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► candidate of lowest true loss ─► last pass
                           temperature and learning rate fall

@@ -195,7 +195,7 @@ def relaxed_loss(
     """
     y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise)
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        x_hat = synthesise(level, batch, y_hat)
+        x_hat = synthesize(level, batch, y_hat)
     if metric == "ms-ssim":
         distortion = _relaxed_ms_ssim(x_hat.float(), batch, _upscale_factor(level.folded.networks.g_s))
     else:
@@ -216,12 +216,12 @@ def rounded_figures(
     given = relaxed_parameters(level, batch, z, 1.0, rounding, None, bf16, context)
     y_hat, y_bits = relaxed_latents(level, batch, y, given, 1.0, rounding, None)
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        x_hat = synthesise(level, batch, y_hat)
+        x_hat = synthesize(level, batch, y_hat)
     error = x_hat.float().clamp(0, 1).mul_(255).round_().div_(255).sub_(batch.x).square_().mul_(batch.weight > 0)
     return y_bits + given.z_bits, error.sum(dim=(1, 2, 3)) / batch.colours
 
 
-def synthesise(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
+def synthesize(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     """x̂ of ŷ (B, h, w, M), in the layout of `batch.x`."""
     g_s = level.folded.networks.g_s
     if batch.window is not None:

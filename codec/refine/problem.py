@@ -198,7 +198,7 @@ class Problem:
         )
 
 
-def weighed_anew(candidate: Candidate, before: Problem, now: Problem) -> Candidate:
+def with_lambda_of(candidate: Candidate, before: Problem, now: Problem) -> Candidate:
     """A candidate of a problem with the loss that it has with the λ of another problem of the same picture."""
     rate = candidate.bits / now.pixels
     return replace(candidate, loss=rate + (candidate.loss - rate) * (now.lmbda / before.lmbda))

@@ -1,4 +1,4 @@
-"""Relaxed rounding: from real latents to values that an optimiser can pull towards integers.
+"""Relaxed rounding: from real latents to values that an optimizer can pull towards integers.
 
     v ──► ⌊v⌋, u = v − ⌊v⌋ ──► logits of the classes ──► + noise, / τ ──► softmax ──► v̂ = Σ p_k · class_k
            (grid)                   f(u), f(1 − u)
@@ -18,7 +18,7 @@ Gumbel variables is one logistic variable, so two-class rounding is
 with a closed form of f(1−u) − f(u) for every method. And the derivative ∂v̂/∂v is elementwise, so it is
 computed in the forward pass, and the backward pass is one multiplication.
 
-Nothing here synchronises with the host or has shapes that depend on data, so it can be compiled and captured in a
+Nothing here synchronizes with the host or has shapes that depend on data, so it can be compiled and captured in a
 CUDA graph.
 
 Equations: Perugachi-Diaz, Gansekoele, Bhulai, "Robustly overfitting latents for flexible neural image

@@ -26,14 +26,14 @@ from .aim import Aim
 from .flips import polish
 from .loop import Report, anneal, batched, of_image, state_of, steps_within
 from .objective import Batch, frozen_context, rounded_figures
-from .problem import Candidate, Problem, weighed_anew
+from .problem import Candidate, Problem, with_lambda_of
 from .steps import prepare
 
 CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
 _SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
 _LAG = 2.7  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
-_GROWTH = 0.01  # logarithm by which bits grow, …
-_FALL = 0.055  # … and by which the squared error falls, in a whole annealing after its beginning
+_GROWTH = 0.01  # rise of log(bits) of the rounded latents from the first check to the end
+_FALL = 0.055  # fall of the logarithm of their squared error, likewise
 _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
 _LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
@@ -42,7 +42,7 @@ _OUT_OF_REACH = 0.25  # excess that single integers do not change in a few round
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialAnnealing:
     """An annealing that goes on at another level.
 
     Attributes
@@ -63,7 +63,7 @@ class Begun:
 class MissedLevelError(Exception):
     """The aim needs another level."""
 
-    def __init__(self, begun: Begun) -> None:
+    def __init__(self, begun: PartialAnnealing) -> None:
         self.begun = begun
 
 
@@ -76,7 +76,7 @@ def refine_to(
     aim: Aim,
     progress: Report | None = None,
     has_other_level: Callable[[float], bool] | None = None,
-    begun: Begun | None = None,
+    begun: PartialAnnealing | None = None,
 ) -> tuple[Candidate, int, float]:
     """Refine the latents of one image to an aim; `problem.lmbda` is where λ begins.
 
@@ -86,7 +86,7 @@ def refine_to(
         With rounds of the last pass.
     has_other_level : callable, optional
         Whether the model has a level that is nearer to a λ. None: this level is kept.
-    begun : Begun, optional
+    begun : PartialAnnealing, optional
         What has been done at another level.
 
     Returns
@@ -128,7 +128,7 @@ def refine_to(
         lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / _SLOPE))
         far = _FAR["mse" if aim.bits is None else "bits"]
         if part == first and steps >= _FEW and abs(excess) > far and has_other_level and has_other_level(float(lmbda)):
-            raise MissedLevelError(Begun(float(lmbda), of_image(y, 0) / _unit(level), part))
+            raise MissedLevelError(PartialAnnealing(float(lmbda), of_image(y, 0) / _unit(level), part))
 
     def report(step: int) -> None:
         if progress is not None:
@@ -138,11 +138,11 @@ def refine_to(
     report(done)
     anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(step), lmbda, CHECKS, done)
     problem, before = replace(problem, lmbda=float(lmbda)), problem
-    start = min((weighed_anew(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
+    start = min((with_lambda_of(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
     found = latest = polish(
         prepared, problem, start, rounds, until=until, aim=aim, report=lambda done: report(steps + done)
     )
-    latest = found = land(prepared, problem, found, aim, until)
+    latest = found = meet_aim(prepared, problem, found, aim, until)
     report(steps + rounds)
     return found, steps, problem.lmbda
 
@@ -152,7 +152,7 @@ def _unit(level: LevelModel) -> Tensor:
     return level.folded.y_unit[None, :, None, None]
 
 
-def land(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim, until: float = math.inf) -> Candidate:
+def meet_aim(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim, until: float = math.inf) -> Candidate:
     """Change integers until the aim is met, if it is near enough for a few rounds; else the nearest candidate."""
     for _ in range(_ATTEMPTS):
         excess = aim.excess(candidate.bits, candidate.mse)

@@ -2,7 +2,7 @@
 
 Without a context model μ and the tables are constants. With one, μ and σ of a pass depend on the symbols of earlier
 passes: the float networks compute them here, and the gradient by a symbol has its effect on later bits through σ. That
-through μ is left out: a change by one is too large for its linearisation, and later symbols can follow μ.
+through μ is left out: a change by one is too large for its linearization, and later symbols can follow μ.
 """
 
 from __future__ import annotations

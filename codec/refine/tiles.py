@@ -8,9 +8,9 @@
     │   │   │inner │   │   │   the tile: the latents that are refined
 
 A step computes the rate over `wide`, which is cheap, and pixels over `outer` only. Of several candidates for a tile the
-one with the lowest true loss over `wide` is kept; everything that the tile's latents influence lies in there, so the
-loss of the picture falls by as much. Latents around the tile are rounded and constant; in tiles that have been refined
-before they have their refined values.
+one with the lowest true loss over `wide` is kept; nearly all that the tile's latents influence lies in there, and the
+true loss of the whole picture decides in the end. Latents around the tile are rounded and constant; in tiles that have
+been refined before they have their refined values.
 """
 
 from __future__ import annotations

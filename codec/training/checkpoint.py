@@ -29,11 +29,11 @@ class State:
     Attributes
     ----------
     model, ema : GainedHyperprior
-        The weights that are optimised, and their exponential moving average.
+        The weights that are optimized, and their exponential moving average.
     data, noise : torch.Generator
         Random generators of the crops and anchors (on the CPU), and of the additive noise (on the device).
     step, crops : int
-        Optimisation steps and training crops so far.
+        Optimization steps and training crops so far.
     seconds : float
         Training time so far, interruptions excluded.
     history : list of dict

@@ -63,7 +63,7 @@ class Crops:
         return windows
 
     def _table(self, windows: list[_Window]) -> Tensor:
-        """The table of `cut_batch`, (B, 7) int64, copied to the device without synchronisation."""
+        """The table of `cut_batch`, (B, 7) int64, copied to the device without synchronization."""
         assert self.packed is not None
         rows = []
         for w in windows:
@@ -73,7 +73,7 @@ class Crops:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a small CPU tensor to `device` without synchronisation."""
+    """Copy a small CPU tensor to `device` without synchronization."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

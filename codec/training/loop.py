@@ -70,7 +70,7 @@ def draw_anchors(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def step(state: State, source: Source, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One optimisation step.
+    """One optimization step.
 
     The host synchronizes with a GPU only in every 250th step, which updates the medians of z.
 

@@ -108,7 +108,7 @@ def losses(
     noise_y: Tensor | None,
     sent: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, bpp and MSE as in `Losses`; a pure function without host synchronisation, so that it can be compiled.
+    """Loss, bpp and MSE as in `Losses`; a pure function without host synchronization, so that it can be compiled.
 
     Under autocast only the convolutions run in bfloat16.
 

@@ -1,4 +1,4 @@
-"""The optimisers: parameter groups, learning rates, and running averages restored from a checkpoint."""
+"""The optimizers: parameter groups, learning rates, and running averages restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def freeze(model: GainedHyperprior, stage: str) -> None:
 
 
 def build_optimizers(model: GainedHyperprior, recipe: Recipe) -> Optimizers:
-    """The optimisers of all parameters that require a gradient.
+    """The optimizers of all parameters that require a gradient.
 
     Adam trains the transforms but the residual layers and depthwise branches of `lite`; SOAP, or Adam where the recipe
     says so, trains the rest. In each group, "factor" scales the learning rate.
@@ -110,7 +110,7 @@ def _merges_taps_only(o: int, i: int, height: int, width: int) -> bool:
 
 
 def update(optimizers: Optimizers, bf16: bool) -> None:
-    """One step of each optimiser; with `bf16` SOAP projects gradients by matrix products in bfloat16."""
+    """One step of each optimizer; with `bf16` SOAP projects gradients by matrix products in bfloat16."""
     before = torch.get_float32_matmul_precision()
     if bf16:
         torch.set_float32_matmul_precision("medium")

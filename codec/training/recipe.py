@@ -56,7 +56,7 @@ class Recipe:
     init : str
         Id of the model, or name of the checkpoint, whose weights the run started from; empty for new weights.
     optimizer : {"soap", "adam"}
-        The optimiser of all parameters but the large layers of the transforms, which Adam trains.
+        The optimizer of all parameters but the large layers of the transforms, which Adam trains.
     stage : {"joint", "prior", "decoder"}
         What is trained: everything; the prior on cached latents; or the decoder on refined latents, and the encoder for
         this decoder.

@@ -1,6 +1,6 @@
-"""Loss of rate and distortion through the quantisation of hyper-decoder and context model to integers.
+"""Loss of rate and distortion through the quantization of hyper-decoder and context model to integers.
 
-    python benchmarks/quantisation.py IMAGES...
+    python benchmarks/quantization.py IMAGES...
 
 The same y and z of the encoder networks are rounded and coded under the same integer tables, once with the entropy
 parameters of the integer networks and once with those of the float ones (whose files would not decode on another

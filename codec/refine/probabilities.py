@@ -1,4 +1,4 @@
-"""Class weights and probabilities by the formulas of the papers: the curves of SGA+ figure 1, a reference for tests.
+"""Weights and probabilities of the classes by the formulas of the papers: the curves of SGA+ figure 1.
 
 Sources: SGA+ is Perugachi-Diaz et al. 2024 (arXiv 2401.17789), SGA is Yang et al. 2020 (arXiv 2006.04240).
 """
@@ -13,7 +13,7 @@ from .relaxations import ATANH_EPS, EPS
 
 
 def log_weights(distance: Tensor, rounding: Rounding) -> Tensor:
-    """Unnormalised log-probability of a class at `distance` from v.
+    """Unnormalized log-probability of a class at `distance` from v.
 
     Two classes: f(u) for a distance u in [0, 1] (SGA eq. 6 for atanh, SGA+ section 3.2 for the others). Three
     classes: n·log f(r·d) for a distance d in [0, 1½] (SGA+ section 3.3). `relaxations.relax` uses closed

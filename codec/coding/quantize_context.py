@@ -1,4 +1,4 @@
-"""Post-training quantisation of the context model, once, when a model is exported."""
+"""Post-training quantization of the context model, once, when a model is exported."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from .context_layers import CONTEXT_SLOPE, RESIDUAL_BITS, IntegerContextGroup, check_context
 from .hyper_decoder import MEAN_BITS, SCALE_BITS, IntegerHyperDecoder
 from .integer_layers import SLOPE_BITS, IntegerLayer
-from .quantise import quantise_layer
+from .quantize import quantize_layer
 
 
 def _layer(weight: Tensor, bias: Tensor | None, bits: int, target: Tensor | int, slope: int) -> IntegerLayer:
     if not isinstance(target, Tensor):
         target = torch.full((weight.shape[0],), float(target), dtype=torch.float64)
-    return quantise_layer(weight, bias, bits, target, padding=weight.shape[-1] // 2, slope=slope / 2**SLOPE_BITS)
+    return quantize_layer(weight, bias, bits, target, padding=weight.shape[-1] // 2, slope=slope / 2**SLOPE_BITS)
 
 
 @torch.no_grad()
-def quantise_context(
+def quantize_context(
     context: Any, feature_bits: int, hidden_bits: tuple[int, ...], h_s: IntegerHyperDecoder
 ) -> tuple[IntegerContextGroup, ...]:
-    """Quantise a `networks.context.ContextModel`.
+    """Quantize a `networks.context.ContextModel`.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def mix_bits(mix: IntegerLayer, hidden_bits: int) -> Tensor:
 
 
 @torch.no_grad()
-def quantise_context_biases(
+def quantize_context_biases(
     groups: tuple[IntegerContextGroup, ...], hidden_bits: tuple[int, ...], biases: list[Tensor]
 ) -> Tensor:
     """The biases of a level, (groups, halves, hidden) int64, from those of each group, (halves, hidden)."""
@@ -70,7 +70,7 @@ def quantise_context_biases(
 
 
 @torch.no_grad()
-def dequantise_context(
+def dequantize_context(
     context: Any, groups: tuple[IntegerContextGroup, ...], feature_bits: int, hidden_bits: tuple[int, ...]
 ) -> None:
     """Set the weights of a float `ContextModel`, but not its biases by anchor, to the values of the integers."""

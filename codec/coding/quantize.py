@@ -1,4 +1,4 @@
-"""Post-training quantisation: the float hyper-decoder and its gains to integers at export, and back at load.
+"""Post-training quantization: the float hyper-decoder and its gains to integers at export, and back at load.
 
 Each channel's weights are scaled by the largest power of two that keeps them within 16 bits, so that rescaling between
 layers is a shift. Activations are scaled by a power of two for each layer, chosen from the range that was measured.
@@ -33,7 +33,7 @@ def activation_bits(peak: float) -> int:
 
 
 @torch.no_grad()
-def quantise_layer(
+def quantize_layer(
     weight: Tensor,
     bias: Tensor | None,
     bits: int,
@@ -45,7 +45,7 @@ def quantise_layer(
     stride: int = 1,
     output_padding: int = 0,
 ) -> IntegerLayer:
-    """Quantise one convolution and the LeakyReLU of `slope` after it (0: none).
+    """Quantize one convolution and the LeakyReLU of `slope` after it (0: none).
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def quantise_layer(
 
 
 @torch.no_grad()
-def quantise_layers(network: nn.Sequential, peaks: list[float], output_bits: Tensor) -> tuple[IntegerLayer, ...]:
-    """Quantise (transposed) convolutions, each with the LeakyReLU that may follow it.
+def quantize_layers(network: nn.Sequential, peaks: list[float], output_bits: Tensor) -> tuple[IntegerLayer, ...]:
+    """Quantize (transposed) convolutions, each with the LeakyReLU that may follow it.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def quantise_layers(network: nn.Sequential, peaks: list[float], output_bits: Ten
         if i + 1 < len(convolutions):
             target = torch.full((conv.out_channels,), float(bits[i + 1]), dtype=torch.float64)
         layers.append(
-            quantise_layer(
+            quantize_layer(
                 conv.weight,
                 conv.bias,
                 bits[i],
@@ -123,8 +123,8 @@ def quantise_layers(network: nn.Sequential, peaks: list[float], output_bits: Ten
     return tuple(layers)
 
 
-def quantise_hyper_decoder(h_s: nn.Sequential, peaks: list[float], kind: str) -> IntegerHyperDecoder:
-    """Quantise h_s; `peaks` as in :func:`quantise_layers`, `kind` as in `IntegerHyperDecoder`.
+def quantize_hyper_decoder(h_s: nn.Sequential, peaks: list[float], kind: str) -> IntegerHyperDecoder:
+    """Quantize h_s; `peaks` as in :func:`quantize_layers`, `kind` as in `IntegerHyperDecoder`.
 
     Raises
     ------
@@ -134,13 +134,13 @@ def quantise_hyper_decoder(h_s: nn.Sequential, peaks: list[float], kind: str) ->
     last: Any = h_s[-1]
     M = last.out_channels // 2
     output_bits = torch.cat([torch.full((M,), float(SCALE_BITS)), torch.full((M,), float(MEAN_BITS))])
-    layers = quantise_layers(h_s, peaks, output_bits)
+    layers = quantize_layers(h_s, peaks, output_bits)
     result = IntegerHyperDecoder(layers=layers, thresholds=integer_thresholds(kind), kind=kind)
     check(result)
     return result
 
 
-def dequantise_hyper_decoder(h_s: IntegerHyperDecoder, bits: tuple[int, ...], network: nn.Sequential) -> None:
+def dequantize_hyper_decoder(h_s: IntegerHyperDecoder, bits: tuple[int, ...], network: nn.Sequential) -> None:
     """Set the weights and biases of the float `network`, in place, to the values of the integers.
 
     Parameters
@@ -165,7 +165,7 @@ def integer_thresholds(kind: str) -> Tensor:
 
 
 @torch.no_grad()
-def quantise_gains(
+def quantize_gains(
     kind: str, bits: int, gain_z: Tensor, median: Tensor, scale_gain: Tensor, mean_gain: Tensor
 ) -> IntegerGains:
     """The gains of one level as integers.
