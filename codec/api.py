@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import bitstream, latents
-from .batching import batch_key
+from .batching import batch_key, batch_size
 from .bitstream import DEFAULT_MAX_PIXELS
 from .device import device_of
 from .encoding import encode_batch, encode_to_target
@@ -139,7 +139,7 @@ class Codec:
         plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
         level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
         results: dict[int, Encoded] = {}
-        for group in _batches(pictures, settings):
+        for group in _batches(pictures, settings, self.device.type == "cuda"):
             start = time.perf_counter()
             chosen = [pictures[i] for i in group]
             own = self._with_default_steps(settings, chosen[0])
@@ -269,11 +269,14 @@ def encode(
     return Codec(model).encode([picture], settings)[0].data
 
 
-def _batches(pictures: Sequence[Picture], settings: Settings) -> list[list[int]]:
-    """Indexes of the pictures of each batch; one that needs tiles or has a time limit is a batch of its own."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def _batches(pictures: Sequence[Picture], settings: Settings, cuda: bool) -> list[list[int]]:
+    """Indexes of the pictures of each batch, of one padded size, and as many as `batch_size` says."""
+    groups: dict[tuple[int, int, bool], list[int]] = {}
     for i, picture in enumerate(pictures):
-        height, width, grey = batch_key(picture)
-        alone = i if needs_tiles(height, width) or settings.time_limit is not None else -1
-        groups.setdefault((height, width, grey, alone), []).append(i)
-    return list(groups.values())
+        groups.setdefault(batch_key(picture), []).append(i)
+    found = []
+    for (height, width, _), group in groups.items():
+        alone = needs_tiles(height, width) or settings.time_limit is not None or not (cuda or settings.refines)
+        most = 1 if alone else batch_size(height, width, cuda)
+        found += [group[first : first + most] for first in range(0, len(group), most)]
+    return found

@@ -336,6 +336,18 @@ def test_matching_quality_is_the_nearest_of_all() -> None:
         assert abs(len(data) - wanted) == min(abs(size - wanted) for size in sizes)
 
 
+@pytest.mark.parametrize("name", ["jpeg", "avif"])  # WebP has no grey
+def test_a_grey_image_is_grey_for_a_peer(name: str) -> None:
+    """Guards against peers that spend bits on the colours of grey images, which ours does not have."""
+    peer, _ = peers.available(name)
+    grey = np.repeat(np.random.default_rng(0).integers(0, 256, (32, 48, 1), dtype=np.uint8), 3, axis=2)
+    data = peers.encode(peer, peer.subsamplings[0], 60, grey)
+    decoded = peers.decode(data)
+    assert (decoded == decoded[..., :1]).all()
+    with Image.open(io.BytesIO(data)) as image:
+        assert name != "jpeg" or image.mode == "L"
+
+
 def test_peer_that_is_not_installed_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a sweep that ends, or is silently incomplete, without an optional package."""
     monkeypatch.setitem(sys.modules, "pillow_jxl", None)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgacodec import bitstream, metrics
+from sgacodec import api, bitstream, metrics
 from sgacodec.annealing import Annealing
 from sgacodec.api import Codec, Encoded, Settings
 from sgacodec.metrics import psnr
@@ -170,6 +170,20 @@ def test_grey_and_coloured_pictures_of_one_shape_can_be_given_together(codec: Co
     together = codec.encode([crop, grey, crop], settings)
     assert [bitstream.read(e.data).grey for e in together] == [False, True, False]
     assert together[1].data == one(codec, grey, settings).data
+
+
+def test_batches_are_of_bounded_size(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a list of many pictures of one size that are all refined at once, in tens of gigabytes."""
+    sizes: list[int] = []
+    encode_batch = api.encode_batch
+    monkeypatch.setattr(api, "encode_batch", lambda *args: sizes.append(len(args[1])) or encode_batch(*args))
+    pictures = [Picture(np.full((64, 64, 3), level, np.uint8)) for level in range(19)]
+    found = codec.encode(pictures, Settings(steps=1, rounds=0))
+    assert sizes == [8, 8, 3]
+    assert [encoded.report["psnr"] > 20 for encoded in found] == [True] * 19
+    sizes.clear()
+    codec.encode(pictures[:3], NONE)
+    assert sizes == [1, 1, 1]
 
 
 def test_a_batch_refines_its_pictures_as_if_alone(codec: Codec, photograph: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -43,7 +44,14 @@ from sgacodec.training.initial import initial_model
 from sgacodec.training.initial_weights import read_initial
 from sgacodec.training.loop import draw_anchors, progress, step, train
 from sgacodec.training.objective import forward, forward_decoder, lambdas, losses
-from sgacodec.training.optimizer import _SOAP, _split_kernels, set_learning_rate, soap_class
+from sgacodec.training.optimizer import (
+    _SOAP,
+    _split_kernels,
+    build_optimizers,
+    load_moments,
+    set_learning_rate,
+    soap_class,
+)
 from sgacodec.training.recipe import Recipe, TrainingError, standard_recipe
 from sgacodec.training.refined import RefinedPool, refine_latents
 from sgacodec.training.stages import Source, source_of, stage_losses
@@ -512,6 +520,64 @@ def test_diverged_weights_do_not_replace_a_good_checkpoint(tmp_path: Path, crops
         assert not (tmp_path / "a.ckpt").exists()
 
 
+def test_a_last_update_that_diverges_leaves_the_checkpoint(tmp_path: Path, crops: Crops) -> None:
+    """Guards against NaN weights over the last good checkpoint where only the gradients of the last step overflowed."""
+    state = start(RECIPE, crops, CPU)
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(b"good")
+
+    def overflow(state: State) -> bool:
+        with torch.no_grad():
+            next(state.model.parameters()).fill_(math.nan)
+        return False
+
+    with pytest.raises(TrainingError, match="not a number"):
+        train(state, crops, CPU, path, tick=overflow)
+    assert path.read_bytes() == b"good"
+
+
+def test_averages_get_the_layout_of_their_weights(tmp_path: Path, trained: State, crops: Crops) -> None:
+    """Guards against a run that is resumed on another type of device with permuted averages of Adam."""
+    optimizers = build_optimizers(trained.model, trained.recipe)
+    records = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in trained.optimizers.items()}
+    for record in records.values():
+        for averages in record["state"].values():
+            for key, value in averages.items():
+                if isinstance(value, Tensor) and value.dim() == 4:
+                    averages[key] = value.contiguous(memory_format=torch.channels_last)  # as on a GPU
+    load_moments(optimizers, records)
+    for name, optimizer in optimizers.items():
+        for parameter, averages in optimizer.state.items():
+            expected = trained.optimizers[name].state[parameter]
+            for key, value in averages.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    assert value.stride() == parameter.stride()
+                    assert torch.equal(value, expected[key])
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"ema": {"y_unit": 3}}, "not weights that can be trained further"),
+        ({"ema": {"y_unit": torch.full((TINY.M,), math.nan)}}, "not a finite number"),
+        ({"ema": {"y_unit": torch.ones(TINY.M, dtype=torch.int64)}}, "not a finite number"),
+        ({"recipe": {"architecture": "tiny", "stage": "prior"}}, "not weights that can be trained further"),
+        ({"history": 3}, "not a checkpoint"),
+    ],
+)
+def test_crafted_initial_weights_are_refused(
+    changed: dict[str, Any], said: str, tmp_path: Path, trained: State
+) -> None:
+    """Guards against an internal error, and against weights from which nothing can be learned."""
+    path = tmp_path / "a.ckpt"
+    save_checkpoint(trained, path)
+    record = torch.load(path, weights_only=True)
+    torch.save({**record, **changed}, path)
+    with pytest.raises(TrainingError, match=said) as caught:
+        read_initial(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path, trained: State) -> None:
     """Errors are one line and name the file."""
     path = tmp_path / "a.ckpt"
@@ -814,6 +880,8 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         (["--resume", "a.ckpt", "--stage", "prior"], 2, "keeps its stage"),
         (["--steps", "3", "--stage", "prior"], 2, "--stage prior needs --init"),
         (["--steps", "3", "--refine-rounds", "9"], 2, "--refine-rounds is for --stage decoder"),
+        (["--steps", "3", "--unrefined", "1"], 2, "--unrefined is for --stage decoder"),
+        (["--resume", "a.ckpt", "--unrefined", "1"], 2, "keeps its unrefined"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),

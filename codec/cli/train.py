@@ -48,6 +48,13 @@ _PATH = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     help="Rounds over the latents of a crop with --stage decoder.  [default: 16]",
 )
+@click.option(
+    "--unrefined",
+    metavar="W",
+    type=click.FloatRange(min=0),
+    callback=options.finite,
+    help="Weight of the loss of unrefined crops with --stage decoder.  [default: 0.15]",
+)
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(
     "--minutes",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..device import reduced_precision
 from ..folders import IMAGE_SUFFIXES, suffix
 from . import output
 from .output import Output
@@ -43,7 +44,7 @@ def check_options(
         if wanted[key] is not None and wanted[key] % 64:
             raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
     if resume is not None:
-        for key in ("seed", "optimizer", "stage", "refine_rounds"):
+        for key in ("seed", "optimizer", "stage", "refine_rounds", "unrefined"):
             if wanted[key] is not None:
                 key = key.replace("_", "-")
                 raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
@@ -54,8 +55,9 @@ def check_options(
         return
     if init is None and wanted["stage"] in ("prior", "decoder"):
         raise click.UsageError(f"--stage {wanted['stage']} needs --init: it trains a part of a model that exists")
-    if wanted["refine_rounds"] is not None and wanted["stage"] != "decoder":
-        raise click.UsageError("--refine-rounds is for --stage decoder")
+    for key in ("refine_rounds", "unrefined"):
+        if wanted[key] is not None and wanted["stage"] != "decoder":
+            raise click.UsageError(f"--{key.replace('_', '-')} is for --stage decoder")
     if wanted["steps"] is None and wanted["minutes"] is None:
         raise click.UsageError("give the length of the run: --steps or --minutes")
     if checkpoint.exists():
@@ -101,6 +103,8 @@ def resumed(resume: Path | None, device: torch.device, wanted: dict[str, Any]) -
         changed = {"steps": None, "minutes": None, **changed}
     if device.type == "cpu":
         changed.setdefault("compile", False)
+    if not reduced_precision(device):
+        changed.setdefault("bf16", False)
     return load_checkpoint(resume, device, **changed)
 
 

@@ -137,9 +137,11 @@ def available(name: str) -> tuple[Peer, str]:
 
 
 def encode(peer: Peer, subsampling: str, quality: int, pixels: np.ndarray) -> bytes:
-    """The file of an image (H, W, 3) uint8, without metadata."""
+    """The file of an image (H, W, 3) uint8, without metadata; of a grey one if its channels are equal."""
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, peer.name, quality=quality, **peer.save_options(subsampling))
+    grey = bool((pixels == pixels[..., :1]).all())
+    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    image.save(stream, peer.name, quality=quality, **peer.save_options(subsampling))
     return stream.getvalue()
 
 

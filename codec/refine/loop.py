@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..device import deterministic_convolutions
 from ..memory import keep_freed_memory
 from ..metrics import psnr_of_mse
 from ..models.level import LevelModel
@@ -89,6 +90,7 @@ Check = Callable[[float, Tensor, Tensor], None]
 
 
 @keep_freed_memory()
+@deterministic_convolutions()
 def refine(
     level: LevelModel,
     problems: list[Problem],

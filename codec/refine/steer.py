@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..device import reduced_precision
+from ..device import deterministic_convolutions, reduced_precision
 from ..memory import keep_freed_memory
 from ..models.level import LevelModel
 from ..settings import Settings
@@ -33,7 +33,7 @@ CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as pa
 _SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
 _LAG = 2.7  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
 _GROWTH = 0.01  # rise of log(bits) of the rounded latents from the first check to the end
-_FALL = 0.055  # fall of the logarithm of their squared error, likewise
+_FALL = 0.12  # fall of the logarithm of their squared error, likewise
 _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
 _LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
@@ -68,6 +68,7 @@ class MissedLevelError(Exception):
 
 
 @keep_freed_memory()
+@deterministic_convolutions()
 def refine_to(
     level: LevelModel,
     problem: Problem,

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..device import deterministic_convolutions
 from ..memory import keep_freed_memory, release_free_memory
 from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE, Reach
@@ -127,6 +128,7 @@ def refine_tiles(
 
 
 @keep_freed_memory()
+@deterministic_convolutions()
 def _refine_region(
     level: LevelModel,
     problem: Problem,
@@ -177,6 +179,7 @@ def _refine_region(
 
 
 @keep_freed_memory()
+@deterministic_convolutions()
 def _polish_region(
     level: LevelModel,
     problem: Problem,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..hyperprior import GainedHyperprior
+from ..models.catalogue import ModelError
 from ..models.file import read_model
 from ..networks.architecture import ARCHITECTURES, Architecture
 from ..settings import ANCHORS
@@ -62,6 +63,16 @@ def read_initial(path: Path, architecture: str | None = None) -> InitialWeights:
     TrainingError
         When it is not a valid checkpoint, or its anchors or latents are not those of the architecture.
     """
+    try:
+        return _read_initial(path, architecture)
+    except (ModelError, TrainingError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(f"{path}: not weights that can be trained further ({reason})") from None
+
+
+def _read_initial(path: Path, architecture: str | None) -> InitialWeights:
     source, tensors, names, history = _read_checkpoint(path) if path.suffix == ".ckpt" else _read_model(path)
     if not names:
         raise TrainingError(f"{path}: not an architecture and anchors of `train`; it cannot be trained further")
@@ -72,6 +83,8 @@ def read_initial(path: Path, architecture: str | None = None) -> InitialWeights:
         model = GainedHyperprior(ARCHITECTURES[name])
     expected = model.state_dict()
     fitting = {key: value for key, value in tensors.items() if key in expected and value.shape == expected[key].shape}
+    if not all(torch.is_floating_point(v) and bool(torch.isfinite(v).all()) for v in fitting.values()):
+        raise TrainingError(f"{path}: not weights that can be trained further (a weight is not a finite number)")
     new = _modules((key for key, _ in model.named_parameters() if key not in fitting), fitting)
     last = history[-1]["recipe"] if history else {}
     if last.get("stage") == "prior":

@@ -109,7 +109,7 @@ def _diverged(state: State, checkpoint: Path) -> TrainingError:
 
 def _check_finite(state: State, sums: Tensor, checkpoint: Path) -> None:
     """Stop a diverged run before it overwrites the last good checkpoint."""
-    if not bool(torch.isfinite(sums).all()):
+    if not all(bool(torch.isfinite(v).all()) for v in (sums, *state.model.parameters())):
         raise _diverged(state, checkpoint)
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..hyperprior import GainedHyperprior
 from ..networks.lite import DepthwiseBranch
@@ -132,7 +132,10 @@ def set_learning_rate(optimizers: Optimizers, recipe: Recipe, step: int, progres
 
 
 def load_moments(optimizers: Optimizers, records: dict[str, dict[str, Any]]) -> None:
-    """Load the running averages from a checkpoint; the settings of the groups stay as they are."""
+    """Load the running averages from a checkpoint; the settings of the groups stay as they are.
+
+    Averages get the memory layout of their weights, which depends on the device: fused Adam on a CPU does not check it.
+    """
     if set(optimizers) != set(records):
         raise ValueError(f"its optimizers are {', '.join(records)}")
     for name, optimizer in optimizers.items():
@@ -140,3 +143,7 @@ def load_moments(optimizers: Optimizers, records: dict[str, dict[str, Any]]) -> 
         for stored, current in groups:
             stored.update({key: value for key, value in current.items() if key != "params"})
         optimizer.load_state_dict(records[name])
+        for parameter, averages in optimizer.state.items():
+            for key, value in averages.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    averages[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -62,6 +62,8 @@ class Recipe:
         this decoder.
     refine_rounds : int
         Rounds over the symbols of a crop in stage "decoder".
+    unrefined : float
+        Weight of the loss of unrefined crops in stage "decoder", from which alone the encoder learns.
     new : tuple of str
         Modules that the initial weights lacked.
     """
@@ -88,6 +90,7 @@ class Recipe:
     optimizer: str = "adam"
     stage: str = "joint"
     refine_rounds: int = 16
+    unrefined: float = 0.15
     new: tuple[str, ...] = ()
 
 

@@ -22,7 +22,6 @@ from .objective import Losses, forward, forward_decoder, forward_prior, refined_
 from .refined import refine_latents
 
 _REUSE = 4  # steps in which a refined crop is used, in the mean
-_UNREFINED = 0.5  # weight of the loss of unrefined crops, from which alone the encoder learns
 
 Source = Crops | CachedLatents
 
@@ -63,4 +62,4 @@ def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Te
     refined = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
     part = slice(0, max(1, len(x) // 2))
     unrefined = forward(model, x[part], anchor[part], state.noise, recipe.compile)
-    return replace(refined, loss=refined.loss + _UNREFINED * unrefined.loss), own
+    return replace(refined, loss=refined.loss + recipe.unrefined * unrefined.loss), own
