@@ -15,7 +15,7 @@ from sgacodec.encoding import encode_to_target
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
-from sgacodec.refine import steer
+from sgacodec.refine import flips, steer
 from sgacodec.refine.aim import Aim
 from sgacodec.refine.loop import batched
 from sgacodec.refine.objective import Batch, frozen_context, rounded_figures
@@ -76,6 +76,21 @@ def test_one_annealing_meets_an_aim(lite_level: LevelModel, picture: Picture, fa
         assert steps == 20
         assert (lmbda > problem.lmbda) == (factor > 1)
         assert found.loss < 1.05 * with_lambda_of(start, problem, problem).loss * (lmbda / problem.lmbda) ** 0.7
+
+
+def test_the_last_pass_ends_when_a_round_has_met_the_aim(
+    lite_level: LevelModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against further rounds, of which the best is known, because the last one has gone beyond the aim."""
+    problem = Problem.of(lite_level, picture, None, 0.0075, "mse")
+    start = problem.start()
+    aim = Aim(mse=start.mse * math.exp(-0.02))
+    evaluations = []
+    at = flips._Loss.at
+    monkeypatch.setattr(flips._Loss, "at", lambda self, symbols: evaluations.append(1) or at(self, symbols))
+    found = flips.polish(lite_level, problem, start, 14, aim=aim)
+    assert aim.is_met(aim.excess(found.bits, found.mse))
+    assert len(evaluations) == 1 + 14
 
 
 def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:

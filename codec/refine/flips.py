@@ -102,7 +102,7 @@ def polish(
     curvature = loss.curvature(found.y_hat)
     release_free_memory()
     for done in range(rounds if aim is None else rounds + _LANDING):
-        if done >= rounds and aim is not None and aim.is_met(excess(found)):
+        if done >= rounds and aim is not None and aim.is_met(excess(best)):
             break
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
