@@ -53,7 +53,7 @@ _PATH = click.Path(path_type=Path)
     metavar="W",
     type=click.FloatRange(min=0),
     callback=options.finite,
-    help="Weight of the loss of unrefined crops with --stage decoder.  [default: 0.15]",
+    help="Weight of the loss of unrefined crops with --stage decoder.  [default: 0.5]",
 )
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(

@@ -90,7 +90,7 @@ class Recipe:
     optimizer: str = "adam"
     stage: str = "joint"
     refine_rounds: int = 16
-    unrefined: float = 0.15
+    unrefined: float = 0.5
     new: tuple[str, ...] = ()
 
 
