@@ -25,13 +25,14 @@ from .models.cache import LevelCache
 from .models.level import LevelModel
 from .networks.architecture import padded_size
 from .picture import Picture, check_picture
-from .rate_control import Figures, has_target, search
+from .rate_control import search
 from .reading import Decoded, log_hash, picture_of, read_file
 from .refine.loop import Progress, Trace, TracePoint
 from .refine.steer import MissedLevelError
 from .refine.tiles import needs_tiles
 from .reports import decoding_report, encoding_report
 from .settings import Settings
+from .targets import Figures, has_target
 
 __all__ = ["Codec", "Decoded", "Encoded", "Picture", "Progress", "Settings", "Trace", "TracePoint", "encode"]
 

@@ -20,72 +20,32 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import replace
 
 from .settings import LAMBDA_RANGE, Settings
+from .targets import (
+    CLOSE_PSNR,
+    CLOSE_RATE,
+    FAR_RATE,
+    Figures,
+    Result,
+    TargetError,
+    Trial,
+    best_of,
+    error_of,
+    is_hit,
+    leaves_room,
+    shown,
+    unreached,
+)
 
 _UNREFINED_TRIALS, _TRIALS, _STEERED_TRIALS = 7, 6, 3
 _APPROACHES, _NEAR = 4, 0.08  # most unrefined encodings before one that steers λ; error at which they end earlier
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
-_CLOSE_RATE, _CLOSE_PSNR = 0.01, 0.05  # a hit: within 1 % of a rate (never above a size), 0.05 dB above a PSNR
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
-_FAR_RATE = 0.2  # logarithm of the ratio between rate and target above which the target is not met
 _GAIN_RATE, _GAIN_PSNR = 0.05, -0.44  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
 _LOWER_RATE, _LOWER_PSNR = 0.43, 2.5  # slopes of these gains over log(λ / λ of the refined level)
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
-
-Result = TypeVar("Result")
-
-
-class TargetError(ValueError):
-    """The target cannot be reached."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures of an encoded file.
-
-    Attributes
-    ----------
-    size : int
-        Bytes of the file.
-    bpp : float
-        Bits per pixel of the file.
-    psnr : float
-        dB; inf where it is lossless.
-    metadata_bytes : int
-        Bytes of metadata and alpha, which do not depend on λ.
-    overhead_bytes : int
-        Bytes of all but the latents: those and the header.
-    level_lambda : float, optional
-        λ of the level of an unrefined encoding; None where λ itself decides.
-    final_lambda : float, optional
-        λ at the end of an encoding that steered it.
-    """
-
-    size: int
-    bpp: float
-    psnr: float
-    metadata_bytes: int = 0
-    overhead_bytes: int = 0
-    level_lambda: float | None = None
-    final_lambda: float | None = None
-
-
-@dataclass(frozen=True)
-class Trial(Generic[Result]):
-    """One encoding: its λ, its result, and `error`, by how much it is above the target (a logarithm, or dB)."""
-
-    lmbda: float
-    error: float
-    figures: Figures
-    result: Result
-
-
-def has_target(settings: Settings) -> bool:
-    """Whether a target is set."""
-    return any(t is not None for t in (settings.target_bpp, settings.target_size, settings.target_psnr))
 
 
 def search(
@@ -130,7 +90,7 @@ def search(
     def attempt(chosen: Settings) -> Trial[Result]:
         result = encode(chosen)
         found = figures(result)
-        return Trial(lmbda=chosen.lmbda, error=_error(settings, found), figures=found, result=result)
+        return Trial(lmbda=chosen.lmbda, error=error_of(settings, found), figures=found, result=result)
 
     parts, most = (1, _STEERED_TRIALS) if steered else (_PARTS, _TRIALS)
     unrefined: list[Trial[Result]] = []
@@ -151,8 +111,8 @@ def search(
             position = _secant(settings, unrefined)
 
     (approach if steered else bracket)(limit / 3)
-    if not _leaves_room(settings, unrefined[0].figures):
-        raise TargetError(_unreached(settings, unrefined, ""))
+    if not leaves_room(settings, unrefined[0].figures):
+        raise TargetError(unreached(settings, unrefined, ""))
     position = _middle(settings, unrefined)
     if steered:
         position = _secant(settings, unrefined)
@@ -173,22 +133,22 @@ def search(
             chosen = replace(chosen, time_limit=min(part, left))
         trials.append(attempt(chosen if settings.method != "none" else _unrefined(chosen)))
         position = _next(settings, trials)
-        if _is_hit(settings, trials[-1].error) or _is_at_the_end(trials[-1], position):
+        if is_hit(settings, trials[-1].error) or _is_at_the_end(trials[-1], position):
             break
-    best = _best(settings, trials)
+    best = best_of(settings, trials)
     if best is None and late:
         bracket(math.inf)
     if best is None:
-        best = _best(settings, unrefined)
+        best = best_of(settings, unrefined)
     when = " within the time limit" if late else ""
-    if best is not None and (settings.target_size is None or best.error >= -_FAR_RATE):
+    if best is not None and (settings.target_size is None or best.error >= -FAR_RATE):
         return best.result, ""
     below = [t for t in (*trials, *unrefined) if t.error < 0]
     if settings.target_psnr is not None or not below:
-        raise TargetError(_unreached(settings, [*trials, *unrefined], when))
+        raise TargetError(unreached(settings, [*trials, *unrefined], when))
     best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))
     wanted = f"{settings.target_size} bytes" if settings.target_size else f"{settings.target_bpp:g} bits a pixel"
-    return best.result, f"no λ gives {wanted}{when}; the best below is {_shown(best.figures)}"
+    return best.result, f"no λ gives {wanted}{when}; the best below is {shown(best.figures)}"
 
 
 def _middle(settings: Settings, trials: list[Trial[Result]]) -> float:
@@ -232,35 +192,8 @@ def _gain(settings: Settings, trial: Trial[Result]) -> float:
     return _GAIN_PSNR + _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
 
 
-def _leaves_room(settings: Settings, found: Figures) -> bool:
-    """Whether a file that meets the target can have bytes for latents."""
-    if settings.target_size is not None:
-        return settings.target_size > found.overhead_bytes
-    if settings.target_bpp is not None:
-        return settings.target_bpp / found.bpp * found.size * math.exp(_FAR_RATE) > found.overhead_bytes
-    return True
-
-
 def _unrefined(settings: Settings) -> Settings:
     return Settings(lmbda=settings.lmbda, level_lambda=settings.level_lambda, method="none", metric=settings.metric)
-
-
-def _error(settings: Settings, found: Figures) -> float:
-    """By how much a result is above the target: the logarithm of the ratio for size and rate, dB for PSNR."""
-    if settings.target_size is not None:
-        return math.log(found.size / settings.target_size)
-    if settings.target_bpp is not None:
-        return math.log(found.bpp / settings.target_bpp)
-    assert settings.target_psnr is not None
-    return found.psnr - settings.target_psnr
-
-
-def _is_hit(settings: Settings, error: float) -> bool:
-    if settings.target_size is not None:
-        return -_CLOSE_RATE <= error <= 0
-    if settings.target_bpp is not None:
-        return abs(error) <= _CLOSE_RATE
-    return 0 <= error <= _CLOSE_PSNR
 
 
 def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
@@ -270,9 +203,9 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     """
     slope, aim = _SLOPE_RATE, 0.0
     if settings.target_size is not None:
-        aim = -_CLOSE_RATE / 2
+        aim = -CLOSE_RATE / 2
     elif settings.target_psnr is not None:
-        slope, aim = _SLOPE_PSNR, _CLOSE_PSNR / 2
+        slope, aim = _SLOPE_PSNR, CLOSE_PSNR / 2
     neighbours = itertools.pairwise(sorted(trials, key=lambda t: t.lmbda))
     around = [(a, b) for a, b in neighbours if (a.error > aim) != (b.error > aim)]  # several where errors do not rise
     if around:
@@ -284,28 +217,3 @@ def _next(settings: Settings, trials: list[Trial[Result]]) -> float:
     step = min(2.0, max(0.03, 1.2 * away / slope) * 1.5 ** (len(trials) - 1))
     low, high = map(math.log, LAMBDA_RANGE)
     return min(high, max(low, math.log(last.lmbda) + (-step if last.error > aim else step)))
-
-
-def _best(settings: Settings, trials: list[Trial[Result]]) -> Trial[Result] | None:
-    """The trial to choose; None if none meets the target."""
-    if settings.target_bpp is not None:
-        near = [t for t in trials if abs(t.error) <= _FAR_RATE]
-        return min(near, key=lambda t: abs(t.error), default=None)
-    if settings.target_size is not None:
-        return max((t for t in trials if t.error <= 0), key=lambda t: t.error, default=None)
-    return min((t for t in trials if t.error >= 0), key=lambda t: t.error, default=None)
-
-
-def _unreached(settings: Settings, trials: list[Trial[Result]], when: str) -> str:
-    """Why no trial was chosen, and the nearest one, in one line."""
-    nearest = min(trials, key=lambda t: abs(t.error)).figures
-    if settings.target_psnr is not None:
-        return f"no λ gives {settings.target_psnr:g} dB{when}; the nearest is {nearest.psnr:.2f} dB"
-    if settings.target_size is not None:
-        return f"no λ gives a file of at most {settings.target_size} bytes{when}; the smallest is {_shown(nearest)}"
-    return f"no λ gives {settings.target_bpp:g} bits a pixel{when}; the nearest is {_shown(nearest)}"
-
-
-def _shown(found: Figures) -> str:
-    beside = f", {found.metadata_bytes} of them metadata and alpha" if found.metadata_bytes else ""
-    return f"{found.bpp:.4g} bits a pixel, {found.size} bytes{beside}"

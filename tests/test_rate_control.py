@@ -15,8 +15,9 @@ from PIL import Image
 from sgacodec import api, rate_control
 from sgacodec.api import Codec
 from sgacodec.picture import Picture
-from sgacodec.rate_control import Figures, TargetError, search
+from sgacodec.rate_control import search
 from sgacodec.settings import LADDER, LAMBDA_RANGE, LEVELS, Settings, level_lambda
+from sgacodec.targets import Figures, TargetError, Trial
 
 PIXELS = 400_000
 STEP, CODING = 0.1, 0.5  # seconds of a step of refinement, and of all else in an encoding
@@ -242,8 +243,8 @@ def test_a_quality_of_a_weighted_picture(photograph: np.ndarray) -> None:
 def test_errors_that_do_not_rise_with_lambda_do_not_end_the_search() -> None:
     """Guards against the same λ twice, where of two refined encodings the one of the lower λ has the higher PSNR."""
 
-    def trial(lmbda: float, psnr: float) -> rate_control.Trial[None]:
-        return rate_control.Trial(lmbda=lmbda, error=psnr - 30, figures=Figures(1, 1.0, psnr), result=None)
+    def trial(lmbda: float, psnr: float) -> Trial[None]:
+        return Trial(lmbda=lmbda, error=psnr - 30, figures=Figures(1, 1.0, psnr), result=None)
 
     settings = Settings(target_psnr=30.0)
     trials = [trial(0.003, 29.745), trial(0.00355, 30.1)]

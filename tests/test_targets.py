@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sgacodec import rate_control
 from sgacodec.api import Codec
 from sgacodec.device import reduced_precision
 from sgacodec.encoding import encode_to_target
@@ -23,6 +22,7 @@ from sgacodec.refine.problem import Problem, with_lambda_of
 from sgacodec.refine.steer import MissedLevelError, refine_to
 from sgacodec.refine.steps import prepare
 from sgacodec.settings import LAMBDA_RANGE, Settings
+from sgacodec.targets import is_hit
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_an_aim_is_never_exceeded() -> None:
 def test_what_meets_the_aim_is_a_hit_of_the_search(wanted: float) -> None:
     """Guards against a second refined encoding, for a size that the first one met before it was rounded down."""
     least = math.ceil(int(wanted) * math.exp(-Aim(bits=1.0).slack))
-    assert rate_control._is_hit(Settings(target_bpp=1.0), math.log(least / wanted))
+    assert is_hit(Settings(target_bpp=1.0), math.log(least / wanted))
 
 
 def test_lambda_is_steered_against_the_excess() -> None:

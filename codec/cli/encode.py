@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..batching import batch_key, batch_size
-from ..rate_control import has_target
 from ..settings import LADDER, Settings
+from ..targets import has_target
 from . import batch, encoder_options, engines, files, options, output, processes, storage, urls
 from .batch import Outcome
 from .engines import Engine
