@@ -69,7 +69,7 @@ def refinement() -> None:
     codec = Codec("lite", "cpu")
     settings = Settings(steps=STEPS)
     for side in (64, 128, 192, 256):
-        size = batch_size(side, side, False)
+        size = batch_size(side, side, False, settings)
         pictures = [Picture(pixels) for pixels in crops(side, size)]
         codec.encode(pictures[:1], settings)
         single = processor(lambda pictures=pictures: [codec.encode([one], settings) for one in pictures]) / size

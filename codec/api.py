@@ -277,7 +277,6 @@ def _batches(pictures: Sequence[Picture], settings: Settings, cuda: bool) -> lis
         groups.setdefault(batch_key(picture), []).append(i)
     found = []
     for (height, width, _), group in groups.items():
-        alone = needs_tiles(height, width) or settings.time_limit is not None or not (cuda or settings.refines)
-        most = 1 if alone else batch_size(height, width, cuda)
+        most = batch_size(height, width, cuda, settings)
         found += [group[first : first + most] for first in range(0, len(group), most)]
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .networks.architecture import padded_size
 from .picture import Picture
+from .settings import Settings
+from .targets import has_target
 
 _CUDA_IMAGES = 4
 _CUDA_PIXELS = 2**20  # of a picture: larger ones are refined in tiles, one by one
@@ -17,8 +19,13 @@ def batch_key(picture: Picture) -> tuple[int, int, bool]:
     return *padded_size(height, width), picture.grey
 
 
-def batch_size(height: int, width: int, cuda: bool) -> int:
-    """Images of a padded size to refine as one batch: as many as make it quicker for each (benchmarks/batch.py)."""
+def batch_size(height: int, width: int, cuda: bool, settings: Settings) -> int:
+    """Images of a padded size to encode as one batch: as many as make it quicker for each (benchmarks/batch.py).
+
+    One where there is nothing to gain, or with a time limit or target.
+    """
+    if settings.time_limit is not None or has_target(settings) or not (cuda or settings.refines):
+        return 1
     if cuda:
         return _CUDA_IMAGES if height * width <= _CUDA_PIXELS else 1
     return max(1, min(_CPU_IMAGES, _CPU_PIXELS // (height * width)))

@@ -13,7 +13,6 @@ import click
 
 from ..batching import batch_key, batch_size
 from ..settings import LADDER, Settings
-from ..targets import has_target
 from . import batch, encoder_options, engines, files, options, output, processes, storage, urls
 from .batch import Outcome
 from .engines import Engine
@@ -153,20 +152,12 @@ def encode_files(tasks: list[Task], job: Job, step: Callable[[Any], None] | None
             continue
         key = batch_key(read.picture)
         pending.setdefault(key, []).append(read)
-        if len(pending[key]) >= _batch_size(codec, key, job.settings):
+        if len(pending[key]) >= batch_size(*key[:2], codec.device.type == "cuda", job.settings):
             yield from _encode(codec, pending.pop(key), job, step)
         elif sum(map(len, pending.values())) == PENDING:
             yield from _encode(codec, pending.pop(next(iter(pending))), job, step)
     for inputs in pending.values():
         yield from _encode(codec, inputs, job, step)
-
-
-def _batch_size(codec: Codec, key: tuple[int, int, bool], settings: Settings) -> int:
-    """Pictures that are encoded together: one where nothing is gained, or with a time limit or target."""
-    if settings.time_limit is not None or has_target(settings):
-        return 1
-    cuda = codec.device.type == "cuda"
-    return batch_size(*key[:2], cuda) if cuda or settings.refines else 1
 
 
 def _encode(
