@@ -7,7 +7,7 @@ Sources: SGA+ is Perugachi-Diaz et al. 2024 (arXiv 2401.17789), SGA is Yang et a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .rounding import METHODS
 
@@ -28,6 +28,10 @@ DEFAULT_TAU_OF = {
     ("linear", 2): (0.7, 0.2),
     ("ssl", 3): (0.5, 0.1),
 }
+EXPECTED = ("ssl", 2)  # method and classes for which the default uses expected bits (`Annealing.variance`)
+EXPECTED_TAU = (0.8, 0.3)
+EXPECTED_VARIANCE = (0.5, 1.0)
+EXPECTED_NOISE = 0.5
 DEFAULT_LR = 0.02
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
@@ -62,6 +66,11 @@ class Annealing:
         `constant` or `cosine`.
     z_part : float
         Part of the steps that refine y and z; then z is rounded, and the remaining steps refine y only.
+    noise : float
+        Factor of the noise of the rounding of y.
+    variance : pair of float, optional
+        The bits of y are expected values over its two classes, and this part of the variance of the rounding, in the
+        first and in the last step, is added to the squared error. None: the bits are those of the relaxed y.
     """
 
     schedule: str = "exp"
@@ -71,6 +80,8 @@ class Annealing:
     lr: float = 5e-3
     lr_schedule: str = "constant"
     z_part: float = 1.0
+    noise: float = 1.0
+    variance: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _check_name("schedule", self.schedule, SCHEDULES)
@@ -101,14 +112,21 @@ class Annealing:
         return _PUBLISHED.get(method, cls())
 
     @classmethod
-    def default(cls, method: str, steps: int, classes: int = 2) -> "Annealing":
-        """The default settings for a rounding method and a number of steps: schedule `cold`."""
+    def default(cls, method: str, steps: int, classes: int = 2, expected: bool = True) -> "Annealing":
+        """The default settings for a rounding method and a number of steps: schedule `cold`.
+
+        `expected`: whether bits may be expected values, with the methods of which they are.
+        """
         _check_name("method", method, METHODS)
         _check_steps(steps)
         lr = DEFAULT_LR * math.sqrt(DEFAULT_LR_STEPS / max(steps, 1))
         lr = min(DEFAULT_LR_MAX_OF.get(method, DEFAULT_LR_MAX), max(DEFAULT_LR_MIN, lr))
         tau_max, tau_end = DEFAULT_TAU_OF.get((method, classes), DEFAULT_TAU)
-        return cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine", z_part=DEFAULT_Z_PART)
+        found = cls("cold", tau_max=tau_max, tau_end=tau_end, lr=lr, lr_schedule="cosine", z_part=DEFAULT_Z_PART)
+        if not expected or (method, classes) != EXPECTED:
+            return found
+        tau_max, tau_end = EXPECTED_TAU
+        return replace(found, tau_max=tau_max, tau_end=tau_end, noise=EXPECTED_NOISE, variance=EXPECTED_VARIANCE)
 
     @property
     def noise_period(self) -> int:
@@ -125,6 +143,11 @@ class Annealing:
             temperature(self.schedule, t, steps, tau_max=self.tau_max, rate=self.rate, tau_end=self.tau_end)
             for t in range(_check_steps(steps))
         ]
+
+    def variances(self, steps: int) -> list[float]:
+        """The part of the variance of the rounding in steps 0 … steps − 1, linear; 0 without `variance`."""
+        first, last = self.variance or (0.0, 0.0)
+        return [last + (first - last) * (1 - t / max(1, steps - 1)) for t in range(_check_steps(steps))]
 
     def learning_rates(self, steps: int) -> list[float]:
         """Learning rate of steps 0 … steps − 1."""

@@ -217,7 +217,7 @@ class Settings:
     def annealing(self, steps: int) -> Annealing:
         """Temperature and learning rate for an annealing of `steps` steps."""
         if self.schedule in (None, "cold"):
-            annealing = Annealing.default(self.method, steps, self.rounding_classes)
+            annealing = Annealing.default(self.method, steps, self.rounding_classes, self.metric == "mse")
             if self.rate is not None:
                 raise ValueError("rate belongs to the schedules exp and sga")
         else:

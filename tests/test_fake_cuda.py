@@ -69,7 +69,7 @@ def apply(function: type[torch.autograd.Function], *given: Any) -> Any:
     return out
 
 
-def grad(loss: Tensor, inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def grad(loss: Tensor, inputs: Tensor | tuple[Tensor, ...], retain_graph: bool = False) -> tuple[Tensor, ...]:
     assert (loss.shape, loss.device) == ((), CUDA)
     return tuple(torch.empty_like(v) for v in ((inputs,) if isinstance(inputs, Tensor) else inputs))
 

@@ -33,7 +33,7 @@ def problem(lite_level: LevelModel, photograph: np.ndarray) -> Problem:
 
 @pytest.fixture(scope="module")
 def annealed(lite_level: LevelModel, problem: Problem) -> Candidate:
-    (candidate,), _ = refine(lite_level, [problem], [problem.start()], Settings(steps=60, rounds=0))
+    (candidate,), _ = refine(lite_level, [problem], [problem.start()], Settings(steps=60, rounds=0, schedule="exp"))
     return candidate
 
 
@@ -103,7 +103,7 @@ def test_gradient_and_curvature_predict_the_squared_error(
         bends.append(float(curvature[0, channel, row, column]) / (up + down - 2 * middle))
     assert np.corrcoef(np.array(slopes).T)[0, 1] > 0.93
     assert np.mean(np.log(bends)) == pytest.approx(0, abs=0.25)
-    assert np.std(np.log(bends)) < 0.55  # Hutchinson's estimate with two vectors
+    assert np.std(np.log(bends)) < 0.6  # Hutchinson's estimate with two vectors
 
 
 def test_the_pass_lowers_the_true_loss(lite_level: LevelModel, problem: Problem, annealed: Candidate) -> None:

@@ -97,6 +97,41 @@ def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> N
         torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("log_scale", [True, False])
+@pytest.mark.parametrize("how", [rounding("ssl"), rounding("danneal"), rounding("noise")], ids=name)
+def test_the_fused_expected_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> None:
+    """Guards against a gradient of the expected bits, or of the variance, that is not that of the loss."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (2, 15, 9, 160)  # more than one block
+    y = 3 * torch.randn(shape, generator=generator)
+    parameters = torch.randn(*shape[:3], 320, generator=generator)
+    parameters[..., :160].mul_(1.5).sub_(0 if log_scale else 0.3)
+    noise = sample_noise(shape, how, generator=generator)
+    variance = 20 * torch.rand(160, generator=generator)
+    towards, weight = torch.randn(shape, generator=generator), torch.tensor([0.3, 0.01])
+
+    def fused(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return coded_latents(y, parameters, Relaxation(0.6, how, noise, None, variance), log_scale)
+
+    def plain(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scale, mu = parameters.chunk(2, 3)
+        sigma = (torch.exp(scale) if log_scale else scale).clamp(min=SCALE_BOUND)
+        v = relax(y - mu, 0.6, how, noise=noise)
+        low = v.detach().floor()
+        p = v - low
+        bits = (1 - p) * gaussian_bits(low, sigma) + p * gaussian_bits(low + 1, sigma)
+        return v + mu, (bits + 0.5 * variance * p * (1 - p)).sum(dim=(1, 2, 3))
+
+    results = []
+    for function in (fused, plain):
+        y_, parameters_ = y.clone().requires_grad_(), parameters.clone().requires_grad_()
+        y_hat, bits = function(y_, parameters_)
+        loss = (y_hat * towards).sum() + (bits * weight).sum()
+        results.append((y_hat, bits, *torch.autograd.grad(loss, (y_, parameters_))))
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).norm() < 1e-3 * expected.norm()  # both derivatives exist where v̂ is an integer
+
+
 def test_the_bits_of_y_have_the_same_gradient_where_the_parameters_are_constant() -> None:
     """Guards against another gradient of y after z has been rounded, when the entropy parameters need none."""
     generator = torch.Generator().manual_seed(4)

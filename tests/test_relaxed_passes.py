@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -38,6 +38,7 @@ class Case:
     active: Tensor | None
     towards: Tensor
     weight: Tensor
+    variance: Tensor | None = None
 
     @property
     def log_scale(self) -> bool:
@@ -84,7 +85,8 @@ def of_autograd(case: Case) -> Results:
 
     def code(current: ContextPass) -> Tensor:
         noise, active = own(case.noise, current), own(case.active, current)
-        how = Relaxation(TAU, case.how, noise, active)
+        variance = None if case.variance is None else case.variance[current.channels]
+        how = Relaxation(TAU, case.how, noise, active, variance)
         found = coded_latents(sources[len(parts)], current.parameters, how, case.log_scale)
         parts.append(found[0])
         bits.append(found[1])
@@ -110,7 +112,7 @@ def in_closed_form(case: Case, bf16: bool = False) -> Results:
     y, features = case.y.clone().requires_grad_(), case.features.clone().requires_grad_()
     parameters, mixed = context.parameters(features.bfloat16() if bf16 else features)
     noise = in_rows(context, case.noise)
-    how = Relaxation(TAU, case.how, noise, case.active)
+    how = Relaxation(TAU, case.how, noise, case.active, case.variance)
     found = relaxed_passes(y, parameters, mixed, context, None, how, case.log_scale)
     return case.results(*found, y, features)
 
@@ -127,6 +129,15 @@ def test_values_and_gradients_are_those_of_autograd(
 ) -> None:
     """Guards against a gradient that leaves out, or counts twice, a way from a latent to the bits of later ones."""
     case = case_of(contexts[kind].at(1), how, active)
+    for ours, expected in zip(in_closed_form(case), of_autograd(case), strict=True):
+        assert distance(ours, expected) < 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expected_bits_and_gradients_are_those_of_autograd(contexts: dict[str, Model], kind: str) -> None:
+    """Guards against the variance of another channel, or against expected bits without their gradient by σ."""
+    case = case_of(contexts[kind].at(1), rounding("ssl"))
+    case = replace(case, variance=torch.linspace(0, 9, case.y.shape[-1]))
     for ours, expected in zip(in_closed_form(case), of_autograd(case), strict=True):
         assert distance(ours, expected) < 1e-3
 

@@ -27,7 +27,7 @@ from ..memory import release_free_memory
 from ..models.level import LevelModel
 from .aim import Aim
 from .fused import weighted_squares
-from .objective import Batch, synthesize
+from .objective import Batch, squared_jacobian, synthesize
 from .problem import Candidate, Problem
 from .steps import prepare
 from .symbols import Coded, symbol_coder
@@ -196,19 +196,9 @@ class _Loss:
         Random signs times the transposed Jacobian have that norm as their mean square (Hutchinson's estimator). The
         variance is reduced by a rank-one model: a factor of the channel times a factor of the position.
         """
-        with torch.enable_grad():
-            y_hat = y_hat.detach().requires_grad_()
-            x_hat = self.synthesize(y_hat)
-        squares = torch.zeros_like(y_hat)
-        for seed in range(_PROBES):
-            signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-            probe = (2 * signs - 1).to(x_hat) * self.weight.sqrt()
-            with torch.enable_grad():
-                projection = (x_hat * probe).sum()  # `grad_outputs` in place of it would import sympy
-            (product,) = torch.autograd.grad(projection, y_hat, retain_graph=seed < _PROBES - 1)
-            squares += product.square_()
+        squares = squared_jacobian(self.level, self.batch, y_hat.permute(0, 2, 3, 1), _PROBES).permute(0, 3, 1, 2)
         channel, position = squares.mean(dim=(2, 3), keepdim=True), squares.mean(dim=1, keepdim=True)
-        return (2 / _PROBES) * channel * position / squares.mean().clamp(min=1e-30)
+        return 2 * channel * position / squares.mean().clamp(min=1e-30)
 
     def best_moves(self, found: _Found, curvature: Tensor, lmbda: float) -> Tensor:
         """The change of each symbol, −1, 0 or 1; at each position only the channel that gains most may change."""

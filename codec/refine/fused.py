@@ -37,12 +37,16 @@ class Relaxation:
         As `noise.sample_noise` returns it for the latents (B, h, w, M); None where the method has none.
     active : Tensor (1, h, w, 1) bool, optional
         Where latents are relaxed; elsewhere they are rounded. None: everywhere.
+    variance : Tensor (M,) float32, optional
+        Second derivative of the squared error by each channel, in bits, as far as the variance of the rounding counts.
+        Bits are expected values then (`expected_derivatives`). None: the bits of v̂.
     """
 
     tau: float | Tensor
     rounding: Rounding
     noise: Tensor | None = None
     active: Tensor | None = None
+    variance: Tensor | None = None
 
     def flat(self, shape: Sequence[int]) -> Relaxation:
         """That of the rows (n, M) of latents of a shape (B, h, w, M): noise (…, n, M), active (n, 1)."""
@@ -59,6 +63,7 @@ class Relaxation:
             self,
             noise=None if self.noise is None else self.noise[..., rows, channels],
             active=None if self.active is None else self.active[rows],
+            variance=None if self.variance is None else self.variance[channels],
         )
 
     def relax(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +110,8 @@ class _CodedLatents(torch.autograd.Function):
             scale, mu = flat_parameters[part].split(M, dim=1)
             value, slope[part] = flat.part(part).relax(flat_y[part] - mu)
             torch.add(value, mu, out=y_hat[part])
-            gaussian_derivatives(
-                value, scale, log_scale, bits[part], by_v[part], None if by_scale is None else by_scale[part]
-            )
+            into = bits[part], by_v[part], None if by_scale is None else by_scale[part]
+            _derivatives(value, scale, log_scale, relaxation.variance, *into)
         ctx.save_for_backward(slope, by_v, by_scale)
         return y_hat.view(y.shape), bits.view(y.shape[0], -1).sum(dim=1)
 
@@ -142,11 +146,16 @@ def relaxed_into(value: Tensor, v: Tensor, relaxation: Relaxation) -> Tensor:
     return slope
 
 
-def rate_of(value: Tensor, scale: Tensor, log_scale: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Bits (n,) of relaxed v̂ (n, M), and their derivatives by v̂ and by the scale (n, M), in blocks."""
+def rate_of(
+    value: Tensor, scale: Tensor, log_scale: bool, variance: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits (n,) of relaxed v̂ (n, M), and their derivatives by v̂ and by the scale (n, M), in blocks.
+
+    `variance` is that of `Relaxation`.
+    """
     by_v, by_scale, bits = torch.empty_like(value), torch.empty_like(value), value.new_empty(len(value))
     for part in _blocks(value):
-        gaussian_derivatives(value[part], scale[part], log_scale, bits[part], by_v[part], by_scale[part])
+        _derivatives(value[part], scale[part], log_scale, variance, bits[part], by_v[part], by_scale[part])
     return bits, by_v, by_scale
 
 
@@ -155,6 +164,64 @@ def _blocks(v: Tensor) -> list[slice]:
     n, C = v.shape
     rows = max(1, block_size() // C) if v.device.type == "cpu" else n
     return [slice(top, top + rows) for top in range(0, n, rows)]
+
+
+def _derivatives(
+    value: Tensor,
+    scale: Tensor,
+    log_scale: bool,
+    variance: Tensor | None,
+    bits: Tensor,
+    by_v: Tensor,
+    by_scale: Tensor | None,
+) -> None:
+    if variance is None:
+        gaussian_derivatives(value, scale, log_scale, bits, by_v, by_scale)
+    else:
+        expected_derivatives(value, scale, log_scale, variance, bits, by_v, by_scale)
+
+
+def expected_derivatives(
+    value: Tensor,
+    scale: Tensor,
+    log_scale: bool,
+    variance: Tensor,
+    bits: Tensor,
+    by_v: Tensor,
+    by_scale: Tensor | None,
+) -> None:
+    """As `gaussian_derivatives`, for v̂ that stands for the integers k and k + 1 around it, k + 1 with p = v̂ − k.
+
+    The expected bits are (1 − p)·b(k) + p·b(k + 1), where b are the bits of an integer. Added to them is the variance
+    of the rounding in the squared error, ½·variance·p·(1 − p), with its second derivative `variance` (M,). All
+    arguments are (n, M) otherwise; a σ below its bound has no gradient.
+    """
+    sigma = torch.exp(scale) if log_scale else scale
+    inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
+    p = value.abs()
+    near = p.floor()  # the smaller integer in magnitude
+    p -= near
+    edges = [(0.5 - near).mul_(inverse)]  # of the intervals of both integers, (½ − k)/σ and so on
+    edges += [edges[0] - inverse]
+    edges += [edges[1] - inverse]
+    tails = [torch.special.erfc(edge * -math.sqrt(0.5)) for edge in edges]
+    masses = [(tails[i] - tails[i + 1]).mul_(0.5).clamp_(min=LIKELIHOOD_BOUND) for i in range(2)]
+    first, second = (mass.log2().neg_() for mass in masses)
+    rest = 1 - p
+    step = second - first
+    total = torch.addcmul(first, p, step)
+    torch.sum(total.addcmul_(p * rest, variance, value=0.5), dim=1, out=bits)
+    torch.addcmul(step, (rest - p).mul_(0.5), variance, out=by_v)  # by the magnitude of v̂
+    torch.where(value < 0, -by_v, by_v, out=by_v)
+    if by_scale is None:
+        return
+    slopes = [edge.square().mul_(-0.5).exp_().mul_(edge) for edge in edges]
+    torch.div((slopes[0] - slopes[1]).mul_(rest), masses[0], out=by_scale)
+    by_scale.add_((slopes[1] - slopes[2]).mul_(p).div_(masses[1]))
+    by_scale.mul_(inverse).mul_(1 / (math.log(2) * math.sqrt(2 * math.pi)))
+    _threshold_backward(by_scale, sigma, _BELOW_BOUND, grad_input=by_scale)
+    if log_scale:
+        by_scale.mul_(sigma)
 
 
 def gaussian_derivatives(

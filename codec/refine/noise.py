@@ -59,13 +59,18 @@ class NoiseSequence:
     An element's uniform numbers of successive steps are u, u + α, u + 2α, … modulo 1 with an irrational α (a Kronecker
     sequence). They cover [0, 1) more evenly than independent numbers, so that the mean of a few gradients has less
     variance. u is drawn anew every `period` steps, since the differences between elements are constant until then; with
-    a period of 1 the noise of all steps is independent.
+    a period of 1 the noise of all steps is independent. `scale` is a factor of the noise.
     """
 
     def __init__(
-        self, shape: Sequence[int], rounding: Rounding, period: int, device: torch.device | str | None = None
+        self,
+        shape: Sequence[int],
+        rounding: Rounding,
+        period: int,
+        device: torch.device | str | None = None,
+        scale: float = 1.0,
     ) -> None:
-        self.rounding, self.period = rounding, period
+        self.rounding, self.period, self.scale = rounding, period, scale
         self.prepared = 0  # steps
         self.uniform = torch.zeros(_size(shape, rounding), device=device) if rounding.stochastic else None
 
@@ -76,7 +81,7 @@ class NoiseSequence:
         self.prepared += 1
 
     def next(self) -> Tensor | None:
-        """The noise of the next step, as `sample_noise` returns it."""
+        """The noise of the next step, as `sample_noise` returns it, times `scale`."""
         if self.uniform is None:
             return None
         if self.rounding.classes == 3:
@@ -84,4 +89,5 @@ class NoiseSequence:
             self.uniform[1].add_(_PLASTIC**2)
         else:
             self.uniform.add_(_GOLDEN)
-        return _noise_of(self.uniform.frac_(), self.rounding)
+        noise = _noise_of(self.uniform.frac_(), self.rounding)
+        return noise if self.scale == 1 else noise.mul_(self.scale)

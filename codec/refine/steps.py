@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from ..annealing import Annealing
 from ..device import reduced_precision
 from ..models.level import LevelModel
 from ..rounding import Rounding
@@ -25,7 +26,14 @@ from .context import group_inputs
 from .frozen_context import FrozenContext
 from .layers import replace_layers, subpixel
 from .noise import NoiseSequence
-from .objective import Batch, EntropyParameters, frozen_context, relaxed_loss, relaxed_parameters
+from .objective import (
+    Batch,
+    EntropyParameters,
+    frozen_context,
+    relaxed_loss,
+    relaxed_parameters,
+    rounding_variance,
+)
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +125,20 @@ def _eager(
     first: int,
 ) -> Callable[[], Tensor]:
     rounding, annealing = settings.rounding(), settings.annealing(max(1, steps))
-    settings_of_steps = zip(annealing.temperatures(steps), annealing.learning_rates(steps), strict=True)
-    schedule = itertools.islice(enumerate(settings_of_steps), first, None)
+    of_steps = (annealing.temperatures(steps), annealing.learning_rates(steps), annealing.variances(steps))
+    schedule = itertools.islice(enumerate(zip(*of_steps, strict=True)), first, None)
     steps_of_z = annealing.steps_of_z(steps)
     generator = torch.Generator(device=level.device).manual_seed(settings.seed)
-    noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, level.device) for v in (y, z))
+    noise_y, noise_z = _noise_sequences(y, z, rounding, annealing)
     bf16 = reduced_precision(level.device)
     context = frozen_context(level, bf16)
     descend = _adam((y, z))
+    variance = None if annealing.variance is None else rounding_variance(level, batch, y, bf16)
     given: EntropyParameters
 
     def step() -> Tensor:
         nonlocal given
-        done, (tau, rate) = next(schedule)
+        done, (tau, rate, part) = next(schedule)
         noise_y.prepare(generator)
         noise_z.prepare(generator)
         if done < steps_of_z:
@@ -138,11 +147,22 @@ def _eager(
             given = freeze_z(level, batch, z, bf16, context)
             if given.context is not None and given.mixed is not None:
                 given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
-        loss = relaxed_loss(level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16)
+        loss = relaxed_loss(
+            level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16,
+            None if variance is None else variance * part,
+        )  # fmt: skip
         descend(_gradients(loss, y, z if done < steps_of_z else None), rate)
         return loss.detach()
 
     return step
+
+
+def _noise_sequences(
+    y: Tensor, z: Tensor, rounding: Rounding, annealing: Annealing
+) -> tuple[NoiseSequence, NoiseSequence]:
+    period = annealing.noise_period
+    of_y = NoiseSequence(y.shape, rounding, period, y.device, annealing.noise)
+    return of_y, NoiseSequence(z.shape, rounding, period, z.device)
 
 
 def _adam(latents: tuple[Tensor, Tensor]) -> Callable[[tuple[Tensor, Tensor | None], float], None]:
@@ -198,12 +218,14 @@ def _captured(
     padding = 2 * _GRAPH_WARM_UP  # entries for warm-up iterations, whose results are discarded
     temperatures = torch.tensor(annealing.temperatures(steps) + padding * [1.0], device=device)
     rates = torch.tensor(annealing.learning_rates(steps) + padding * [0.0], device=device)
+    parts = torch.tensor(annealing.variances(steps) + padding * [0.0], device=device)
+    variance = None if annealing.variance is None else rounding_variance(level, batch, y, True)
     count = torch.zeros(1, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
     relaxed = torch.zeros_like(batch.scale)
     generator = torch.Generator(device).manual_seed(settings.seed)
-    noise_y, noise_z = (NoiseSequence(v.shape, rounding, annealing.noise_period, device) for v in (y, z))
+    noise_y, noise_z = _noise_sequences(y, z, rounding, annealing)
     optimizer = torch.optim.Adam([y, z], lr=rate, fused=True, capturable=True)
     context = frozen_context(level, bf16=True)
     frozen = freeze_z(level, batch, z.detach().clone(), True, context)  # its tensors are read by the second graph
@@ -217,8 +239,9 @@ def _captured(
             else:
                 given = relaxed_parameters(level, batch, z, tau, rounding, noise_z.next(), True, context)
             loss = relaxed_loss(
-                level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16=True
-            )
+                level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, True,
+                None if variance is None else variance * parts[count],
+            )  # fmt: skip
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
         relaxed.copy_(loss.detach())
