@@ -28,7 +28,7 @@ DEFAULT_TAU_OF = {
     ("linear", 2): (0.7, 0.2),
     ("ssl", 3): (0.5, 0.1),
 }
-EXPECTED = ("ssl", 2)  # method and classes for which the default uses expected bits (`Annealing.variance`)
+EXPECTED = ("ssl", 2)  # method and classes whose bits are expected values by default (`Annealing.variance`), with:
 EXPECTED_TAU = (0.8, 0.3)
 EXPECTED_VARIANCE = (0.5, 1.0)
 EXPECTED_NOISE = 0.5
@@ -115,7 +115,7 @@ class Annealing:
     def default(cls, method: str, steps: int, classes: int = 2, expected: bool = True) -> "Annealing":
         """The default settings for a rounding method and a number of steps: schedule `cold`.
 
-        `expected`: whether bits may be expected values, with the methods of which they are.
+        If `expected`, the bits of the method `EXPECTED` are expected values.
         """
         _check_name("method", method, METHODS)
         _check_steps(steps)
@@ -145,9 +145,9 @@ class Annealing:
         ]
 
     def variances(self, steps: int) -> list[float]:
-        """The part of the variance of the rounding in steps 0 … steps − 1, linear; 0 without `variance`."""
+        """The part of the variance of the rounding in steps 0 … steps − 1, linear; a single step has the last one."""
         first, last = self.variance or (0.0, 0.0)
-        return [last + (first - last) * (1 - t / max(1, steps - 1)) for t in range(_check_steps(steps))]
+        return [last + (first - last) * (steps - 1 - t) / max(1, steps - 1) for t in range(_check_steps(steps))]
 
     def learning_rates(self, steps: int) -> list[float]:
         """Learning rate of steps 0 … steps − 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from sgacodec.picture import Picture
 from sgacodec.refine import steps
 from sgacodec.refine.fused import Relaxation, coded_latents, weighted_squares
 from sgacodec.refine.noise import sample_noise
-from sgacodec.refine.objective import Batch, relaxed_loss, relaxed_parameters
+from sgacodec.refine.objective import Batch, channel_curvature, relaxed_loss, relaxed_parameters
 from sgacodec.refine.problem import Problem
 from sgacodec.refine.relaxations import relax
 from sgacodec.rounding import METHODS, THREE_CLASS_METHODS, Rounding, rounding
@@ -64,6 +65,17 @@ def loss_of(
 # ------------------------------------------------------------------------------------------------ fused functions
 
 
+def with_gradients(
+    rate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], y: Tensor, parameters: Tensor
+) -> tuple[Tensor, ...]:
+    """ŷ and bits (2,) of `rate`, and the gradients of a weighted sum of them by y and parameters."""
+    towards, weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)), torch.tensor([0.3, 0.01])
+    y, parameters = y.clone().requires_grad_(), parameters.clone().requires_grad_()
+    y_hat, bits = rate(y, parameters)
+    loss = (y_hat * towards).sum() + (bits * weight).sum()
+    return y_hat, bits, *torch.autograd.grad(loss, (y, parameters))
+
+
 @pytest.mark.parametrize("log_scale", [True, False])
 @pytest.mark.parametrize("how", ROUNDINGS, ids=name)
 def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> None:
@@ -75,7 +87,6 @@ def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> N
     parameters[..., :160].mul_(1.5).sub_(0 if log_scale else 0.3)  # some scales are below the bound
     noise = sample_noise(shape, how, generator=generator)
     active = torch.rand(1, 15, 9, 1, generator=generator) < 0.7
-    towards, weight = torch.randn(shape, generator=generator), torch.tensor([0.3, 0.01])
 
     def fused(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return coded_latents(y, parameters, Relaxation(0.6, how, noise, active), log_scale)
@@ -87,12 +98,7 @@ def test_the_fused_rate_is_that_of_autograd(how: Rounding, log_scale: bool) -> N
         v = torch.where(active, relax(v, 0.6, how, noise=noise), torch.round(v))
         return v + mu, gaussian_bits(v, sigma).sum(dim=(1, 2, 3))
 
-    results = []
-    for function in (fused, plain):
-        y_, parameters_ = y.clone().requires_grad_(), parameters.clone().requires_grad_()
-        y_hat, bits = function(y_, parameters_)
-        loss = (y_hat * towards).sum() + (bits * weight).sum()
-        results.append((y_hat, bits, *torch.autograd.grad(loss, (y_, parameters_))))
+    results = (with_gradients(function, y, parameters) for function in (fused, plain))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
 
@@ -107,11 +113,10 @@ def test_the_fused_expected_rate_is_that_of_autograd(how: Rounding, log_scale: b
     parameters = torch.randn(*shape[:3], 320, generator=generator)
     parameters[..., :160].mul_(1.5).sub_(0 if log_scale else 0.3)
     noise = sample_noise(shape, how, generator=generator)
-    variance = 20 * torch.rand(160, generator=generator)
-    towards, weight = torch.randn(shape, generator=generator), torch.tensor([0.3, 0.01])
+    curvature = 20 * torch.rand(160, generator=generator)
 
     def fused(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return coded_latents(y, parameters, Relaxation(0.6, how, noise, None, variance), log_scale)
+        return coded_latents(y, parameters, Relaxation(0.6, how, noise, None, curvature), log_scale)
 
     def plain(y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         scale, mu = parameters.chunk(2, 3)
@@ -120,16 +125,27 @@ def test_the_fused_expected_rate_is_that_of_autograd(how: Rounding, log_scale: b
         low = v.detach().floor()
         p = v - low
         bits = (1 - p) * gaussian_bits(low, sigma) + p * gaussian_bits(low + 1, sigma)
-        return v + mu, (bits + 0.5 * variance * p * (1 - p)).sum(dim=(1, 2, 3))
+        return v + mu, (bits + 0.5 * curvature * p * (1 - p)).sum(dim=(1, 2, 3))
 
-    results = []
-    for function in (fused, plain):
-        y_, parameters_ = y.clone().requires_grad_(), parameters.clone().requires_grad_()
-        y_hat, bits = function(y_, parameters_)
-        loss = (y_hat * towards).sum() + (bits * weight).sum()
-        results.append((y_hat, bits, *torch.autograd.grad(loss, (y_, parameters_))))
+    results = (with_gradients(function, y, parameters) for function in (fused, plain))
     for ours, expected in zip(*results, strict=True):
         assert (ours - expected).norm() < 1e-3 * expected.norm()  # both derivatives exist where v̂ is an integer
+
+
+def test_the_curvature_is_that_of_the_visible_pixels(lite_level: LevelModel, photograph: np.ndarray) -> None:
+    """Guards against a variance of the rounding that counts less where a picture is padded, or refined in tiles."""
+    picture = Picture(np.ascontiguousarray(photograph[:128, :256]))
+    problem = Problem.of(lite_level, picture, None, LMBDA, "mse")
+    batch, y = Batch.of(lite_level, [problem]), problem.start().y.permute(0, 2, 3, 1).contiguous()
+    whole = channel_curvature(lite_level, batch, y, False)
+    weight = batch.weight.clone()
+    weight[..., weight.shape[3] // 2 :] = 0
+    columns = slice(0, weight.shape[3] // 2)
+    left = {k: getattr(batch, k)[..., columns].contiguous() for k in ("x", "weight")}
+    window = slice(None), slice(0, y.shape[2] // 2)
+    for part in (replace(batch, weight=weight), replace(batch, **left, window=window)):
+        half = channel_curvature(lite_level, part, y, False)
+        assert float(half.sum() / whole.sum()) == pytest.approx(1, abs=0.2)
 
 
 def test_the_bits_of_y_have_the_same_gradient_where_the_parameters_are_constant() -> None:

@@ -38,7 +38,7 @@ class Case:
     active: Tensor | None
     towards: Tensor
     weight: Tensor
-    variance: Tensor | None = None
+    curvature: Tensor | None = None
 
     @property
     def log_scale(self) -> bool:
@@ -85,8 +85,8 @@ def of_autograd(case: Case) -> Results:
 
     def code(current: ContextPass) -> Tensor:
         noise, active = own(case.noise, current), own(case.active, current)
-        variance = None if case.variance is None else case.variance[current.channels]
-        how = Relaxation(TAU, case.how, noise, active, variance)
+        curvature = None if case.curvature is None else case.curvature[current.channels]
+        how = Relaxation(TAU, case.how, noise, active, curvature)
         found = coded_latents(sources[len(parts)], current.parameters, how, case.log_scale)
         parts.append(found[0])
         bits.append(found[1])
@@ -112,7 +112,7 @@ def in_closed_form(case: Case, bf16: bool = False) -> Results:
     y, features = case.y.clone().requires_grad_(), case.features.clone().requires_grad_()
     parameters, mixed = context.parameters(features.bfloat16() if bf16 else features)
     noise = in_rows(context, case.noise)
-    how = Relaxation(TAU, case.how, noise, case.active, case.variance)
+    how = Relaxation(TAU, case.how, noise, case.active, case.curvature)
     found = relaxed_passes(y, parameters, mixed, context, None, how, case.log_scale)
     return case.results(*found, y, features)
 
@@ -135,9 +135,9 @@ def test_values_and_gradients_are_those_of_autograd(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_expected_bits_and_gradients_are_those_of_autograd(contexts: dict[str, Model], kind: str) -> None:
-    """Guards against the variance of another channel, or against expected bits without their gradient by σ."""
+    """Guards against the curvature of another channel, or against expected bits without their gradient by σ."""
     case = case_of(contexts[kind].at(1), rounding("ssl"))
-    case = replace(case, variance=torch.linspace(0, 9, case.y.shape[-1]))
+    case = replace(case, curvature=torch.linspace(0, 9, case.y.shape[-1]))
     for ours, expected in zip(in_closed_form(case), of_autograd(case), strict=True):
         assert distance(ours, expected) < 1e-3
 

@@ -22,7 +22,7 @@ def _positive(name: str, metavar: str, help: str) -> Callable[[Any], Any]:
 
 
 _REFINEMENT = (
-    _positive("--tau-max", "T", "Highest temperature.  [default: by method, 1.5 for ssl]"),
+    _positive("--tau-max", "T", "Highest temperature.  [default: by method, 0.8 for ssl]"),
     click.option(
         "--rate",
         metavar="C",

@@ -172,8 +172,8 @@ class _Passes(torch.autograd.Function):
                 slopes.append(slope)
             residuals.append(seen)
             ctx.saved.append(_Saved(seen=seen, past=past, near=near, hidden=hidden, slope=slopes))
-        variance = None if relaxation is None else relaxation.variance
-        bits, by_v, by_scale = rate_of(value, scale, log_scale, variance)
+        curvature = None if relaxation is None else relaxation.curvature
+        bits, by_v, by_scale = rate_of(value, scale, log_scale, curvature)
         ctx.context, ctx.tables, ctx.rate = context, tables, (by_v if flat else by_v.zero_(), by_scale)
         ctx.mark_non_differentiable(scale)
         y_hat = y_hat.index_select(0, tables.inverse).view(y.shape)

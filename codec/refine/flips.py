@@ -37,7 +37,6 @@ _SHARE = 0.4  # with a context model, the share of the predicted changes that a 
 _LATER = 0.5  # weight of the gradient of later bits, which overestimates the effect of a change by one
 _INTEGRAL, _PROPORTIONAL = 2.0, 6.0  # with an aim: gains of the control of log λ by the excess
 _LANDING = 16  # with an aim: further rounds until it is met
-_PROBES = 2  # random vectors of the curvature estimate
 
 
 @torch.no_grad()
@@ -192,11 +191,10 @@ class _Loss:
     def curvature(self, y_hat: Tensor) -> Tensor:
         """Estimate of the second derivative of the squared error by each symbol.
 
-        With the Gauss-Newton approximation it is twice the squared norm of a column of the Jacobian ∂x̂/∂ŷ, weighted.
-        Random signs times the transposed Jacobian have that norm as their mean square (Hutchinson's estimator). The
-        variance is reduced by a rank-one model: a factor of the channel times a factor of the position.
+        The variance of `squared_jacobian` is reduced by a rank-one model: a factor of the channel times one of the
+        position.
         """
-        squares = squared_jacobian(self.level, self.batch, y_hat.permute(0, 2, 3, 1), _PROBES).permute(0, 3, 1, 2)
+        squares = squared_jacobian(self.level, self.batch, y_hat.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         channel, position = squares.mean(dim=(2, 3), keepdim=True), squares.mean(dim=1, keepdim=True)
         return 2 * channel * position / squares.mean().clamp(min=1e-30)
 

@@ -37,16 +37,16 @@ class Relaxation:
         As `noise.sample_noise` returns it for the latents (B, h, w, M); None where the method has none.
     active : Tensor (1, h, w, 1) bool, optional
         Where latents are relaxed; elsewhere they are rounded. None: everywhere.
-    variance : Tensor (M,) float32, optional
-        Second derivative of the squared error by each channel, in bits, as far as the variance of the rounding counts.
-        Bits are expected values then (`expected_derivatives`). None: the bits of v̂.
+    curvature : Tensor (M,) float32, optional
+        Second derivative of the distortion by each channel, in bits. The rate is that of `expected_derivatives` then;
+        None: the bits of v̂.
     """
 
     tau: float | Tensor
     rounding: Rounding
     noise: Tensor | None = None
     active: Tensor | None = None
-    variance: Tensor | None = None
+    curvature: Tensor | None = None
 
     def flat(self, shape: Sequence[int]) -> Relaxation:
         """That of the rows (n, M) of latents of a shape (B, h, w, M): noise (…, n, M), active (n, 1)."""
@@ -63,7 +63,7 @@ class Relaxation:
             self,
             noise=None if self.noise is None else self.noise[..., rows, channels],
             active=None if self.active is None else self.active[rows],
-            variance=None if self.variance is None else self.variance[channels],
+            curvature=None if self.curvature is None else self.curvature[channels],
         )
 
     def relax(self, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ class _CodedLatents(torch.autograd.Function):
             value, slope[part] = flat.part(part).relax(flat_y[part] - mu)
             torch.add(value, mu, out=y_hat[part])
             into = bits[part], by_v[part], None if by_scale is None else by_scale[part]
-            _derivatives(value, scale, log_scale, relaxation.variance, *into)
+            _derivatives(value, scale, log_scale, relaxation.curvature, *into)
         ctx.save_for_backward(slope, by_v, by_scale)
         return y_hat.view(y.shape), bits.view(y.shape[0], -1).sum(dim=1)
 
@@ -147,15 +147,15 @@ def relaxed_into(value: Tensor, v: Tensor, relaxation: Relaxation) -> Tensor:
 
 
 def rate_of(
-    value: Tensor, scale: Tensor, log_scale: bool, variance: Tensor | None = None
+    value: Tensor, scale: Tensor, log_scale: bool, curvature: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bits (n,) of relaxed v̂ (n, M), and their derivatives by v̂ and by the scale (n, M), in blocks.
 
-    `variance` is that of `Relaxation`.
+    `curvature` is that of `Relaxation`.
     """
     by_v, by_scale, bits = torch.empty_like(value), torch.empty_like(value), value.new_empty(len(value))
     for part in _blocks(value):
-        _derivatives(value[part], scale[part], log_scale, variance, bits[part], by_v[part], by_scale[part])
+        _derivatives(value[part], scale[part], log_scale, curvature, bits[part], by_v[part], by_scale[part])
     return bits, by_v, by_scale
 
 
@@ -170,49 +170,45 @@ def _derivatives(
     value: Tensor,
     scale: Tensor,
     log_scale: bool,
-    variance: Tensor | None,
+    curvature: Tensor | None,
     bits: Tensor,
     by_v: Tensor,
     by_scale: Tensor | None,
 ) -> None:
-    if variance is None:
+    if curvature is None:
         gaussian_derivatives(value, scale, log_scale, bits, by_v, by_scale)
     else:
-        expected_derivatives(value, scale, log_scale, variance, bits, by_v, by_scale)
+        expected_derivatives(value, scale, log_scale, curvature, bits, by_v, by_scale)
 
 
 def expected_derivatives(
     value: Tensor,
     scale: Tensor,
     log_scale: bool,
-    variance: Tensor,
+    curvature: Tensor,
     bits: Tensor,
     by_v: Tensor,
     by_scale: Tensor | None,
 ) -> None:
-    """As `gaussian_derivatives`, for v̂ that stands for the integers k and k + 1 around it, k + 1 with p = v̂ − k.
+    """As `gaussian_derivatives`, for v̂ = k + p that stands for the integer k + 1 with probability p and else for k.
 
-    The expected bits are (1 − p)·b(k) + p·b(k + 1), where b are the bits of an integer. Added to them is the variance
-    of the rounding in the squared error, ½·variance·p·(1 − p), with its second derivative `variance` (M,). All
-    arguments are (n, M) otherwise; a σ below its bound has no gradient.
+    The bits are their expected value (1 − p)·b(k) + p·b(k + 1), with b those of an integer, plus ½·curvature·p·(1 − p),
+    the distortion by the variance of the rounding, for `curvature` (M,). A σ below its bound has no gradient.
     """
     sigma = torch.exp(scale) if log_scale else scale
     inverse = sigma.clamp(min=SCALE_BOUND).reciprocal_()
-    p = value.abs()
-    near = p.floor()  # the smaller integer in magnitude
-    p -= near
-    edges = [(0.5 - near).mul_(inverse)]  # of the intervals of both integers, (½ − k)/σ and so on
-    edges += [edges[0] - inverse]
-    edges += [edges[1] - inverse]
+    p = value.abs()  # b is even, so that k is the integer of smaller magnitude here
+    k = p.floor()
+    p -= k
+    upper = (0.5 - k).mul_(inverse)
+    edges = (upper, upper - inverse, upper - 2 * inverse)  # of the intervals of −k and −k − 1, divided by σ
     tails = [torch.special.erfc(edge * -math.sqrt(0.5)) for edge in edges]
     masses = [(tails[i] - tails[i + 1]).mul_(0.5).clamp_(min=LIKELIHOOD_BOUND) for i in range(2)]
     first, second = (mass.log2().neg_() for mass in masses)
-    rest = 1 - p
-    step = second - first
-    total = torch.addcmul(first, p, step)
-    torch.sum(total.addcmul_(p * rest, variance, value=0.5), dim=1, out=bits)
-    torch.addcmul(step, (rest - p).mul_(0.5), variance, out=by_v)  # by the magnitude of v̂
+    rest, step = 1 - p, second - first
+    torch.addcmul(step, rest - p, curvature, value=0.5, out=by_v)
     torch.where(value < 0, -by_v, by_v, out=by_v)
+    torch.sum(first.addcmul_(p, step).addcmul_(p * rest, curvature, value=0.5), dim=1, out=bits)
     if by_scale is None:
         return
     slopes = [edge.square().mul_(-0.5).exp_().mul_(edge) for edge in edges]

@@ -28,6 +28,8 @@ from .noise import sample_noise
 from .problem import MS_SSIM_SCALE, Problem
 from .relaxations import relax
 
+_PROBES = 2  # random vectors of the estimate of the curvature
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -150,7 +152,7 @@ def relaxed_latents(
     tau: float | Tensor,
     rounding: Rounding,
     noise: Tensor | None,
-    variance: Tensor | None = None,
+    curvature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ŷ (B, H/16, W/16, M) and its bits (B,) for softly rounded y; the arguments are as in `relaxed_loss`.
 
@@ -158,7 +160,7 @@ def relaxed_latents(
     """
     if noise is None:
         noise = sample_noise(y.shape, rounding, device=y.device)
-    relaxation = Relaxation(tau, rounding, noise, batch.active_y, variance)
+    relaxation = Relaxation(tau, rounding, noise, batch.active_y, curvature)
     log_scale = level.folded.architecture.scale == "exp"
     if given.context is None or given.mixed is None:
         return coded_latents(y, given.parameters, relaxation, log_scale)
@@ -176,7 +178,7 @@ def relaxed_loss(
     lmbda: float | Tensor,
     metric: str = "mse",
     bf16: bool = False,
-    variance: Tensor | None = None,
+    curvature: Tensor | None = None,
 ) -> Tensor:
     """λ·255²·distortion + bits per pixel of softly rounded latents, (B,).
 
@@ -195,12 +197,12 @@ def relaxed_loss(
         The distortion.
     bf16 : bool
         Run the convolutions in bfloat16; loss and likelihoods stay float32.
-    variance : Tensor (M,) float32, optional
-        `rounding_variance`, times the part of the variance that counts: the bits of y are expected values over its two
-        classes, and λ times the variance of the rounding in the squared error is added. None: the bits of relaxed y.
+    curvature : Tensor (M,) float32, optional
+        `channel_curvature`, times the part of the variance of the rounding that counts: the rate of y is that of
+        `fused.expected_derivatives`. None: the bits of relaxed y.
     """
-    variance = None if variance is None else variance * lmbda
-    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise, variance)
+    curvature = None if curvature is None else curvature * lmbda
+    y_hat, y_bits = relaxed_latents(level, batch, y, given, tau, rounding, noise, curvature)
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
         x_hat = synthesize(level, batch, y_hat)
     if metric == "ms-ssim":
@@ -240,30 +242,35 @@ def synthesize(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     return x_hat
 
 
-def squared_jacobian(level: LevelModel, batch: Batch, y_hat: Tensor, probes: int) -> Tensor:
+def squared_jacobian(level: LevelModel, batch: Batch, y_hat: Tensor) -> Tensor:
     """Estimate of the squared norms of the columns of the Jacobian ∂x̂/∂ŷ, (B, h, w, M), weighted by 255²/3·weight.
 
-    Twice of it is the second derivative of the squared error by each symbol (Gauss-Newton). Random signs times the
-    transposed Jacobian have that norm as their mean square (Hutchinson's estimator, the mean of `probes` vectors).
+    Twice this norm is the second derivative of 255²·(squared error) by the latent, with the Gauss-Newton approximation.
+    Random signs times the transposed Jacobian have it as their mean square (Hutchinson's estimator).
     """
     with torch.enable_grad():
         y_hat = y_hat.detach().requires_grad_()
         x_hat = synthesize(level, batch, y_hat)
     squares = torch.zeros_like(y_hat)
-    for seed in range(probes):
+    for seed in range(_PROBES):
         signs = torch.randint(0, 2, x_hat.shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int8)
         probe = (2 * signs - 1).to(x_hat) * ((255**2 / 3) * batch.weight).sqrt()
         with torch.enable_grad():
             projection = (x_hat * probe).sum()  # `grad_outputs` in place of it would import sympy
-        (product,) = torch.autograd.grad(projection, y_hat, retain_graph=seed < probes - 1)
-        squares.addcmul_(product, product, value=1 / probes)
+        (product,) = torch.autograd.grad(projection, y_hat, retain_graph=seed < _PROBES - 1)
+        squares.addcmul_(product, product, value=1 / _PROBES)
     return squares
 
 
-def rounding_variance(level: LevelModel, batch: Batch, y: Tensor, bf16: bool) -> Tensor:
-    """Second derivative of 255²·(squared error) by each channel of y (B, h, w, M), (M,): `relaxed_loss`'s variance."""
+@torch.no_grad()
+def channel_curvature(level: LevelModel, batch: Batch, y: Tensor, bf16: bool) -> Tensor:
+    """Second derivative of 255²·(squared error) by y (B, h, w, M), mean over the visible pixels: (M,)."""
     with torch.autocast(y.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return 2 * squared_jacobian(level, batch, y, 2).mean(dim=(0, 1, 2))
+        squares = squared_jacobian(level, batch, y)
+    if batch.window is not None:  # the derivatives by other latents are 0
+        rows, cols = batch.window
+        squares = squares[:, rows, cols]
+    return 2 * squares.mean(dim=(0, 1, 2)) / (batch.weight > 0).float().mean().clamp(min=1e-6)
 
 
 def _relaxed_ms_ssim(x_hat: Tensor, batch: Batch, factor: int) -> Tensor:

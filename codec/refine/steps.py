@@ -29,10 +29,10 @@ from .noise import NoiseSequence
 from .objective import (
     Batch,
     EntropyParameters,
+    channel_curvature,
     frozen_context,
     relaxed_loss,
     relaxed_parameters,
-    rounding_variance,
 )
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _eager(
     bf16 = reduced_precision(level.device)
     context = frozen_context(level, bf16)
     descend = _adam((y, z))
-    variance = None if annealing.variance is None else rounding_variance(level, batch, y, bf16)
+    curvature = None if annealing.variance is None else channel_curvature(level, batch, y, bf16)
     given: EntropyParameters
 
     def step() -> Tensor:
@@ -147,10 +147,10 @@ def _eager(
             given = freeze_z(level, batch, z, bf16, context)
             if given.context is not None and given.mixed is not None:
                 given = replace(given, inputs=group_inputs(given.context, given.parameters, given.mixed))
+        counted = None if curvature is None else curvature * part
         loss = relaxed_loss(
-            level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16,
-            None if variance is None else variance * part,
-        )  # fmt: skip
+            level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, bf16, counted
+        )
         descend(_gradients(loss, y, z if done < steps_of_z else None), rate)
         return loss.detach()
 
@@ -219,7 +219,7 @@ def _captured(
     temperatures = torch.tensor(annealing.temperatures(steps) + padding * [1.0], device=device)
     rates = torch.tensor(annealing.learning_rates(steps) + padding * [0.0], device=device)
     parts = torch.tensor(annealing.variances(steps) + padding * [0.0], device=device)
-    variance = None if annealing.variance is None else rounding_variance(level, batch, y, True)
+    curvature = None if annealing.variance is None else channel_curvature(level, batch, y, True)
     count = torch.zeros(1, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     tau = torch.ones((), device=device)
@@ -238,10 +238,10 @@ def _captured(
                 given = frozen
             else:
                 given = relaxed_parameters(level, batch, z, tau, rounding, noise_z.next(), True, context)
+            counted = None if curvature is None else curvature * parts[count]
             loss = relaxed_loss(
-                level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, True,
-                None if variance is None else variance * parts[count],
-            )  # fmt: skip
+                level, batch, y, given, tau, rounding, noise_y.next(), lmbda, settings.metric, True, counted
+            )
         y.grad, z.grad = _gradients(loss, y, None if y_only else z)
         optimizer.step()
         relaxed.copy_(loss.detach())
