@@ -17,7 +17,7 @@ LR_SCHEDULES = ("constant", "cosine")
 PAPER_STEPS = 2000  # the number of steps that the constants of SGA are for
 SGA_START = 700  # t₀ of SGA at PAPER_STEPS
 TAU_MIN = 1e-6  # lowest temperature: 1/τ, its square and its cube are within the range of float32
-LR_FLOOR = 0.02  # last learning rate of the cosine, relative to the first
+LR_FLOOR = 0.2  # last learning rate of the cosine, relative to the first
 
 # Constants of Annealing.default; docs/refinement.md has the measurements they were chosen by. The learning rate is
 # proportional to 1/√steps, DEFAULT_LR at DEFAULT_LR_STEPS, within limits.
@@ -31,12 +31,13 @@ DEFAULT_TAU_OF = {
 EXPECTED = ("ssl", 2)  # method and classes whose bits are expected values by default (`Annealing.variance`), with:
 EXPECTED_TAU = (0.8, 0.3)
 EXPECTED_VARIANCE = (0.5, 1.0)
-EXPECTED_NOISE = 0.5
+EXPECTED_NOISE = 0.5  # with EXPECTED_NOISE_STEPS and more; with fewer it is proportional to √steps
+EXPECTED_NOISE_STEPS = 150
 DEFAULT_LR = 0.02
 DEFAULT_LR_STEPS = 100
 DEFAULT_LR_MIN = 5e-3
 DEFAULT_LR_MAX = 3e-2
-DEFAULT_Z_PART = 0.6  # part of the steps that refine z: more does not lower the loss, and steps without z are faster
+DEFAULT_Z_PART = 0.4  # part of the steps that refine z: more does not lower the loss, and steps without z are faster
 DEFAULT_NOISE_PERIOD = 8
 DEFAULT_LR_MAX_OF = {"ste": 5e-3, "noise": 2e-2}  # methods without a temperature
 
@@ -67,7 +68,7 @@ class Annealing:
     z_part : float
         Part of the steps that refine y and z; then z is rounded, and the remaining steps refine y only.
     noise : float
-        Factor of the noise of the rounding of y.
+        Factor of the noise of the rounding.
     variance : pair of float, optional
         The bits of y are expected values over its two classes, and this part of the variance of the rounding, in the
         first and in the last step, is added to the squared error. None: the bits are those of the relaxed y.
@@ -126,7 +127,13 @@ class Annealing:
         if not expected or (method, classes) != EXPECTED:
             return found
         tau_max, tau_end = EXPECTED_TAU
-        return replace(found, tau_max=tau_max, tau_end=tau_end, noise=EXPECTED_NOISE, variance=EXPECTED_VARIANCE)
+        return replace(
+            found,
+            tau_max=tau_max,
+            tau_end=tau_end,
+            noise=EXPECTED_NOISE * min(1.0, math.sqrt(steps / EXPECTED_NOISE_STEPS)),
+            variance=EXPECTED_VARIANCE,
+        )
 
     @property
     def noise_period(self) -> int:

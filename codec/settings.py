@@ -26,11 +26,10 @@ LADDER = (ANCHORS[0], ANCHORS[-1])  # λ of a model's lowest and highest level, 
 LEVELS = 64
 LAMBDA_RANGE = (1e-4, 1.0)  # of λ where a target decides on it
 
-_REFINED_LEVEL = 0.8  # λ of the level of a refined file, relative to λ; for larger λ the factor rises to 1:
-_REFINED_RANGE = 0.015, 0.045  # the λ where it begins to rise, and where it is 1
+_REFINED_LEVEL = 0.75  # λ of the level of a refined file, relative to λ; for larger λ the factor rises to 1:
+_REFINED_RANGE = 0.015, 0.07  # the λ where it begins to rise, and where it is 1
 _LARGEST = 1e12  # of a real setting
 _MOST_STEPS = 10**6
-_FEW = 20  # where a time limit leaves no more steps than this, the last pass alone lowers the loss more
 
 
 def refined_lambda(coding: float) -> float:
@@ -86,7 +85,8 @@ class Settings:
         Annealing: temperature schedule "cold" (default), "exp" or "sga"; highest temperature; rate per step (exp and
         sga); learning rate. With exp and sga the learning rate is by default the paper's, constant 0.005.
     rounds : int, optional
-        Rounds of the last pass, a coordinate descent over single integers; default as `rounds_after` returns it.
+        Rounds of the last pass, a coordinate descent over single integers; default as `rounds_after` returns it. Where
+        a target is met within one refinement, there are further ones until it is met.
     ssl_a, r, n : float, optional
         Hyperparameters of the relaxation; default as published.
     metric : {"mse", "ms-ssim"}
@@ -174,15 +174,19 @@ class Settings:
         return self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
 
     @property
+    def has_default_schedule(self) -> bool:
+        """Whether schedule and metric are those that the level of a refined file and the last pass are for."""
+        return self.schedule in (None, "cold") and self.metric == "mse"
+
+    @property
     def coding_lambda(self) -> float:
         """λ that selects the level.
 
-        By default λ, or for a refinement with the default annealing 0.8 λ up to 0.015, rising to λ at 0.045 and above.
+        By default λ, or for a refinement with the default annealing 0.75 λ up to 0.015, rising to λ at 0.07 and above.
         """
         if self.level_lambda is not None:
             return self.level_lambda
-        ours = self.schedule in (None, "cold") and self.metric == "mse"
-        if not (ours and self.refines):
+        if not (self.has_default_schedule and self.refines):
             return self.lmbda
         low, high = _REFINED_RANGE
         part = math.log(self.lmbda / low) / math.log(high / low)
@@ -231,18 +235,18 @@ class Settings:
         return replace(annealing, **changes)
 
     def rounds_after(self, steps: int) -> int:
-        """Rounds of the last pass after an annealing of `steps` steps.
+        """Rounds of the last pass after an annealing of `steps` steps, without a target.
 
-        By default ⌊√(2·steps)⌋: 10 after 50 steps, 31 after 500. 0 with the schedules of the papers, and for MS-SSIM.
+        By default none with expected bits, with the schedules of the papers, and for MS-SSIM; else ⌊√(2·steps)⌋: 10
+        after 50 steps, 31 after 500.
         """
         if self.rounds is not None:
             return self.rounds
-        return math.isqrt(2 * steps) if self.schedule in (None, "cold") and self.metric == "mse" else 0
+        none = not self.has_default_schedule or self.annealing(max(1, steps)).variance is not None
+        return 0 if none else math.isqrt(2 * steps)
 
     def steps_and_rounds(self, fitting: int) -> tuple[int, int]:
         """How a time limit that leaves time for `fitting` steps is divided; a round takes about as long as a step."""
         steps = self.annealing_steps
         rounds = self.rounds_after(min(steps, fitting))
-        if fitting <= _FEW and rounds and self.rounds is None:
-            return 0, fitting
         return min(steps, max(0, fitting - rounds)), rounds

@@ -78,6 +78,16 @@ def test_defaults_exist_for_every_method_and_budget(method: str, steps: int) -> 
         assert settings.temperatures(steps)[-1] == settings.tau_end
 
 
+def test_only_expected_bits_have_less_noise_and_the_variance_of_the_rounding() -> None:
+    """Guards against constants of the expected bits for other methods, and a short run with the noise of a long one."""
+    noise = [Annealing.default("ssl", steps).noise for steps in (24, 96, 150, 600)]
+    assert noise == pytest.approx([0.2, 0.4, 0.5, 0.5])
+    assert Annealing.default("ssl", 100).variances(3) == pytest.approx([0.5, 0.75, 1.0])
+    others = [Annealing.default("linear", 96), Annealing.default("ssl", 96, 3), Annealing.default("ssl", 96, 2, False)]
+    for other in (*others, Annealing.published("ssl")):
+        assert (other.noise, other.variance) == (1.0, None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -236,7 +236,7 @@ def test_a_quality_of_a_weighted_picture(photograph: np.ndarray) -> None:
     codec = Codec("lite", device="cpu")
     (plain,) = codec.encode([picture], Settings(lmbda=0.0032, steps=10), rois=[weights])
     (met,) = codec.encode([picture], Settings(target_psnr=plain.report["psnr"] - 0.03, steps=10), rois=[weights])
-    assert 0 <= met.report["psnr"] - (plain.report["psnr"] - 0.03) <= 0.1
+    assert 0 <= met.report["psnr"] - (plain.report["psnr"] - 0.03) <= 0.15
     assert len(met.data) <= 1.05 * len(plain.data)
 
 

@@ -103,7 +103,7 @@ def test_a_useless_learning_rate_returns_the_unrefined_file(codec: Codec, crop: 
     refined = one(codec, crop, at_level(Settings(steps=5, lr=30.0, rounds=0)))
     assert refined.data == unrefined.data
     assert refined.report["rd_loss"] == refined.report["rd_loss_unrefined"] == unrefined.report["rd_loss"]
-    assert gain(codec, crop, Settings(steps=5, lr=30.0)) > 0.02  # by the last pass
+    assert gain(codec, crop, Settings(steps=5, lr=30.0, rounds=3)) > 0.02  # by the last pass
 
 
 def test_the_default_steps_are_those_of_the_picture(
@@ -120,7 +120,7 @@ def test_a_refined_file_has_the_level_of_a_lower_lambda(codec: Codec, crop: Pict
     """Guards against a loss that is higher than with the level of λ in the mean, and a choice where λ is published."""
     level = one(codec, crop, NONE).report["level"]
     settings = Settings(steps=3)
-    assert one(codec, crop, settings).report["level"] == level - 4
+    assert one(codec, crop, settings).report["level"] == level - 5
     for same in ({"schedule": "exp"}, {"steps": 0}, {"level_lambda": settings.lmbda}):
         assert one(codec, crop, replace(settings, **same)).report["level"] == level  # type: ignore[arg-type]
 
@@ -275,7 +275,7 @@ def test_z_is_rounded_after_its_steps_and_y_goes_on(lite_level: LevelModel, crop
         step()
         history.append((y.detach().clone(), z.detach().clone()))
     moved = [[not torch.equal(a[i], b[i]) for a, b in itertools.pairwise(history)] for i in (0, 1)]
-    assert moved == [9 * [True], 6 * [True] + 3 * [False]]
+    assert moved == [9 * [True], 4 * [True] + 5 * [False]]
     k = history[-1][1] - level.folded.density.median
     torch.testing.assert_close(k, k.round(), rtol=0, atol=1e-4)
     assert Annealing.published("ssl").steps_of_z(10) == 10

@@ -124,22 +124,24 @@ def test_integers_of_numpy_are_integers() -> None:
     Settings(steps=np.int64(5), target_size=np.int32(300), seed=np.uint8(1)).validate()  # type: ignore[arg-type]
 
 
-def test_a_longer_annealing_has_more_rounds_and_a_published_one_none() -> None:
-    """Guards against a last pass where the papers have none or MS-SSIM is the metric, and none where it helps."""
-    assert [Settings().rounds_after(steps) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
+def test_which_annealings_have_a_last_pass() -> None:
+    """Guards against a last pass where it gains nothing or the papers have none, and none where it helps."""
+    assert [Settings(method="linear").rounds_after(steps) for steps in (0, 1, 50, 500, 2000)] == [0, 1, 10, 31, 63]
+    assert Settings(classes=3).rounds_after(50) == 10
+    assert Settings().rounds_after(500) == 0
     assert Settings(schedule="exp").rounds_after(500) == Settings(schedule="sga").rounds_after(500) == 0
-    assert Settings(rounds=0).rounds_after(500) == Settings(metric="ms-ssim").rounds_after(500) == 0
-    assert Settings(rounds=7, schedule="exp").rounds_after(500) == 7
+    assert Settings(rounds=0, method="linear").rounds_after(500) == 0
+    assert Settings(metric="ms-ssim").rounds_after(500) == 0
+    assert Settings(rounds=7, schedule="exp").rounds_after(500) == Settings(rounds=7).rounds_after(50) == 7
     Settings(rounds=0, metric="ms-ssim").validate()
 
 
-def test_a_short_time_limit_is_for_rounds_alone() -> None:
-    """Guards against a time limit that is exceeded, or spent on an annealing too short to lower the loss."""
-    assert Settings().steps_and_rounds(8) == (0, 8)
-    assert Settings().steps_and_rounds(100) == (86, 14)
-    assert Settings().steps_and_rounds(10**6) == (500, 31)
-    assert Settings(metric="ms-ssim").steps_and_rounds(8) == (8, 0)
-    assert Settings(schedule="exp").steps_and_rounds(8) == (8, 0)
+def test_a_time_limit_is_divided_into_steps_and_rounds() -> None:
+    """Guards against a time limit that is exceeded, or an annealing that is longer than the default."""
+    assert Settings().steps_and_rounds(8) == (8, 0)
+    assert Settings(method="linear").steps_and_rounds(100) == (86, 14)
+    assert Settings(method="linear").steps_and_rounds(10**6) == (500, 31)
+    assert Settings().steps_and_rounds(10**6) == (500, 0)
     assert Settings(rounds=3).steps_and_rounds(8) == (5, 3)
     assert Settings(rounds=30).steps_and_rounds(8) == (0, 30)
     assert Settings().steps_and_rounds(0) == (0, 0)
@@ -156,15 +158,15 @@ def test_the_ladder_is_geometric() -> None:
 @pytest.mark.parametrize(
     ("settings", "factor"),
     [
-        (Settings(lmbda=0.0016), 0.8),
-        (Settings(lmbda=0.015), 0.8),
-        (Settings(lmbda=math.sqrt(0.015 * 0.045)), math.sqrt(0.8)),
-        (Settings(lmbda=0.045), 1.0),
+        (Settings(lmbda=0.0016), 0.75),
+        (Settings(lmbda=0.015), 0.75),
+        (Settings(lmbda=math.sqrt(0.015 * 0.07)), math.sqrt(0.75)),
+        (Settings(lmbda=0.07), 1.0),
         (Settings(lmbda=0.3), 1.0),
         (Settings(lmbda=0.0075, method="none"), 1.0),
         (Settings(lmbda=0.0075, schedule="exp"), 1.0),
         (Settings(lmbda=0.0075, metric="ms-ssim"), 1.0),
-        (Settings(lmbda=0.0075, target_psnr=30), 0.8),
+        (Settings(lmbda=0.0075, target_psnr=30), 0.75),
         (Settings(lmbda=0.0075, level_lambda=0.0225), 3.0),
     ],
 )
@@ -175,5 +177,5 @@ def test_the_level_of_a_refined_file(settings: Settings, factor: float) -> None:
 
 def test_refined_lambda_is_the_inverse_of_the_coding_lambda() -> None:
     """Guards against a decoder that is trained for latents of another λ than those it receives."""
-    for lmbda in (0.0005, 0.002, 0.0149, 0.02, 0.03, 0.0449, 0.045, 0.2):
+    for lmbda in (0.0005, 0.002, 0.0149, 0.02, 0.03, 0.045, 0.0699, 0.07, 0.2):
         assert refined_lambda(Settings(lmbda=lmbda).coding_lambda) == pytest.approx(lmbda, rel=1e-9)

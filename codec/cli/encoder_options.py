@@ -36,8 +36,8 @@ _REFINEMENT = (
         "--rounds",
         metavar="N",
         type=click.IntRange(0),
-        help="Iterations of the last pass, a coordinate descent over integers.  [default: grows with the steps; 0 with "
-        "exp and sga]",
+        help="Iterations of the last pass, a coordinate descent over integers.  [default: 0 for ssl with two classes, "
+        "and with exp and sga; else it grows with the steps]",
     ),
     _positive("--ssl-a", "A", "Slope of ssl.  [default: 2.3; 1.4 with three classes]"),
     _positive("--r", "R", "Factor of the distance to a class, with three classes.  [default: 0.98]"),
@@ -45,7 +45,7 @@ _REFINEMENT = (
     _positive(
         "--level-lambda",
         "L",
-        "Lambda that selects the gains (rate level) of the model.  [default: lambda; 0.8 to 1 times lambda for "
+        "Lambda that selects the gains (rate level) of the model.  [default: lambda; 0.75 to 1 times lambda for "
         "refined files]",
     ),
 )

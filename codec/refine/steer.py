@@ -83,8 +83,6 @@ def refine_to(
 
     Parameters
     ----------
-    settings : Settings
-        With rounds of the last pass.
     has_other_level : callable, optional
         Whether the model has a level that is nearer to a λ. None: this level is kept.
     begun : PartialAnnealing, optional

@@ -161,8 +161,8 @@ def _noise_sequences(
     y: Tensor, z: Tensor, rounding: Rounding, annealing: Annealing
 ) -> tuple[NoiseSequence, NoiseSequence]:
     period = annealing.noise_period
-    of_y = NoiseSequence(y.shape, rounding, period, y.device, annealing.noise)
-    return of_y, NoiseSequence(z.shape, rounding, period, z.device)
+    of_y, of_z = (NoiseSequence(v.shape, rounding, period, v.device, annealing.noise) for v in (y, z))
+    return of_y, of_z
 
 
 def _adam(latents: tuple[Tensor, Tensor]) -> Callable[[tuple[Tensor, Tensor | None], float], None]:
