@@ -17,7 +17,7 @@ from .rounding import Rounding, rounding
 METHODS = ("none", *ROUNDINGS)  # of `Settings.method`
 CLASSES = 2
 STEPS = 500  # default on CUDA, and the most with a time limit
-CPU_STEPS = 100  # default on a CPU for pictures of at most CPU_PIXELS; for larger ones fewer, in proportion
+CPU_STEPS = 75  # default on a CPU for pictures of at most CPU_PIXELS; for larger ones fewer, in proportion
 CPU_PIXELS = 4 * 2**20
 _CPU_LEAST = 25
 EFFORTS = (0, 50, 150, 500, 2000)  # steps of --effort 0 … 4
@@ -76,7 +76,7 @@ class Settings:
     classes : int, optional
         Classes of the relaxation: 2 (default) or 3 (linear, cosine and ssl only).
     steps : int, optional
-        Steps of the whole annealing. None: 500 on CUDA and with a time limit, at most 100 on a CPU (`on_device`).
+        Steps of the whole annealing. None: 500 on CUDA and with a time limit, at most 75 on a CPU (`on_device`).
     time_limit : float, optional
         Seconds for the refinement of one image: as many steps as fit, at most `steps`.
     seed : int
@@ -195,7 +195,7 @@ class Settings:
     def on_device(self, kind: str, pixels: int = 0) -> Settings:
         """These settings with the default number of steps for a picture on a device, if they have none.
 
-        The steps of a CPU have four fifths of the gain of 500 in a quarter of their time (docs/refinement.md).
+        The steps of a CPU have almost nine tenths of the gain of 500 in a sixth of their time (docs/refinement.md).
 
         Parameters
         ----------

@@ -215,7 +215,7 @@ RECIPES = [
     Recipe("tiny", optimizer="soap"),
     Recipe("tiny", optimizer="adam"),
     Recipe("tiny", optimizer="adam", stage="prior"),
-    Recipe("tiny", optimizer="soap", stage="decoder", refine_rounds=2),
+    Recipe("tiny", optimizer="soap", stage="decoder", refine_steps=2),
     Recipe("tiny-mshyper", optimizer="adam"),
 ]
 

@@ -197,7 +197,7 @@ def test_stages(stage: str, tmp_path: Path, crops: Crops, trained: State) -> Non
     path = tmp_path / "a.ckpt"
     save_checkpoint(trained, path)
     initial = read_initial(path)
-    recipe = replace(RECIPE, stage=stage, steps=30, batch=4, lr=3e-3, warmup=1, refine_rounds=3)
+    recipe = replace(RECIPE, stage=stage, steps=30, batch=4, lr=3e-3, warmup=1, refine_steps=3)
 
     def begin() -> tuple[State, Source]:
         begun = start(recipe, Crops([]), CPU, initial)
@@ -253,8 +253,8 @@ def test_refinement_in_the_loop_lowers_the_loss(trained: State, crops: Crops) ->
     x, anchor = crops.sample(4, 64, torch.Generator().manual_seed(4)), torch.tensor([0, 2, 4, 5])
     lmbda = lambdas(model, anchor)
 
-    def loss(rounds: int) -> float:
-        sent = refine_latents(model, x, anchor, lmbda, rounds, torch.Generator().manual_seed(0))
+    def loss(steps: int) -> float:
+        sent = refine_latents(model, x, anchor, lmbda, steps, torch.Generator().manual_seed(0))
         return float(forward_decoder(model, x, anchor, lmbda, sent).loss.detach())
 
     with torch.no_grad():
@@ -879,7 +879,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         (["--resume", "a.ckpt", "--optimizer", "adam"], 2, "keeps its optimizer"),
         (["--resume", "a.ckpt", "--stage", "prior"], 2, "keeps its stage"),
         (["--steps", "3", "--stage", "prior"], 2, "--stage prior needs --init"),
-        (["--steps", "3", "--refine-rounds", "9"], 2, "--refine-rounds is for --stage decoder"),
+        (["--steps", "3", "--refine-steps", "9"], 2, "--refine-steps is for --stage decoder"),
         (["--steps", "3", "--unrefined", "1"], 2, "--unrefined is for --stage decoder"),
         (["--resume", "a.ckpt", "--unrefined", "1"], 2, "keeps its unrefined"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),

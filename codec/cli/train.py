@@ -43,10 +43,10 @@ _PATH = click.Path(path_type=Path)
     "[default: joint]",
 )
 @click.option(
-    "--refine-rounds",
+    "--refine-steps",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Rounds over the latents of a crop with --stage decoder.  [default: 16]",
+    help="Steps of the refinement of a crop with --stage decoder.  [default: 20]",
 )
 @click.option(
     "--unrefined",

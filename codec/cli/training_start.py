@@ -44,7 +44,7 @@ def check_options(
         if wanted[key] is not None and wanted[key] % 64:
             raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
     if resume is not None:
-        for key in ("seed", "optimizer", "stage", "refine_rounds", "unrefined"):
+        for key in ("seed", "optimizer", "stage", "refine_steps", "unrefined"):
             if wanted[key] is not None:
                 key = key.replace("_", "-")
                 raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
@@ -55,7 +55,7 @@ def check_options(
         return
     if init is None and wanted["stage"] in ("prior", "decoder"):
         raise click.UsageError(f"--stage {wanted['stage']} needs --init: it trains a part of a model that exists")
-    for key in ("refine_rounds", "unrefined"):
+    for key in ("refine_steps", "unrefined"):
         if wanted[key] is not None and wanted["stage"] != "decoder":
             raise click.UsageError(f"--{key.replace('_', '-')} is for --stage decoder")
     if wanted["steps"] is None and wanted["minutes"] is None:

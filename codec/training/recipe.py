@@ -60,8 +60,8 @@ class Recipe:
     stage : {"joint", "prior", "decoder"}
         What is trained: everything; the prior on cached latents; or the decoder on refined latents, and the encoder for
         this decoder.
-    refine_rounds : int
-        Rounds over the symbols of a crop in stage "decoder".
+    refine_steps : int
+        Steps of the refinement of a crop in stage "decoder".
     unrefined : float
         Weight of the loss of unrefined crops in stage "decoder", from which alone the encoder learns.
     new : tuple of str
@@ -89,7 +89,7 @@ class Recipe:
     init: str = ""
     optimizer: str = "adam"
     stage: str = "joint"
-    refine_rounds: int = 16
+    refine_steps: int = 20
     unrefined: float = 0.5
     new: tuple[str, ...] = ()
 

@@ -1,28 +1,28 @@
-"""Latents as the encoder sends them, for stage "decoder": refined by coordinate descent over the integers of y.
+"""Latents as the encoder sends them, for stage "decoder": y refined by a short annealing, with z fixed.
 
-    crops ─► g_a, h_a ─► integers ─► rounds ─► pool ─► batches
+    crops ─► g_a, h_a ─► [ relax ─► loss ─► gradient ─► Adam ] × steps ─► integers ─► pool ─► batches
 
-This is the last pass of a refinement (refine/flips.py) for a batch of crops, by the float networks and with z fixed. It
-lowers the loss by a few percent in the time in which so few steps of SGA lower it by a few tenths of a percent.
+This is a refinement with expected bits (refine/fused.py) for crops at several levels, by the float networks.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..density import SCALE_BOUND, gaussian_bits
+from ..annealing import EXPECTED, Annealing
 from ..hyperprior import GainedHyperprior
 from ..networks.context import ContextPass, code_passes, last_layer, whole_grid
+from ..refine.fused import Relaxation, coded_latents
+from ..refine.noise import NoiseSequence
+from ..rounding import Rounding, rounding
 from .objective import apply_transform, squared_error
 from .rate import anchor_gain, latents_of_passes
 
-MARGIN = 0.05  # a symbol is changed where the loss is predicted to fall by more than this part of the curvature
-SHARE = 0.4  # the share of the predicted changes of a crop that a round makes: those that gain most
-LATER = 0.5  # weight of the gradient of later bits, which overestimates the effect of a change by one
 POOL = 1024  # crops
 
 Sent = tuple[Tensor, Tensor]  # y₀ (B, M, H/16, W/16) and z₀ (B, N, H/64, W/64)
@@ -57,10 +57,10 @@ def refine_latents(
     x: Tensor,
     anchor: Tensor,
     lmbda: Tensor,
-    rounds: int,
+    steps: int,
     generator: torch.Generator | None = None,
 ) -> Sent:
-    """y₀ and z₀ after `rounds` rounds, without gains; y₀ is on the integer grid of the entropy coder.
+    """y₀ and z₀ after an annealing of `steps` steps, without gains; y₀ is on the integer grid of the entropy coder.
 
     Parameters
     ----------
@@ -73,42 +73,30 @@ def refine_latents(
     lmbda : Tensor (B,) float32
         λ of the loss.
     generator : torch.Generator, optional
-        Source of the random signs of the curvature estimate, on the device of x.
+        Source of the noise and of the random signs of the curvature estimate, on the device of x.
     """
-    crops = _Crops(model, x, anchor)
-    symbols, y_hat, _, _ = crops.code(None)
-    curvature = lmbda[:, None, None, None] * crops.curvature(y_hat, generator)
-    for _ in range(rounds):
+    crops = _Crops(model, x, anchor, lmbda)
+    y = crops.y.clone(memory_format=torch.contiguous_format)
+    curvature = crops.curvature(crops.rounded(y), generator)
+    annealing, method = Annealing.default(EXPECTED[0], steps), rounding(*EXPECTED)
+    noise = NoiseSequence(y.shape, method, annealing.noise_period, y.device, annealing.noise)
+    optimizer = torch.optim.Adam([y.requires_grad_()], fused=True)
+    schedules = (annealing.temperatures(steps), annealing.learning_rates(steps), annealing.variances(steps))
+    for tau, rate, part in zip(*schedules, strict=True):
+        noise.prepare(generator)
         with torch.enable_grad():
-            _, y_hat, sigma, bits = crops.code(symbols.requires_grad_())
-        gradient = crops.gradient(y_hat.detach(), lmbda)
-        if bits.requires_grad:
-            gradient.add_(torch.autograd.grad(bits, symbols)[0], alpha=LATER)
-        symbols = symbols.detach()
-        symbols = symbols + _moves(symbols, sigma, gradient, curvature)
-    y_hat = crops.code(symbols)[1]
-    return y_hat.permute(0, 3, 1, 2) / crops.gain_y, crops.z_0
-
-
-def _moves(symbols: Tensor, sigma: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
-    """The change of each symbol, −1, 0 or 1, at most one channel at each position; all are (B, h, w, M)."""
-    now = gaussian_bits(symbols, sigma)
-    down = gaussian_bits(symbols - 1, sigma).sub_(now).sub_(gradient)
-    up = gaussian_bits(symbols + 1, sigma).sub_(now).add_(gradient)
-    gain, channel = torch.minimum(down, up).add_(curvature, alpha=0.5).min(dim=3, keepdim=True)
-    worth = gain < -MARGIN * curvature.expand_as(symbols).gather(3, channel)
-    count = (SHARE * worth.flatten(1).sum(dim=1)).long().clamp(min=1)
-    ascending = gain.where(worth, torch.inf).flatten(1).sort(dim=1).values
-    worth &= gain <= ascending.gather(1, count[:, None] - 1)[:, :, None, None]
-    sign = torch.where(up.gather(3, channel) < down.gather(3, channel), 1.0, -1.0)
-    return torch.zeros_like(symbols).scatter_(3, channel, sign * worth)
+            loss = crops.loss(y, Relaxation(tau, method, noise.next()), part * curvature)
+        y.grad = torch.autograd.grad(loss, y)[0].contiguous()  # in the layout of y, as fused Adam requires
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    return crops.rounded(y.detach()) / crops.gain_y, crops.z_0
 
 
 class _Crops:
-    """Rate and distortion of crops as functions of the symbols of y (B, h, w, M), for fixed z."""
+    """The relaxed loss of crops as a function of y (B, M, h, w) with gains, for fixed z."""
 
-    def __init__(self, model: GainedHyperprior, x: Tensor, anchor: Tensor) -> None:
-        self.model, self.x, self.anchor = model, x, anchor
+    def __init__(self, model: GainedHyperprior, x: Tensor, anchor: Tensor, lmbda: Tensor) -> None:
+        self.model, self.x, self.anchor, self.lmbda = model, x, anchor, lmbda
         self.gain_y, gain_z = anchor_gain(model.log_gain_y, anchor), anchor_gain(model.log_gain_z, anchor)
         self.gain_d = anchor_gain(model.log_gain_d, anchor)
         median = model.density.median[None, :, None, None]
@@ -121,61 +109,63 @@ class _Crops:
         self.mixed = [] if model.context is None else model.context.mix_features(features)
         self.log_gain = (model.log_gain_y[anchor] + model.y_unit.log())[:, None, None]  # (B, 1, 1, M)
 
-    def code(self, symbols: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Symbols, ŷ, σ, and the bits of all symbols, differentiable through the σ that depend on earlier symbols.
+    def rounded(self, y: Tensor) -> Tensor:
+        """ŷ (B, M, h, w) with gains."""
+        return self._coded(y, Relaxation(1.0, Rounding("ste")), None)[0]
 
-        Without symbols, those of the encoder networks, pass by pass.
+    def loss(self, y: Tensor, relaxation: Relaxation, curvature: Tensor) -> Tensor:
+        """λ·255²·(squared error) plus bits, the sum over all crops.
+
+        `curvature` (B, 1, 1, M) is that of the squared error, times the part of the variance of the rounding that
+        counts.
         """
-        model = self.model
-        given = latents_of_passes(model, self.y if symbols is None else symbols.permute(0, 3, 1, 2))
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
-        bits = self.y.new_zeros(())
+        y_hat, bits = self._coded(y, relaxation, curvature)
+        weight = self.lmbda * 255**2 * (self.x.shape[2] * self.x.shape[3])
+        error = squared_error(self.model.g_s, self.gain_d * y_hat, self.x)
+        return (error * weight).sum() + bits
+
+    def _coded(self, y: Tensor, relaxation: Relaxation, curvature: Tensor | None) -> tuple[Tensor, Tensor]:
+        """ŷ, and its bits plus, with a curvature, what the variance of the rounding adds to the squared error."""
+        model, log_scale = self.model, self.model.architecture.scale == "exp"
+        given = latents_of_passes(model, y)
+        noises = [] if relaxation.noise is None else latents_of_passes(model, relaxation.noise)
+        found: list[Tensor] = []
+        spent: list[Tensor] = []
 
         def code(current: ContextPass) -> Tensor:
-            nonlocal bits
             log_gain = self.log_gain[..., current.channels]
             scale, mean = current.parameters.chunk(2, -1)
-            log_scale = model.architecture.scale == "exp"
-            sigma = (scale.clamp(-20, 20) + log_gain).exp() if log_scale else scale * log_gain.exp()
-            sigma, mu = sigma.clamp(min=SCALE_BOUND), (mean * log_gain.exp()).detach()
-            own = given[len(found)]
-            if symbols is None:
-                own = torch.round(own - mu)
-            bits = bits + gaussian_bits(own.detach(), sigma).sum()
-            found.append((own.detach(), own + mu, sigma.detach()))
-            return found[-1][1] / log_gain.exp()
+            scale = scale.clamp(-20, 20) + log_gain if log_scale else scale * log_gain.exp()
+            mu = mean * log_gain.exp()
+            own = replace(relaxation, noise=noises[len(found)] if noises else None)
+            if curvature is not None:  # the curvature of the crops differs, so it is added here
+                own = replace(own, curvature=torch.zeros_like(log_gain[0, 0, 0]))
+            y_hat, bits = coded_latents(given[len(found)], torch.cat((scale, mu), -1), own, log_scale)
+            if curvature is not None:
+                upper = (y_hat - mu) - (y_hat - mu).detach().floor()  # its probability
+                spent.append((0.5 * curvature[..., current.channels] * upper * (1 - upper)).sum())
+            found.append(y_hat)
+            spent.append(bits.sum())
+            return y_hat / log_gain.exp()
 
-        ones = torch.ones_like(model.y_unit)
-        code_passes(model.context, self.mixed, self.base, ones, self.anchor, code)
-        context = model.context
-        own, y_hat, sigma = (
-            parts[0] if context is None else whole_grid(list(parts), context.context)
-            for parts in zip(*found, strict=True)
-        )
-        return own, y_hat, sigma, bits
-
-    def gradient(self, y_hat: Tensor, lmbda: Tensor) -> Tensor:
-        """Derivative of λ·255²·(squared error) by ŷ."""
-        weight = lmbda * 255**2 * (self.x.shape[2] * self.x.shape[3])
-        with torch.enable_grad():
-            y_hat = y_hat.requires_grad_()
-            error = squared_error(self.model.g_s, self.gain_d * y_hat.permute(0, 3, 1, 2), self.x)
-            loss = (error * weight).sum()
-        return torch.autograd.grad(loss, y_hat)[0]
+        code_passes(model.context, self.mixed, self.base, torch.ones_like(model.y_unit), self.anchor, code)
+        y_hat = found[0] if model.context is None else whole_grid(found, model.context.context)
+        return y_hat.permute(0, 3, 1, 2), torch.stack(spent).sum()
 
     def curvature(self, y_hat: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Second derivative of 255²·(squared error) by ŷ, (B, 1, 1, M): the mean over the crops of an anchor.
+        """Second derivative of λ·255²·(squared error) by ŷ (B, 1, 1, M): the mean over the crops of an anchor, times λ.
 
-        By Hutchinson's estimator with one random vector, as in refine/flips.py.
+        By Hutchinson's estimator with one random vector.
         """
         with torch.enable_grad():
             y_hat = y_hat.detach().requires_grad_()
-            scaled = self.gain_d * y_hat.permute(0, 3, 1, 2)
+            scaled = self.gain_d * y_hat
             x_hat = getattr(self.model.g_s, "unshuffled", self.model.g_s)(scaled).float()
             signs = torch.randint(0, 2, x_hat.shape, generator=generator, device=x_hat.device) * 2 - 1
             (product,) = torch.autograd.grad((x_hat * signs).sum(), y_hat)
-        squares = product.square_().mean(dim=(1, 2))  # (B, M)
+        squares = product.square_().mean(dim=(2, 3))  # (B, M)
         anchors = len(self.model.anchors)
         of_anchor = squares.new_zeros(anchors, squares.shape[1]).index_add_(0, self.anchor, squares)
         count = squares.new_zeros(anchors).index_add_(0, self.anchor, torch.ones_like(squares[:, 0])).clamp_(min=1)
-        return (2 * 255**2 / 3) * (of_anchor / count[:, None])[self.anchor][:, None, None]
+        mean = (of_anchor / count[:, None])[self.anchor] * self.lmbda[:, None]
+        return (2 * 255**2 / 3) * mean[:, None, None]

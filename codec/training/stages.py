@@ -2,7 +2,7 @@
 
 joint    crops ─► g_a, h_a ─► rate and distortion         everything is trained
 prior    windows of cached y₀ ─► h_a ─► rate              h_a, h_s, density, context; gains of z
-decoder  crops ─► g_a, h_a ─► rounds (refined.py) ─► rate and distortion   g_s, h_s, density, context, decoder gains
+decoder  crops ─► g_a, h_a ─► steps (refined.py) ─► rate and distortion   g_s, h_s, density, context, decoder gains
          crops ─► g_a, h_a ─► rate and distortion                          those and g_a, h_a
 
 `recipe.FROZEN` lists what a stage does not train.
@@ -56,7 +56,7 @@ def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Te
     recipe, model = state.recipe, state.model
     new = slice(0, max(1, len(x) // _REUSE) if len(state.pool) >= len(x) else len(x))
     lmbda = refined_lambdas(model, anchor[new])
-    sent = refine_latents(state.ema, x[new], anchor[new], lmbda, recipe.refine_rounds, state.noise)
+    sent = refine_latents(state.ema, x[new], anchor[new], lmbda, recipe.refine_steps, state.noise)
     state.pool.add(x[new], anchor[new], sent)
     crops, own, sent = state.pool.draw(len(x), seed=state.step)
     refined = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
