@@ -30,7 +30,7 @@ def test_defaults() -> None:
     assert (Settings(classes=3).rounding_classes, Settings(steps=7).annealing_steps) == (3, 7)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("cpu", 100), ("cuda", 500)])
+@pytest.mark.parametrize(("kind", "steps"), [("cpu", 75), ("cuda", 500)])
 def test_the_default_steps_are_those_of_the_device(kind: str, steps: int) -> None:
     """Guards against minutes for a small picture on a CPU, and against a choice that the default replaces."""
     assert Settings().on_device(kind).annealing_steps == steps
@@ -40,7 +40,7 @@ def test_the_default_steps_are_those_of_the_device(kind: str, steps: int) -> Non
     assert Settings(time_limit=600.0).on_device(kind).annealing_steps == 500
 
 
-@pytest.mark.parametrize(("megapixels", "steps"), [(0.1, 100), (4, 100), (8, 50), (12, 33), (50, 25)])
+@pytest.mark.parametrize(("megapixels", "steps"), [(0.1, 75), (4, 75), (8, 37), (12, 25), (50, 25)])
 def test_a_cpu_makes_fewer_steps_for_a_large_picture(megapixels: float, steps: int) -> None:
     """Guards against a default that takes more than ten minutes for the picture of a camera."""
     pixels = round(megapixels * 2**20)
