@@ -24,7 +24,7 @@ from .reports import Refinement
 from .settings import Settings
 
 _CODER_BYTES = 4  # of the ends of the coded z and y, and the lengths of their sections, in the mean
-_CORRECTIONS = 2  # of a file that is too large or too small, once its bytes are known
+_CORRECTIONS = 4  # of a file that is too large or too small, once its bytes are known
 
 
 def encode_batch(

@@ -43,8 +43,8 @@ _UNREFINED_TRIALS, _TRIALS, _STEERED_TRIALS = 7, 6, 3
 _APPROACHES, _NEAR = 4, 0.08  # most unrefined encodings before one that steers λ; error at which they end earlier
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
-_GAIN_RATE, _GAIN_PSNR = 0.05, -0.44  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
-_LOWER_RATE, _LOWER_PSNR = 0.43, 2.5  # slopes of these gains over log(λ / λ of the refined level)
+_GAIN_RATE, _GAIN_PSNR = 0.024, -0.61  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
+_LOWER_RATE, _LOWER_PSNR = 0.37, 1.85  # slopes of these gains over log(λ / λ of the refined level)
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 

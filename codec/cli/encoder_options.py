@@ -94,8 +94,8 @@ _OPTIONS = (
         "--effort",
         metavar="0..4",
         type=click.IntRange(0, 4),
-        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 35 to 50, 80 "
-        "and 220 seconds per megapixel on one CPU core.",
+        help="Refinement steps by level: 0 (none), 50, 150, 500, 2000. Levels 0 to 3 take about 2, 25, 60 and "
+        "180 seconds per megapixel on one CPU core.",
     ),
     _positive(
         "--time-limit",

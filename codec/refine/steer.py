@@ -4,8 +4,8 @@
                          ▲                                                        │
                          └────────────────────────────────────────────────────────┘
 
-From 15 % of the annealing on, the rate of the rounded latents is within two percent of the final one, and their
-squared error falls by a nearly constant factor until the end, so both can be predicted.
+From 15 % of the annealing on, the rate of the rounded latents is that of the final ones within about a percent, and the
+factor by which their squared error still falls is nearly the same for all pictures, so both can be predicted.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from .steps import prepare
 CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
 _SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
 _LAG = 2.7  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
-_GROWTH = 0.01  # rise of log(bits) of the rounded latents from the first check to the end
-_FALL = 0.12  # fall of the logarithm of their squared error, likewise
+_FALL, _FALL_POWER = 0.087, 2.5  # from a part t on, the log squared error falls by _FALL·(1 − t)^_FALL_POWER
 _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
 _LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
@@ -122,8 +121,8 @@ def refine_to(
             latest = replace(latest, bits=float(bits), mse=float(squares) / max(1, problem.visible_pixels))
         reached += (math.log(lmbda) - reached) * (1 - math.exp((checked - part) / _LAG))
         checked = part
-        drift = _GROWTH if aim.bits is not None else -_FALL
-        excess = aim.excess(latest.bits, latest.mse) + drift * (1 - part)
+        fall = 0.0 if aim.bits is not None else _FALL * (1 - part) ** _FALL_POWER
+        excess = aim.excess(latest.bits, latest.mse) - fall
         lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / _SLOPE))
         far = _FAR["mse" if aim.bits is None else "bits"]
         if part == first and steps >= _FEW and abs(excess) > far and has_other_level and has_other_level(float(lmbda)):
