@@ -643,7 +643,7 @@ def test_command_has_the_default_steps_of_encode(tmp_path: Path) -> None:
     arguments = (tmp_path / "images", "--lambda", "0.01", "--no-plot", "--out", tmp_path / "out")
     assert run(*arguments).exit_code == 0
     found = rows.read_rows(tmp_path / "out" / "results.tsv")
-    assert {r["steps"] for r in found if r["method"] == "ssl"} == {Settings().on_device("cpu").steps} == {100}
+    assert {r["steps"] for r in found if r["method"] == "ssl"} == {Settings().on_device("cpu").steps} == {75}
 
 
 @pytest.mark.usefixtures("fake", "images")
