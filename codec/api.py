@@ -208,8 +208,8 @@ class Codec:
         # With weights the changes that lower the loss are not those that lower the visible error.
         weighted_psnr = settings.target_psnr is not None and roi is not None
         tiled = needs_tiles(*padded_size(*picture.pixels.shape[:2]))
-        lands = settings.refines and settings.has_default_schedule and settings.rounds != 0
-        steered = lands and not (tiled or weighted_psnr)
+        has_last_pass = settings.refines and settings.has_default_schedule and settings.rounds != 0
+        steered = has_last_pass and not (tiled or weighted_psnr)
         found, warning = search(settings, encode_at, figures, steered=steered)
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())

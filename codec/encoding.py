@@ -24,7 +24,7 @@ from .reports import Refinement
 from .settings import Settings
 
 _CODER_BYTES = 4  # of the ends of the coded z and y, and the lengths of their sections, in the mean
-_CORRECTIONS = 4  # of a file that is too large or too small, once its bytes are known
+_CORRECTIONS = 2  # of a file that is too large or too small, once its bytes are known
 
 
 def encode_batch(
@@ -102,11 +102,10 @@ def encode_to_target(
     unrefined = with_lambda_of(unrefined, problem, problem := replace(problem, lmbda=lmbda))
     payload = latents.pack(level, found.y, found.z, found.quantized)
     for _ in range(_CORRECTIONS):
-        missing = 0 if size is None else size - beside - len(payload.z) - len(payload.y)
-        if size is None or 0 <= missing <= SLACK_RATE * size or aim.bits is None or aim.bits + 8 * missing <= 0:
+        missing = 0 if size is None else size - len(_file(level, picture, payload.z, payload.y))
+        if size is None or 0 <= missing <= SLACK_RATE * size or found.bits + 8 * missing <= 0:
             break
-        aim = Aim(bits=8 * (size - beside) - (8 * (len(payload.z) + len(payload.y)) - found.bits))
-        found = meet_aim(level, problem, found, aim, until)
+        found = meet_aim(level, problem, found, Aim(bits=found.bits + 8 * missing), until)
         payload = latents.pack(level, found.y, found.z, found.quantized)
     refinement = Refinement(
         steps=steps,

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sgacodec import bitstream, encoding
 from sgacodec.api import Codec
 from sgacodec.device import reduced_precision
-from sgacodec.encoding import encode_to_target
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
@@ -61,7 +61,7 @@ def test_lambda_is_steered_against_the_excess() -> None:
 def test_a_quality_beyond_all_numbers(lite_level: LevelModel, picture: Picture) -> None:
     """Guards against a division by an MSE of 10^(−4000)."""
     settings = Settings(target_psnr=40000.0, steps=8)
-    _, refinement = encode_to_target(lite_level, picture, None, settings, None, None)
+    _, refinement = encoding.encode_to_target(lite_level, picture, None, settings, None, None)
     assert refinement.lmbda > settings.lmbda
 
 
@@ -91,6 +91,20 @@ def test_the_last_pass_ends_when_a_round_has_met_the_aim(
     found = flips.polish(lite_level, problem, start, 14, aim=aim)
     assert aim.is_met(aim.excess(found.bits, found.mse))
     assert len(evaluations) == 1 + 14
+
+
+def test_a_file_has_no_byte_more_than_its_target(photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a size without the second byte of the length of z, or with one that an empty section has."""
+    codec = Codec("lite", device="cpu")
+    picture, settings = Picture(photograph), Settings(lmbda=0.03, level_lambda=0.03)
+    (plain,) = codec.encode([picture], replace(settings, method="none"))
+    assert len(bitstream.read(plain.data).z) >= 128
+    level = codec.levels.for_encoding(0.03)
+    start = Problem.of(level, picture, None, 0.03, "mse").start()
+    monkeypatch.setattr(encoding, "refine_to", lambda *_: (start, 0, 0.03))
+    wanted = len(plain.data) - 1
+    data, _ = encoding.encode_to_target(level, picture, None, replace(settings, target_size=wanted), None, None)
+    assert 0.99 * wanted <= len(data) <= wanted
 
 
 def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
