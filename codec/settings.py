@@ -175,7 +175,7 @@ class Settings:
 
     @property
     def has_default_schedule(self) -> bool:
-        """Whether schedule and metric are the default ones: the level of a refined file and the last pass suit these."""
+        """Whether schedule and metric are the default ones, which the refined level and the last pass suit."""
         return self.schedule in (None, "cold") and self.metric == "mse"
 
     @property
