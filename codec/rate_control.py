@@ -40,7 +40,8 @@ from .targets import (
 )
 
 _UNREFINED_TRIALS, _TRIALS, _STEERED_TRIALS = 7, 6, 3
-_APPROACHES, _NEAR = 4, 0.08  # most unrefined encodings before one that steers λ; error at which they end earlier
+_APPROACHES = 4  # most unrefined encodings before one that steers λ
+_NEAR_RATE, _NEAR_PSNR = 0.08, 0.3  # errors at which they end earlier, in dB for PSNR
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
 _GAIN_RATE, _GAIN_PSNR = 0.024, -0.61  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
@@ -92,6 +93,7 @@ def search(
         found = figures(result)
         return Trial(lmbda=chosen.lmbda, error=error_of(settings, found), figures=found, result=result)
 
+    near = _NEAR_PSNR if settings.target_psnr is not None else _NEAR_RATE
     parts, most = (1, _STEERED_TRIALS) if steered else (_PARTS, _TRIALS)
     unrefined: list[Trial[Result]] = []
 
@@ -106,7 +108,7 @@ def search(
         while len(unrefined) < _APPROACHES and (not unrefined or clock() - begin < seconds):
             unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(position)))))
             found = {_effective(trial) for trial in unrefined}
-            if abs(unrefined[-1].error - _gain(settings, unrefined[-1])) < _NEAR or len(found) < len(unrefined):
+            if abs(unrefined[-1].error - _gain(settings, unrefined[-1])) < near or len(found) < len(unrefined):
                 break
             position = _secant(settings, unrefined)
 

@@ -49,8 +49,8 @@ class Aim:
             return 1 + excess
         return max(0.0, -(self.slack - margin) - excess)
 
-    def steered(self, lmbda: float, excess: float, gain: float) -> float:
-        """λ that lowers the excess, changed by `gain` (in log λ) times it; the middle of the slack is aimed at."""
+    def steered(self, lmbda: float, excess: float, gain: float, most: float = 1.0) -> float:
+        """λ changed against the excess by `gain` times it, in log λ, at most by `most`; aims at half of the slack."""
         change = gain * (excess + self.slack / 2) * (-1 if self.bits is not None else 1)
         low, high = LAMBDA_RANGE
-        return min(high, max(low, lmbda * math.exp(min(1.0, max(-1.0, change)))))
+        return min(high, max(low, lmbda * math.exp(min(most, max(-most, change)))))

@@ -34,9 +34,10 @@ from .symbols import Coded, symbol_coder
 
 _MARGIN = 0.05  # a symbol is changed where the loss is predicted to fall by more than this part of the curvature
 _SHARE = 0.4  # with a context model, the share of the predicted changes that a round makes: those that gain most
+_LEAST_SHARE, _SHARE_OF_EXCESS = 0.05, 15.0  # with an aim: bounds this share, below, and above for each unit of excess
 _LATER = 0.5  # weight of the gradient of later bits, which overestimates the effect of a change by one
-_INTEGRAL, _PROPORTIONAL = 2.0, 6.0  # with an aim: gains of the control of log λ by the excess
 _LANDING = 16  # with an aim: further rounds until it is met
+_FARTHEST, _HALVINGS = 1.0, 8  # with an aim: interval of log λ to both sides in which a round's λ is; its halvings
 
 
 @torch.no_grad()
@@ -64,8 +65,8 @@ def polish(
     until : float
         Value of `time.perf_counter` after which no round begins, in seconds.
     aim : Aim, optional
-        What the result should have: λ is steered from round to round, and the best round that meets the aim, or the
-        nearest, is kept.
+        What the result should have: the changes of a round are those of the λ at which they are predicted to meet the
+        aim, corrected by the error of the last prediction. The best round that meets the aim, or the nearest, is kept.
     report : callable, optional
         Called after every round but the last with the number of rounds done.
 
@@ -83,7 +84,7 @@ def polish(
     batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
     latents = candidate.quantized or quantize(level, candidate.y, candidate.z)
     loss = _Loss(level, batch, symbol_coder(level, latents))
-    symbols, lmbda = latents.y.float(), problem.lmbda
+    symbols, bias = latents.y.float(), 0.0
     release_free_memory()
     first = best = found = loss.at(symbols)
 
@@ -101,21 +102,25 @@ def polish(
     curvature = loss.curvature(found.y_hat)
     release_free_memory()
     for done in range(rounds if aim is None else rounds + _LANDING):
-        if done >= rounds and aim is not None and aim.is_met(excess(best)):
+        if done >= rounds and aim is not None and rank(best)[0] == 0:
             break
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
             break
+        before, lmbda, share = found, problem.lmbda, _SHARE
         if aim is not None:
-            lmbda = aim.steered(lmbda, excess(found), _INTEGRAL)
-        now = lmbda if aim is None else aim.steered(lmbda, excess(found), _PROPORTIONAL)
-        move, before = loss.best_moves(found, curvature, now), found.gradient
-        symbols = symbols + move
+            wanted = -aim.slack / 2 - excess(found)
+            share = min(_SHARE, max(_LEAST_SHARE, _SHARE_OF_EXCESS * abs(wanted)))
+            lmbda = loss.lmbda_towards(aim, wanted - bias, found, curvature, lmbda, share)
+        moves = loss.best_moves(found, curvature, lmbda, share)
+        symbols = symbols + moves.symbols
         found = loss.at(symbols)
+        if aim is not None:
+            bias = excess(found) - excess(before) - _predicted_change(aim, before, moves)
         if rank(found) < rank(best):
             best = found
-        secant = ((found.gradient - before) * move).clamp_(min=0)
-        curvature = torch.where(move != 0, (curvature + secant) / 2, curvature)
+        secant = ((found.gradient - before.gradient) * moves.symbols).clamp_(min=0)
+        curvature = torch.where(moves.symbols != 0, (curvature + secant) / 2, curvature)
         if report is not None and done + 1 < rounds:
             report(done + 1)
     if best is first:
@@ -150,6 +155,15 @@ class _Found:
     later: Tensor | None
     y_hat: Tensor
     entry: Tensor
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Changes of symbols, −1, 0 or 1, (1, M, H/16, W/16), and the changes of `bits` and `distortion` they predict."""
+
+    symbols: Tensor
+    bits: float
+    distortion: float
 
 
 class _Loss:
@@ -198,21 +212,52 @@ class _Loss:
         channel, position = squares.mean(dim=(2, 3), keepdim=True), squares.mean(dim=1, keepdim=True)
         return 2 * channel * position / squares.mean().clamp(min=1e-30)
 
-    def best_moves(self, found: _Found, curvature: Tensor, lmbda: float) -> Tensor:
-        """The change of each symbol, −1, 0 or 1; at each position only the channel that gains most may change."""
-        gradient, curvature = lmbda * found.gradient, lmbda * curvature
+    def best_moves(self, found: _Found, curvature: Tensor, lmbda: float, share: float = _SHARE) -> _Moves:
+        """The changes that lower the loss at λ most, of at most one channel at each position."""
+        gradient = lmbda * found.gradient
         if found.later is not None:
             gradient.add_(found.later, alpha=_LATER)
         down, up = self.lower[found.entry].sub_(gradient), self.higher[found.entry].add_(gradient)
-        gain, channel = torch.minimum(down, up).add_(curvature, alpha=0.5).min(dim=1, keepdim=True)
-        worth = gain < -_MARGIN * curvature.gather(1, channel)
+        gain, channel = torch.minimum(down, up).add_(curvature, alpha=lmbda / 2).min(dim=1, keepdim=True)
+        bend = curvature.gather(1, channel)
+        worth = gain < -_MARGIN * lmbda * bend
         if self.batch.active_y is not None:
             worth &= self.batch.active_y.permute(0, 3, 1, 2)
         if self.level.folded.context is not None:  # neighbours that change at once spoil each other's prediction
-            count = max(1, int(_SHARE * int(worth.sum())))
+            count = max(1, int(share * int(worth.sum())))
             worth &= gain <= gain.where(worth, torch.inf).flatten().kthvalue(min(count, gain.numel())).values
-        sign = torch.where(up.gather(1, channel) < down.gather(1, channel), 1.0, -1.0)
-        return torch.zeros_like(gradient).scatter_(1, channel, sign * worth)
+        change = torch.where(up.gather(1, channel) < down.gather(1, channel), 1.0, -1.0) * worth
+        distortion = found.gradient.gather(1, channel) * change + bend / 2 * worth
+        return _Moves(
+            symbols=torch.zeros_like(gradient).scatter_(1, channel, change),
+            bits=float((gain.where(worth, 0.0) - lmbda * distortion).sum(dtype=torch.float64)),
+            distortion=float(distortion.sum(dtype=torch.float64)),
+        )
+
+    def lmbda_towards(
+        self, aim: Aim, wanted: float, found: _Found, curvature: Tensor, lmbda: float, share: float
+    ) -> float:
+        """λ, at most e times another, whose best moves are predicted to change the excess by `wanted`."""
+        low, high = math.log(lmbda) - _FARTHEST, math.log(lmbda) + _FARTHEST
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            too_low = _predicted_change(aim, found, self.best_moves(found, curvature, math.exp(middle), share)) < wanted
+            if (aim.bits is None) != too_low:  # bits rise with λ, the squared error falls
+                low = middle
+            else:
+                high = middle
+        return math.exp((low + high) / 2)
+
+
+def _predicted_change(aim: Aim, found: _Found, moves: _Moves) -> float:
+    """Change of the excess by moves, as predicted."""
+    if aim.bits is not None:
+        return _log_growth(found.bits, moves.bits)
+    return _log_growth(found.distortion, moves.distortion)
+
+
+def _log_growth(value: float, change: float) -> float:
+    return math.log(max(1e-9, 1 + change / max(value, 1e-9)))
 
 
 def bit_costs(tables: Tables) -> tuple[Tensor, Tensor, Tensor]:

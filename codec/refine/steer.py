@@ -31,11 +31,12 @@ from .steps import prepare
 
 CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
 _SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
-_LAG = 2.7  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
-_FALL, _FALL_POWER = 0.087, 2.5  # from a part t on, the log squared error falls by _FALL·(1 − t)^_FALL_POWER
+_LEVEL_SLOPE = 0.25  # the same at a fixed level
+_LAG = 0.75  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
+_MOST_LEAD = 0.3  # most difference of log λ to that which the latents suit
+_FALL, _FALL_POWER = 0.088, 2.0  # from a part t on, the log squared error falls by _FALL·(1 − t)^_FALL_POWER
 _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
-_LANDING = 8  # rounds of another attempt, if the last pass ends beside the aim
 _ATTEMPTS = 3
 _OUT_OF_REACH = 0.25  # excess that single integers do not change in a few rounds
 
@@ -119,14 +120,16 @@ def refine_to(
         else:
             bits, squares = rounded_figures(prepared, batch, y, z, bf16, context)
             latest = replace(latest, bits=float(bits), mse=float(squares) / max(1, problem.visible_pixels))
-        reached += (math.log(lmbda) - reached) * (1 - math.exp((checked - part) / _LAG))
+        reached += (math.log(lmbda) - reached) * _response(part - checked)
         checked = part
         fall = 0.0 if aim.bits is not None else _FALL * (1 - part) ** _FALL_POWER
         excess = aim.excess(latest.bits, latest.mse) - fall
-        lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / _SLOPE))
-        far = _FAR["mse" if aim.bits is None else "bits"]
-        if part == first and steps >= _FEW and abs(excess) > far and has_other_level and has_other_level(float(lmbda)):
-            raise MissedLevelError(PartialAnnealing(float(lmbda), of_image(y, 0) / _unit(level), part))
+        if part == first and steps >= _FEW and abs(excess) > _FAR["mse" if aim.bits is None else "bits"]:
+            other = aim.steered(math.exp(reached), excess, 1 / _SLOPE)
+            if has_other_level and has_other_level(other):
+                raise MissedLevelError(PartialAnnealing(other, of_image(y, 0) / _unit(level), part))
+        if part < 1:
+            lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / (_LEVEL_SLOPE * _response(1 - part)), _MOST_LEAD))
 
     def report(step: int) -> None:
         if progress is not None:
@@ -135,7 +138,7 @@ def refine_to(
     done = round(checked * steps)
     report(done)
     anneal(prepared, batch, y, z, settings, steps, check, lambda step, _: report(step), lmbda, CHECKS, done)
-    problem, before = replace(problem, lmbda=float(lmbda)), problem
+    problem, before = replace(problem, lmbda=math.exp(reached)), problem
     start = min((with_lambda_of(c, before, problem) for c in (unrefined, latest)), key=lambda c: c.loss)
     found = latest = polish(
         prepared, problem, start, rounds, until=until, aim=aim, report=lambda done: report(steps + done)
@@ -143,6 +146,11 @@ def refine_to(
     latest = found = meet_aim(prepared, problem, found, aim, until)
     report(steps + rounds)
     return found, steps, problem.lmbda
+
+
+def _response(part: float) -> float:
+    """The part of a change of log λ that the latents follow in a part of the annealing."""
+    return 1 - math.exp(-part / _LAG)
 
 
 def _unit(level: LevelModel) -> Tensor:
@@ -156,5 +164,5 @@ def meet_aim(level: LevelModel, problem: Problem, candidate: Candidate, aim: Aim
         excess = aim.excess(candidate.bits, candidate.mse)
         if aim.is_met(excess) or abs(excess) > _OUT_OF_REACH:
             break
-        candidate = polish(level, problem, candidate, _LANDING, until=until, aim=aim)
+        candidate = polish(level, problem, candidate, 1, until=until, aim=aim)
     return candidate
