@@ -178,7 +178,7 @@ class Codec:
                 else:
                     data, refinement = encode_to_target(level, picture, roi, chosen, progress, has_other_level)
             except MissedLevelError as missed:
-                chosen = replace(chosen, lmbda=missed.begun.lmbda)
+                chosen = replace(chosen, lmbda=missed.lmbda)
                 level = level_of(chosen)
                 if chosen.time_limit is not None:
                     left = chosen.time_limit - (time.perf_counter() - start)
@@ -209,7 +209,9 @@ class Codec:
         weighted_psnr = settings.target_psnr is not None and roi is not None
         tiled = needs_tiles(*padded_size(*picture.pixels.shape[:2]))
         has_last_pass = settings.refines and settings.has_default_schedule and settings.rounds != 0
-        steered = has_last_pass and not (tiled or weighted_psnr)
+        steered = (
+            has_last_pass and not weighted_psnr and not (tiled and settings.rounds_after(settings.annealing_steps))
+        )
         found, warning = search(settings, encode_at, figures, steered=steered)
         report = {**found.report, "seconds": round(time.perf_counter() - start, 3)}
         return Encoded(found.data, report, (warning,) if warning else ())

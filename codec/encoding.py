@@ -19,6 +19,7 @@ from .refine.loop import Progress, Trace, refine
 from .refine.problem import Problem, with_lambda_of
 from .refine.start import starting_point
 from .refine.steer import PartialAnnealing, meet_aim, refine_to
+from .refine.steer_tiles import meet_aim_in_tiles, refine_tiles_to
 from .refine.tiles import needs_tiles, refine_tiles
 from .reports import Refinement
 from .settings import Settings
@@ -98,14 +99,19 @@ def encode_to_target(
         aim = Aim(mse=max(1e-30, 10 ** (-settings.target_psnr / 10)))  # not 0, whose logarithm is taken
     else:
         aim = Aim(bits=8.0 * max(1, size - beside - _CODER_BYTES))
-    found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level, begun)
+    tiled = needs_tiles(*problem.shape)
+    if tiled:
+        found, steps, lmbda = refine_tiles_to(level, problem, unrefined, settings, aim, progress, has_other_level)
+    else:
+        found, steps, lmbda = refine_to(level, problem, unrefined, settings, aim, progress, has_other_level, begun)
     unrefined = with_lambda_of(unrefined, problem, problem := replace(problem, lmbda=lmbda))
     payload = latents.pack(level, found.y, found.z, found.quantized)
     for _ in range(_CORRECTIONS):
         missing = 0 if size is None else size - len(_file(level, picture, payload.z, payload.y))
         if size is None or 0 <= missing <= SLACK_RATE * size or found.bits + 8 * missing <= 0:
             break
-        found = meet_aim(level, problem, found, Aim(bits=found.bits + 8 * missing), until)
+        meet = meet_aim_in_tiles if tiled else meet_aim
+        found = meet(level, problem, found, Aim(bits=found.bits + 8 * missing), until)
         payload = latents.pack(level, found.y, found.z, found.quantized)
     refinement = Refinement(
         steps=steps,

@@ -10,8 +10,8 @@ refined encoding that meets the target, bisection goes on, and the result is unr
 A picture may not have as many bits as `target_bpp` or `target_size` allow (a black one has hardly any): the best of the
 encodings below is the result then, with a warning. All other targets that cannot be reached are errors.
 
-Where the refinement itself steers λ to the target (`refine/steer.py`), one to four unrefined encodings find the level,
-and one refined encoding is enough, up to three where it misses.
+Where the refinement itself steers λ to the target (`refine/steer.py`, `refine/steer_tiles.py`), one to four unrefined
+encodings find the level, and one refined encoding is enough, up to three where it misses.
 """
 
 from __future__ import annotations

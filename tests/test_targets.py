@@ -14,7 +14,7 @@ from sgacodec.device import reduced_precision
 from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
-from sgacodec.refine import flips, steer
+from sgacodec.refine import flips, steer, steer_tiles, tiles
 from sgacodec.refine.aim import Aim
 from sgacodec.refine.loop import batched
 from sgacodec.refine.objective import Batch, frozen_context, rounded_figures
@@ -116,9 +116,10 @@ def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: py
     aim = Aim(bits=1.5 * first.start().bits)
     with pytest.raises(MissedLevelError) as missed:
         refine_to(first.level, first, first.start(), settings, aim, has_other_level=lambda lmbda: True)
-    begun = missed.value.begun
-    assert begun.lmbda > 0.005
-    second = replace(first, level=levels.for_encoding(begun.lmbda), lmbda=begun.lmbda)
+    begun, lmbda = missed.value.begun, missed.value.lmbda
+    assert begun is not None
+    assert lmbda > 0.005
+    second = replace(first, level=levels.for_encoding(lmbda), lmbda=lmbda)
     shown: list[int] = []
     found, steps, _ = refine_to(
         second.level, second, second.start(), settings, aim, lambda p: shown.append(p.step), begun=begun
@@ -127,6 +128,46 @@ def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: py
     assert aim.is_met(aim.excess(found.bits, found.mse))
     whole, _, _ = refine_to(second.level, second, second.start(), settings, aim)
     assert found.mse < 1.03 * whole.mse
+
+
+@pytest.mark.parametrize("aim", [Aim(bits=8e4), Aim(mse=1e-3)])
+@pytest.mark.parametrize("gain", [0.9, 1.12])
+@pytest.mark.parametrize("count", [2, 9])
+def test_tiles_make_up_for_each_other(
+    lite_level: LevelModel, picture: Picture, count: int, gain: float, aim: Aim
+) -> None:
+    """Guards against a large picture that misses its target, as its first tiles gain more or less than was assumed."""
+    problem = Problem.of(lite_level, picture, None, 0.0075, "mse")
+    limit = aim.bits or 1e-3 * problem.visible_pixels
+    unrefined = [(1 + k % 3) * limit / count for k in range(count)]
+    plan = steer_tiles._Plan(problem, aim, sum(unrefined), unrefined)
+    growth = gain * limit / sum(unrefined) * math.exp(-aim.slack / 2)
+
+    def changes(tile: float, part: float) -> tuple[float, float]:
+        refined = growth * tile * math.exp(aim.fall(part)) * (plan.lmbda / problem.lmbda) ** aim.slope
+        return refined - tile, refined - tile
+
+    for tile in unrefined:
+        plan.begin()
+        plan.steer(0.0, *changes(tile, 0.0))
+        plan.end(*changes(tile, 1.0))
+    assert plan.total == pytest.approx(limit, rel=0.02)
+    assert (plan.mean_lambda() < problem.lmbda) == ((gain > 1) == (aim.bits is not None))
+
+
+def test_tiles_of_a_wrong_level_begin_anew(
+    lite_level: LevelModel, picture: Picture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against tiles whose λ is far from the level, which costs quality, and against a wrong direction."""
+    monkeypatch.setattr(tiles, "TILE", 64)
+    problem = Problem.of(lite_level, picture, None, 0.0075, "mse")
+    for factor in (0.5, 2.0):
+        aim = Aim(bits=factor * problem.start().bits)
+        with pytest.raises(steer.MissedLevelError) as missed:
+            steer_tiles.refine_tiles_to(
+                lite_level, problem, problem.start(), Settings(steps=10), aim, has_other_level=lambda lmbda: True
+            )
+        assert (missed.value.lmbda > problem.lmbda) == (factor > 1)
 
 
 @pytest.mark.parametrize("grey", [False, True])
@@ -146,11 +187,13 @@ def test_float_figures_are_those_of_the_true_loss(lite_level: LevelModel, pictur
     assert float(squares) / problem.visible_pixels == pytest.approx(expected.mse, rel=0.02)
 
 
+@pytest.mark.parametrize("tile", [64, 1024])
 @pytest.mark.parametrize("target", [{"target_size": 900}, {"target_bpp": 0.6}, {"target_psnr": 31.0}])
 def test_a_target_takes_one_refined_encoding(
-    picture: Picture, target: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    picture: Picture, target: dict[str, float], tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against a wanted size that costs several encodings, and against a report that is not that of the file."""
+    monkeypatch.setattr(tiles, "TILE", tile)
     refined: list[Settings] = []
 
     def counted(settings: Settings, encode, figures, **options):  # type: ignore[no-untyped-def]

@@ -22,7 +22,7 @@ from ..device import deterministic_convolutions, reduced_precision
 from ..memory import keep_freed_memory
 from ..models.level import LevelModel
 from ..settings import Settings
-from .aim import Aim
+from .aim import Aim, leading, response
 from .flips import polish
 from .loop import Report, anneal, batched, of_image, state_of, steps_within
 from .objective import Batch, frozen_context, rounded_figures
@@ -30,11 +30,7 @@ from .problem import Candidate, Problem, with_lambda_of
 from .steps import prepare
 
 CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
-_SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
-_LEVEL_SLOPE = 0.25  # the same at a fixed level
-_LAG = 0.75  # latents approach those of a new λ as e^(−t/lag), where t is a part of the annealing
-_MOST_LEAD = 0.3  # most difference of log λ to that which the latents suit
-_FALL, _FALL_POWER = 0.088, 2.0  # from a part t on, the log squared error falls by _FALL·(1 − t)^_FALL_POWER
+SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
 _FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
 _ATTEMPTS = 3
@@ -47,24 +43,21 @@ class PartialAnnealing:
 
     Attributes
     ----------
-    lmbda : float
-        Where λ goes on.
     y : Tensor (1, M, H/16, W/16) float32
         Latents in natural units, without a gain.
     part : float
         The part of the steps that is done.
     """
 
-    lmbda: float
     y: Tensor
     part: float
 
 
 class MissedLevelError(Exception):
-    """The aim needs another level."""
+    """The aim needs the level of another λ, where the annealing goes on, or begins anew without a partial one."""
 
-    def __init__(self, begun: PartialAnnealing) -> None:
-        self.begun = begun
+    def __init__(self, lmbda: float, begun: PartialAnnealing | None) -> None:
+        self.lmbda, self.begun = lmbda, begun
 
 
 @keep_freed_memory()
@@ -120,16 +113,15 @@ def refine_to(
         else:
             bits, squares = rounded_figures(prepared, batch, y, z, bf16, context)
             latest = replace(latest, bits=float(bits), mse=float(squares) / max(1, problem.visible_pixels))
-        reached += (math.log(lmbda) - reached) * _response(part - checked)
+        reached += (math.log(lmbda) - reached) * response(part - checked)
         checked = part
-        fall = 0.0 if aim.bits is not None else _FALL * (1 - part) ** _FALL_POWER
-        excess = aim.excess(latest.bits, latest.mse) - fall
+        excess = aim.excess(latest.bits, latest.mse) - aim.fall(part)
         if part == first and steps >= _FEW and abs(excess) > _FAR["mse" if aim.bits is None else "bits"]:
-            other = aim.steered(math.exp(reached), excess, 1 / _SLOPE)
+            other = aim.steered(math.exp(reached), excess, 1 / SLOPE)
             if has_other_level and has_other_level(other):
-                raise MissedLevelError(PartialAnnealing(other, of_image(y, 0) / _unit(level), part))
+                raise MissedLevelError(other, PartialAnnealing(of_image(y, 0) / _unit(level), part))
         if part < 1:
-            lmbda.fill_(aim.steered(math.exp(reached), excess, 1 / (_LEVEL_SLOPE * _response(1 - part)), _MOST_LEAD))
+            lmbda.fill_(leading(reached, reached - (excess + aim.slack / 2) / aim.slope, part))
 
     def report(step: int) -> None:
         if progress is not None:
@@ -146,11 +138,6 @@ def refine_to(
     latest = found = meet_aim(prepared, problem, found, aim, until)
     report(steps + rounds)
     return found, steps, problem.lmbda
-
-
-def _response(part: float) -> float:
-    """The part of a change of log λ that the latents follow in a part of the annealing."""
-    return 1 - math.exp(-part / _LAG)
 
 
 def _unit(level: LevelModel) -> Tensor:

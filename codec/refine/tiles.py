@@ -25,19 +25,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device import deterministic_convolutions
+from ..device import deterministic_convolutions, reduced_precision
 from ..memory import keep_freed_memory, release_free_memory
 from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE, Reach
 from ..settings import Settings
 from ..tiling import Box, cut, slices, with_halo
+from .aim import Aim
 from .flips import polish
 from .loop import Progress, anneal, psnr_of, steps_within
-from .objective import Batch
+from .objective import Batch, frozen_context, rounded_figures
 from .problem import Candidate, Problem
 from .start import starting_point
 from .steps import prepare
 
+_STEERED = (0.3, 0.5, 0.7, 0.9, 1.0)  # when λ is steered, as parts of the steps of a tile
 TILE = 1024  # largest side of a tile in pixels, a multiple of 64
 
 
@@ -97,39 +99,60 @@ def refine_tiles(
     prepared = prepare(level)
     y, z = start.y, start.z
     tiles = list(regions(*problem.shape, level.folded.architecture.reach))
-    steps = settings.annealing_steps
-    rounds = settings.rounds_after(steps)
-    if settings.time_limit is not None:
-        largest = max(tiles, key=lambda region: _area(region.outer))
-        batch = _batch(prepared, problem, largest)
-        latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
-        seconds = settings.time_limit / len(tiles)
-        steps, rounds = settings.steps_and_rounds(steps_within(seconds, prepared, batch, *latents, settings))
-    total = (steps + rounds) * len(tiles)
-    visible = problem.visible_pixels
-    done, bits, squares = 0, start.bits, start.mse * visible  # the steps done, and the loss of the picture after them
-
-    def report(step: int, more_bits: float, more_squares: float) -> None:
-        if progress is not None:
-            mse = (squares + more_squares) / max(1, visible)
-            progress(Progress(done + step, total, (bits + more_bits) / problem.pixels, psnr_of(mse)))
-
+    steps, rounds = steps_of_tiles(prepared, problem, tiles, y, z, settings)
+    state = RunningState(problem, start, (steps + rounds) * len(tiles), progress)
     for region in tiles if steps else ():
-        more_bits, more_squares = _refine_region(prepared, problem, region, y, z, settings, steps, report)
-        done, bits, squares = done + steps, bits + more_bits, squares + more_squares
+        state.add(steps, *refine_region(prepared, problem, region, y, z, settings, steps, state.report))
     for region in tiles if rounds else ():  # after all annealing: a change of z in a tile changes μ in its neighbours
-        more_bits, more_squares = _polish_region(
-            prepared, problem, region, y, z, rounds, until, lambda round_: report(round_, 0.0, 0.0)
-        )
-        done, bits, squares = done + rounds, bits + more_bits, squares + more_squares
-        report(0, 0.0, 0.0)
+        state.add(rounds, *polish_region(prepared, problem, region, y, z, rounds, until, state.report))
+        state.report(0)
     refined = problem.evaluate(y, z)
     return (refined if refined.loss <= start.loss else starting_point(problem)), steps
 
 
+class RunningState:
+    """The bits and the squared error of a picture while its tiles change, and its progress.
+
+    Parameters
+    ----------
+    steps : int
+        Steps and rounds of all tiles.
+    """
+
+    def __init__(
+        self, problem: Problem, start: Candidate, steps: int, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.problem, self.done, self.steps, self.progress = problem, 0, steps, progress
+        self.bits, self.squares = start.bits, start.mse * problem.visible_pixels
+
+    def add(self, steps: int, more_bits: float, more_squares: float) -> None:
+        """A tile has been changed in so many steps."""
+        self.done, self.bits, self.squares = self.done + steps, self.bits + more_bits, self.squares + more_squares
+
+    def report(self, step: int, more_bits: float = 0.0, more_squares: float = 0.0) -> None:
+        """So many steps of the present tile are done, with these changes."""
+        if self.progress is not None:
+            psnr = psnr_of((self.squares + more_squares) / max(1, self.problem.visible_pixels))
+            rate = (self.bits + more_bits) / self.problem.pixels
+            self.progress(Progress(self.done + step, self.steps, rate, psnr))
+
+
+def steps_of_tiles(
+    level: LevelModel, problem: Problem, tiles: list[Region], y: Tensor, z: Tensor, settings: Settings
+) -> tuple[int, int]:
+    """The steps and rounds of each tile: those of the settings, or as many as fit into their time limit."""
+    steps = settings.annealing_steps
+    if settings.time_limit is None:
+        return steps, settings.rounds_after(steps)
+    largest = max(tiles, key=lambda region: area(region.outer))
+    latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
+    seconds = settings.time_limit / len(tiles)
+    return settings.steps_and_rounds(steps_within(seconds, level, _batch(level, problem, largest), *latents, settings))
+
+
 @keep_freed_memory()
 @deterministic_convolutions()
-def _refine_region(
+def refine_region(
     level: LevelModel,
     problem: Problem,
     region: Region,
@@ -138,10 +161,12 @@ def _refine_region(
     settings: Settings,
     steps: int,
     report: Callable[[int, float, float], None],
+    steer: Callable[[float, float, float], float] | None = None,
 ) -> tuple[float, float]:
     """Anneal the latents of one tile, and write those of lowest true loss into y and z (1, C, h, w).
 
-    `report(step, bits, squares)` is called after every step, with the changes so far as they are returned.
+    `report(step, bits, squares)` is called after every step, with the changes so far as they are returned. `steer(part,
+    bits, squares)` returns λ for the steps after a part of them, which have made these changes of the rounded latents.
 
     Returns
     -------
@@ -152,9 +177,24 @@ def _refine_region(
     visible = part.visible_pixels
     first = best = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
     release_free_memory()
+    batch = _batch(level, problem, region)
+    latents = _channels_last(y, region, STRIDE), _channels_last(z, region, HYPER_STRIDE)
+    lmbda = torch.full((), problem.lmbda, device=level.device)
+    bf16 = reduced_precision(level.device)
+    context = None if steer is None else frozen_context(level, bf16)
+
+    def rounded(y: Tensor, z: Tensor) -> tuple[float, float]:
+        bits, squares = rounded_figures(level, batch, y, z, bf16, context)
+        return float(bits), float(squares)
+
+    before = (0.0, 0.0) if steer is None else rounded(*latents)
 
     def check(part_done: float, y: Tensor, z: Tensor) -> None:
         nonlocal best
+        if steer is not None and part_done < 1:
+            more_bits, more_squares = (now - then for now, then in zip(rounded(y, z), before, strict=True))
+            lmbda.fill_(steer(part_done, more_bits, more_squares))
+            return
         candidate = part.evaluate(*(v.permute(0, 3, 1, 2).clone() for v in (y, z)))
         if candidate.loss < best.loss:
             best = candidate
@@ -165,13 +205,14 @@ def _refine_region(
 
     anneal(
         level,
-        _batch(level, problem, region),
-        _channels_last(y, region, STRIDE),
-        _channels_last(z, region, HYPER_STRIDE),
+        batch,
+        *latents,
         settings,
         steps,
         check,
         lambda step, relaxed: report(step, *changes()),
+        None if steer is None else lmbda,
+        None if steer is None else _STEERED,
     )
     _write(best.y, y, region, STRIDE)
     _write(best.z, z, region, HYPER_STRIDE)
@@ -180,7 +221,7 @@ def _refine_region(
 
 @keep_freed_memory()
 @deterministic_convolutions()
-def _polish_region(
+def polish_region(
     level: LevelModel,
     problem: Problem,
     region: Region,
@@ -188,13 +229,18 @@ def _polish_region(
     z: Tensor,
     rounds: int,
     until: float,
-    report: Callable[[int], None],
+    report: Callable[[int], None] | None = None,
+    aim_of: Callable[[Problem, Candidate], Aim] | None = None,
 ) -> tuple[float, float]:
-    """The last pass (`flips.polish`) over one tile, in place in y (1, M, h, w); returns as `_refine_region`."""
+    """The last pass (`flips.polish`) over one tile, in place in y (1, M, h, w); returns as `refine_region`.
+
+    `aim_of` returns the aim for `wide`, from its part of the problem and its latents.
+    """
     part = problem.part(region.wide)
     annealed = part.evaluate(cut(y, region.wide, STRIDE), cut(z, region.wide, HYPER_STRIDE))
+    aim = None if aim_of is None else aim_of(part, annealed)
     release_free_memory()
-    polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until, report=report)
+    polished = polish(level, part, annealed, rounds, lambda level: _batch(level, problem, region), until, aim, report)
     _write(polished.y, y, region, STRIDE)
     return polished.bits - annealed.bits, (polished.mse - annealed.mse) * part.visible_pixels
 
@@ -218,7 +264,7 @@ def _batch(level: LevelModel, problem: Problem, region: Region) -> Batch:
     )
 
 
-def _area(box: Box) -> int:
+def area(box: Box) -> int:
     top, left, bottom, right = box
     return (bottom - top) * (right - left)
 
