@@ -14,7 +14,7 @@ SLACK_RATE = 0.009  # a rate is met by at least 99 % of it, also if the size in 
 SLACK_MSE = 0.05 * math.log(10) / 10  # a quality is met by at most 0.05 dB more
 LEVEL_SLOPE = 0.25  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents at one level
 _LAG = 0.75  # the latents approach those that suit a new λ as e^(−t/lag), where t is a part of the annealing
-_MOST_LEAD = 0.3  # most difference of log λ to that which the latents suit
+_MOST_LEAD = 0.4  # most difference of log λ to that which the latents suit
 _FALL, _FALL_POWER = 0.088, 2.0  # from a part t on, the log squared error falls by _FALL·(1 − t)^_FALL_POWER
 
 

@@ -31,7 +31,7 @@ from .steps import prepare
 
 CHECKS = (0.15, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)  # when λ is steered, as parts of the annealing
 SLOPE = 0.65  # d log(bits) / d log λ, and −d log(squared error) / d log λ, of refined latents
-_FAR = {"bits": 0.035, "mse": 0.08}  # excess at the first check from which on another level is taken
+_FAR = {"bits": 0.035, "mse": 0.05}  # excess at the first check from which on another level is taken
 _FEW = 50  # steps of an annealing whose first check says little
 _ATTEMPTS = 3
 _OUT_OF_REACH = 0.25  # excess that single integers do not change in a few rounds
