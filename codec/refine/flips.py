@@ -84,39 +84,33 @@ def polish(
     batch = Batch.of(level, [problem]) if batch_of is None else batch_of(level)
     latents = candidate.quantized or quantize(level, candidate.y, candidate.z)
     loss = _Loss(level, batch, symbol_coder(level, latents))
-    symbols, bias = latents.y.float(), 0.0
+    symbols = latents.y.float()
     release_free_memory()
     first = best = found = loss.at(symbols)
-
-    def excess(found: _Found) -> float:
-        assert aim is not None
-        squares = (found.squares - first.squares) / max(1, problem.visible_pixels)
-        return aim.excess(candidate.bits + found.bits - first.bits, candidate.mse + squares)
+    landing = None if aim is None else _Landing(aim, problem, candidate, first)
 
     def rank(found: _Found) -> tuple[float, float]:
         """Smaller is better: how far a round is from the aim, then its loss."""
-        loss = problem.lmbda * found.distortion + found.bits
-        return (0.0 if aim is None else aim.distance(excess(found))), loss
+        distance = 0.0 if landing is None else landing.aim.distance(landing.excess(found))
+        return distance, problem.lmbda * found.distortion + found.bits
 
     release_free_memory()
     curvature = loss.curvature(found.y_hat)
     release_free_memory()
     for done in range(rounds if aim is None else rounds + _LANDING):
-        if done >= rounds and aim is not None and rank(best)[0] == 0:
+        if done >= rounds and rank(best)[0] == 0:
             break
         took, begun = time.perf_counter() - begun, time.perf_counter()
         if begun + 2 * took > until:  # time for one more round and the evaluation after the last
             break
-        before, lmbda, share = found, problem.lmbda, _SHARE
-        if aim is not None:
-            wanted = -aim.slack / 2 - excess(found)
-            share = min(_SHARE, max(_LEAST_SHARE, _SHARE_OF_EXCESS * abs(wanted)))
-            lmbda = loss.lmbda_towards(aim, wanted - bias, found, curvature, lmbda, share)
-        moves = loss.best_moves(found, curvature, lmbda, share)
+        before, choice = found, (problem.lmbda, _SHARE)
+        if landing is not None:
+            choice = landing.choice(loss, found, curvature)
+        moves = loss.best_moves(found, curvature, *choice)
         symbols = symbols + moves.symbols
         found = loss.at(symbols)
-        if aim is not None:
-            bias = excess(found) - excess(before) - _predicted_change(aim, before, moves)
+        if landing is not None:
+            landing.learn(before, moves, found)
         if rank(found) < rank(best):
             best = found
         secant = ((found.gradient - before.gradient) * moves.symbols).clamp_(min=0)
@@ -234,30 +228,47 @@ class _Loss:
             distortion=float(distortion.sum(dtype=torch.float64)),
         )
 
-    def lmbda_towards(
-        self, aim: Aim, wanted: float, found: _Found, curvature: Tensor, lmbda: float, share: float
-    ) -> float:
-        """λ, at most e times another, whose best moves are predicted to change the excess by `wanted`."""
-        low, high = math.log(lmbda) - _FARTHEST, math.log(lmbda) + _FARTHEST
+
+class _Landing:
+    """λ of each round, and the share of the changes it makes, so that an aim is met.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        With the figures of `first`.
+    """
+
+    def __init__(self, aim: Aim, problem: Problem, candidate: Candidate, first: _Found) -> None:
+        self.aim, self.problem, self.candidate, self.first = aim, problem, candidate, first
+        self.bias = 0.0  # of the last prediction
+
+    def excess(self, found: _Found) -> float:
+        squares = (found.squares - self.first.squares) / max(1, self.problem.visible_pixels)
+        return self.aim.excess(self.candidate.bits + found.bits - self.first.bits, self.candidate.mse + squares)
+
+    def choice(self, loss: _Loss, found: _Found, curvature: Tensor) -> tuple[float, float]:
+        """λ, by bisection, and the share of the next round."""
+        wanted = -self.aim.slack / 2 - self.excess(found)
+        share = min(_SHARE, max(_LEAST_SHARE, _SHARE_OF_EXCESS * abs(wanted)))
+        middle = math.log(self.problem.lmbda)
+        low, high = middle - _FARTHEST, middle + _FARTHEST
         for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            too_low = _predicted_change(aim, found, self.best_moves(found, curvature, math.exp(middle), share)) < wanted
-            if (aim.bits is None) != too_low:  # bits rise with λ, the squared error falls
+            change = self._predicted(found, loss.best_moves(found, curvature, math.exp(middle), share))
+            if (self.aim.bits is None) != (change < wanted - self.bias):  # bits rise with λ, the squared error falls
                 low = middle
             else:
                 high = middle
-        return math.exp((low + high) / 2)
+            middle = (low + high) / 2
+        return math.exp(middle), share
 
+    def learn(self, before: _Found, moves: _Moves, found: _Found) -> None:
+        """Compare the prediction of a round with what has become of it."""
+        self.bias = self.excess(found) - self.excess(before) - self._predicted(before, moves)
 
-def _predicted_change(aim: Aim, found: _Found, moves: _Moves) -> float:
-    """Change of the excess by moves, as predicted."""
-    if aim.bits is not None:
-        return _log_growth(found.bits, moves.bits)
-    return _log_growth(found.distortion, moves.distortion)
-
-
-def _log_growth(value: float, change: float) -> float:
-    return math.log(max(1e-9, 1 + change / max(value, 1e-9)))
+    def _predicted(self, found: _Found, moves: _Moves) -> float:
+        """Change of the excess by moves."""
+        value, change = (found.bits, moves.bits) if self.aim.bits is not None else (found.distortion, moves.distortion)
+        return math.log(max(1e-9, 1 + change / max(value, 1e-9)))
 
 
 def bit_costs(tables: Tables) -> tuple[Tensor, Tensor, Tensor]:
