@@ -15,7 +15,7 @@ from sgacodec.models.level import LevelModel
 from sgacodec.picture import Picture
 from sgacodec.rate_control import search
 from sgacodec.refine import flips, steer, steer_tiles, tiles
-from sgacodec.refine.aim import Aim, response
+from sgacodec.refine.aim import Aim, followed
 from sgacodec.refine.loop import batched, refine
 from sgacodec.refine.objective import Batch, frozen_context, rounded_figures
 from sgacodec.refine.problem import Problem, with_lambda_of
@@ -147,7 +147,7 @@ def test_tiles_make_up_for_each_other(
     growth = gain * limit / sum(unrefined) * math.exp(-aim.slack / 2)
 
     def changes(tile: float, part: float) -> tuple[float, float]:
-        suited = plan.reached[-1] + (math.log(plan.lmbda) - plan.reached[-1]) * response(part)
+        suited = followed(plan.reached[-1], plan.lmbda, part)
         change = aim.fall(part) + aim.slope * (suited - math.log(problem.lmbda))
         refined = growth * tile * math.exp(change)
         return refined - tile, refined - tile

@@ -71,15 +71,20 @@ class Aim:
         return in_range(lmbda * math.exp(min(1.0, max(-1.0, change))))
 
 
-def response(part: float) -> float:
-    """The part of a change of log λ that the latents have followed after a part of the annealing."""
-    return 1 - math.exp(-part / _LAG)
+def followed(reached: float, lmbda: float, part: float) -> float:
+    """log λ that the latents suit after a part of the annealing with λ, if they suited `reached` before."""
+    return reached + (math.log(lmbda) - reached) * _response(part)
 
 
 def leading(reached: float, wanted: float, part: float) -> float:
     """λ for the steps after a part of them, so that the latents, which suit the log λ `reached`, suit `wanted`."""
-    lead = (wanted - reached) / response(1 - part)
+    lead = (wanted - reached) / _response(1 - part)
     return in_range(math.exp(reached + min(_MOST_LEAD, max(-_MOST_LEAD, lead))))
+
+
+def _response(part: float) -> float:
+    """The part of a change of log λ that the latents have followed after a part of the annealing."""
+    return 1 - math.exp(-part / _LAG)
 
 
 def in_range(lmbda: float) -> float:

@@ -22,7 +22,7 @@ from ..device import deterministic_convolutions, reduced_precision
 from ..memory import keep_freed_memory
 from ..models.level import LevelModel
 from ..settings import Settings
-from .aim import Aim, leading, response
+from .aim import Aim, followed, leading
 from .flips import polish
 from .loop import Report, anneal, batched, of_image, state_of, steps_within
 from .objective import Batch, frozen_context, rounded_figures
@@ -84,7 +84,7 @@ def refine_to(
     Returns
     -------
     Candidate, int, float
-        The result, which may miss the aim; the number of steps; and λ at the end of the annealing, which weighs the
+        The result, which may miss the aim; the number of steps; and the λ that they suit, which weighs the
         loss of the result.
 
     Raises
@@ -113,7 +113,7 @@ def refine_to(
         else:
             bits, squares = rounded_figures(prepared, batch, y, z, bf16, context)
             latest = replace(latest, bits=float(bits), mse=float(squares) / max(1, problem.visible_pixels))
-        reached += (math.log(lmbda) - reached) * response(part - checked)
+        reached = followed(reached, float(lmbda), part - checked)
         checked = part
         excess = aim.excess(latest.bits, latest.mse) - aim.fall(part)
         if part == first and steps >= _FEW and abs(excess) > _FAR["mse" if aim.bits is None else "bits"]:

@@ -19,7 +19,7 @@ from ..models.level import LevelModel
 from ..networks.architecture import HYPER_STRIDE, STRIDE
 from ..settings import Settings
 from ..tiling import cut
-from .aim import LEVEL_SLOPE, Aim, in_range, leading, response
+from .aim import LEVEL_SLOPE, Aim, followed, in_range, leading
 from .loop import Progress
 from .problem import Candidate, Problem
 from .steer import SLOPE, MissedLevelError
@@ -137,7 +137,7 @@ class _Plan:
 
     def _refined(self, part: float, more_bits: float, more_squares: float) -> float:
         """The predicted amount of the present tile, if it had the first λ."""
-        self.reached[-1] += (math.log(self.lmbda) - self.reached[-1]) * response(part - self.part)
+        self.reached[-1] = followed(self.reached[-1], self.lmbda, part - self.part)
         self.part = part
         tile = self.unrefined[len(self.reached) - 1]
         now = max(0.1 * tile, tile + self._change(more_bits, more_squares))
