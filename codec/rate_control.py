@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Generic
 
 from .settings import LAMBDA_RANGE, Settings
 from .targets import (
@@ -84,73 +85,102 @@ def search(
     TargetError
         When no λ meets it.
     """
-    begin = clock()
-    limit = math.inf if settings.time_limit is None else settings.time_limit
-    plain = replace(settings, target_bpp=None, target_size=None, target_psnr=None)
-
-    def attempt(chosen: Settings) -> Trial[Result]:
-        result = encode(chosen)
-        found = figures(result)
-        return Trial(lmbda=chosen.lmbda, error=error_of(settings, found), figures=found, result=result)
-
-    near = _NEAR_PSNR if settings.target_psnr is not None else _NEAR_RATE
-    parts, most = (1, _STEERED_TRIALS) if steered else (_PARTS, _TRIALS)
-    unrefined: list[Trial[Result]] = []
-
-    def bracket(seconds: float) -> None:
-        """Bisect with unrefined encodings, at least one, until `seconds` after the beginning."""
-        while len(unrefined) < _UNREFINED_TRIALS and (not unrefined or clock() - begin < seconds):
-            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(_middle(settings, unrefined))))))
-
-    def approach(seconds: float) -> None:
-        """Secants with unrefined encodings, at least one, until the level is found, or `seconds` have passed."""
-        position = math.log(settings.lmbda)
-        while len(unrefined) < _APPROACHES and (not unrefined or clock() - begin < seconds):
-            unrefined.append(attempt(_unrefined(replace(plain, lmbda=math.exp(position)))))
-            found = {_effective(trial) for trial in unrefined}
-            if abs(unrefined[-1].error - _gain(settings, unrefined[-1])) < near or len(found) < len(unrefined):
-                break
-            position = _secant(settings, unrefined)
-
-    (approach if steered else bracket)(limit / 3)
-    if not leaves_room(settings, unrefined[0].figures):
-        raise TargetError(unreached(settings, unrefined, ""))
-    position = _middle(settings, unrefined)
-    if steered:
-        position = _secant(settings, unrefined)
-    elif len(unrefined) < _UNREFINED_TRIALS:  # no time for more
-        position = _next(settings, unrefined)
-    elif len({trial.error > 0 for trial in unrefined}) == 1:
-        # Unrefined encodings do not reach the target, as they do not change beyond the ladder: begin near its end.
-        position = math.log(min(unrefined, key=lambda trial: abs(trial.error)).lmbda)
-    trials: list[Trial[Result]] = []
-    part = (begin + limit - clock()) / parts
-    while len(trials) < most:
-        left = begin + limit - clock()
-        late = left <= 0 or left < part / 2  # too few steps for an encoding that is compared with the others
-        if late:
-            break
-        chosen = replace(settings if steered else plain, lmbda=math.exp(position))
-        if settings.time_limit is not None:
-            chosen = replace(chosen, time_limit=min(part, left))
-        trials.append(attempt(chosen if settings.method != "none" else _unrefined(chosen)))
-        position = _next(settings, trials)
-        if is_hit(settings, trials[-1].error) or _is_at_the_end(trials[-1], position):
-            break
-    best = best_of(settings, trials)
+    run = _Search(settings, encode, figures, clock, steered)
+    (run.approach if steered else run.bracket)(run.limit / 3)
+    if not leaves_room(settings, run.unrefined[0].figures):
+        raise TargetError(unreached(settings, run.unrefined, ""))
+    late = run.refine()
+    best = best_of(settings, run.refined)
     if best is None and late:
-        bracket(math.inf)
+        run.bracket(math.inf)
     if best is None:
-        best = best_of(settings, unrefined)
+        best = best_of(settings, run.unrefined)
     when = " within the time limit" if late else ""
     if best is not None and (settings.target_size is None or best.error >= -FAR_RATE):
         return best.result, ""
-    below = [t for t in (*trials, *unrefined) if t.error < 0]
+    trials = [*run.refined, *run.unrefined]
+    below = [t for t in trials if t.error < 0]
     if settings.target_psnr is not None or not below:
-        raise TargetError(unreached(settings, [*trials, *unrefined], when))
+        raise TargetError(unreached(settings, trials, when))
     best = max(below, key=lambda t: (t.figures.psnr, -t.figures.size))
     wanted = f"{settings.target_size} bytes" if settings.target_size else f"{settings.target_bpp:g} bits a pixel"
     return best.result, f"no λ gives {wanted}{when}; the best below is {shown(best.figures)}"
+
+
+class _Search(Generic[Result]):
+    """The encodings of one search, with the parameters of `search`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encode: Callable[[Settings], Result],
+        figures: Callable[[Result], Figures],
+        clock: Callable[[], float],
+        steered: bool,
+    ) -> None:
+        self.settings, self.encode, self.figures, self.clock, self.steered = settings, encode, figures, clock, steered
+        self.begin, self.limit = clock(), math.inf if settings.time_limit is None else settings.time_limit
+        self.plain = replace(settings, target_bpp=None, target_size=None, target_psnr=None)
+        self.unrefined: list[Trial[Result]] = []
+        self.refined: list[Trial[Result]] = []
+
+    def bracket(self, seconds: float) -> None:
+        """Bisect with unrefined encodings, at least one, until `seconds` after the beginning."""
+        while self._goes_on(_UNREFINED_TRIALS, seconds):
+            self._try_unrefined(_middle(self.settings, self.unrefined))
+
+    def approach(self, seconds: float) -> None:
+        """Secants with unrefined encodings, at least one, until the level is found, or `seconds` have passed."""
+        near = _NEAR_PSNR if self.settings.target_psnr is not None else _NEAR_RATE
+        position = math.log(self.settings.lmbda)
+        while self._goes_on(_APPROACHES, seconds):
+            self._try_unrefined(position)
+            found = {_effective(trial) for trial in self.unrefined}
+            last = self.unrefined[-1]
+            if abs(last.error - _gain(self.settings, last)) < near or len(found) < len(self.unrefined):
+                break
+            position = _secant(self.settings, self.unrefined)
+
+    def refine(self) -> bool:
+        """Refined encodings until one is a hit; whether the time limit ended them."""
+        parts, most = (1, _STEERED_TRIALS) if self.steered else (_PARTS, _TRIALS)
+        settings, position = self.settings, self._first_position()
+        part = (self.begin + self.limit - self.clock()) / parts
+        while len(self.refined) < most:
+            left = self.begin + self.limit - self.clock()
+            if left <= 0 or left < part / 2:  # too few steps for an encoding that is compared with the others
+                return True
+            chosen = replace(settings if self.steered else self.plain, lmbda=math.exp(position))
+            if settings.time_limit is not None:
+                chosen = replace(chosen, time_limit=min(part, left))
+            self.refined.append(self._attempt(chosen if settings.method != "none" else _unrefined(chosen)))
+            position = _next(settings, self.refined)
+            if is_hit(settings, self.refined[-1].error) or _is_at_the_end(self.refined[-1], position):
+                break
+        return False
+
+    def _first_position(self) -> float:
+        """log λ of the first refined encoding."""
+        if self.steered:
+            return _secant(self.settings, self.unrefined)
+        if len(self.unrefined) < _UNREFINED_TRIALS:  # no time for more
+            return _next(self.settings, self.unrefined)
+        if len({trial.error > 0 for trial in self.unrefined}) == 1:
+            # Unrefined encodings do not reach the target, as they do not change beyond the ladder: begin near its end.
+            return math.log(min(self.unrefined, key=lambda trial: abs(trial.error)).lmbda)
+        return _middle(self.settings, self.unrefined)
+
+    def _goes_on(self, most: int, seconds: float) -> bool:
+        trials = self.unrefined
+        return len(trials) < most and (not trials or self.clock() - self.begin < seconds)
+
+    def _try_unrefined(self, position: float) -> None:
+        self.unrefined.append(self._attempt(_unrefined(replace(self.plain, lmbda=math.exp(position)))))
+
+    def _attempt(self, chosen: Settings) -> Trial[Result]:
+        result = self.encode(chosen)
+        found = self.figures(result)
+        return Trial(lmbda=chosen.lmbda, error=error_of(self.settings, found), figures=found, result=result)
 
 
 def _middle(settings: Settings, trials: list[Trial[Result]]) -> float:
