@@ -159,8 +159,13 @@ def meet_aim_in_tiles(
     """
     prepared, tiles = prepare(level), _tiles(level, problem)
     y, z = candidate.y, candidate.z
+    evaluated = True
     for region in tiles * _ATTEMPTS:
-        if aim.is_met(aim.excess(candidate.bits, candidate.mse)) or time.perf_counter() > until:
+        excess = aim.excess(candidate.bits, candidate.mse)
+        if not evaluated and aim.is_met(excess):
+            candidate, evaluated = problem.evaluate(y, z), True
+            excess = aim.excess(candidate.bits, candidate.mse)
+        if aim.is_met(excess) or abs(excess) > _ATTEMPTS * _MOST_CHANGE or time.perf_counter() > until:
             break
         missing = _wanted(aim, problem) - _amount(aim, problem, candidate)
 
@@ -171,10 +176,9 @@ def meet_aim_in_tiles(
 
         more_bits, more_squares = polish_region(prepared, problem, region, y, z, 1, until, aim_of=aim_of)
         more_mse = more_squares / max(1, problem.visible_pixels)
-        candidate = replace(candidate, bits=candidate.bits + more_bits, mse=candidate.mse + more_mse, quantized=None)
-        if aim.is_met(aim.excess(candidate.bits, candidate.mse)):
-            candidate = problem.evaluate(y, z)
-    return candidate
+        candidate = replace(candidate, bits=candidate.bits + more_bits, mse=candidate.mse + more_mse)
+        evaluated = False
+    return candidate if evaluated else problem.evaluate(y, z)
 
 
 def _tiles(level: LevelModel, problem: Problem) -> list[Region]:
