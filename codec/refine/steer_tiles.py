@@ -24,11 +24,11 @@ from .loop import Progress
 from .problem import Candidate, Problem
 from .steer import SLOPE, MissedLevelError
 from .steps import prepare
-from .tiles import Region, RunningState, area, polish_region, refine_region, regions, steps_of_tiles
+from .tiles import Region, RunningState, area, polish_region, refine_region, steps_of_tiles, tiles_of
 
 _FARTHEST = 0.5  # most difference of log λ of a tile to that of the first one
 _FAR = 0.25  # correction of log λ in the first tile from which on another level is taken
-_ASSUMED = 0.25  # weight of the gain that the search has assumed, in tiles of the picture
+_ASSUMED = 0.25  # weight of the gain that the search has assumed, as a part of the picture
 _MOST_CHANGE = 0.025  # most relative change of a tile by single integers
 _ATTEMPTS = 2  # passes over all tiles to meet the aim
 
@@ -52,7 +52,7 @@ def refine_tiles_to(
     Returns
     -------
     Candidate, int, float
-        As `steer.refine_to`; λ is the mean of the logarithms of all tiles, weighted by their bits or squared error.
+        As `steer.refine_to`; λ is the geometric mean of those of the tiles, weighted by bits or squared error.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def refine_tiles_to(
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     prepared = prepare(level)
     y, z = start.y, start.z
-    tiles = _tiles(level, problem)
+    tiles = tiles_of(problem)
     steps, _ = steps_of_tiles(prepared, problem, tiles, y, z, settings)
     plan = _Plan(problem, aim, _amount(aim, problem, start), [_unrefined(aim, problem, r, y, z) for r in tiles])
     state = RunningState(problem, start, steps * len(tiles), progress)
@@ -128,6 +128,7 @@ class _Plan:
         self.total += self._change(more_bits, more_squares)
 
     def mean_lambda(self) -> float:
+        """The geometric mean of the λ that suit the tiles, weighted by their unrefined amounts."""
         weights = [max(1e-9, amount) for amount in self.unrefined]
         logs = (weight * reached for weight, reached in zip(weights, self.reached, strict=True))
         return math.exp(sum(logs) / sum(weights))
@@ -157,7 +158,7 @@ def meet_aim_in_tiles(
 
     As `steer.meet_aim`, for large pictures.
     """
-    prepared, tiles = prepare(level), _tiles(level, problem)
+    prepared, tiles = prepare(level), tiles_of(problem)
     y, z = candidate.y, candidate.z
     evaluated = True
     for region in tiles * _ATTEMPTS:
@@ -179,10 +180,6 @@ def meet_aim_in_tiles(
         candidate = replace(candidate, bits=candidate.bits + more_bits, mse=candidate.mse + more_mse)
         evaluated = False
     return candidate if evaluated else problem.evaluate(y, z)
-
-
-def _tiles(level: LevelModel, problem: Problem) -> list[Region]:
-    return list(regions(*problem.shape, level.folded.architecture.reach))
 
 
 def _unrefined(aim: Aim, problem: Problem, region: Region, y: Tensor, z: Tensor) -> float:

@@ -66,6 +66,11 @@ def regions(height: int, width: int, reach: Reach) -> Iterator[Region]:
             yield Region(inner, outer, with_halo(inner, reach.h_s + _context_halo(reach), height, width))
 
 
+def tiles_of(problem: Problem) -> list[Region]:
+    """The tiles of a picture."""
+    return list(regions(*problem.shape, problem.level.folded.architecture.reach))
+
+
 def _context_halo(reach: Reach) -> int:
     """Pixels around `inner` for the context model: the influence of a latent fades within a few passes."""
     return min(HYPER_STRIDE, reach.context + -reach.context % HYPER_STRIDE)
@@ -98,7 +103,7 @@ def refine_tiles(
     until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
     prepared = prepare(level)
     y, z = start.y, start.z
-    tiles = list(regions(*problem.shape, level.folded.architecture.reach))
+    tiles = tiles_of(problem)
     steps, rounds = steps_of_tiles(prepared, problem, tiles, y, z, settings)
     state = RunningState(problem, start, (steps + rounds) * len(tiles), progress)
     for region in tiles if steps else ():
@@ -123,7 +128,8 @@ class RunningState:
         self, problem: Problem, start: Candidate, steps: int, progress: Callable[[Progress], None] | None
     ) -> None:
         self.problem, self.done, self.steps, self.progress = problem, 0, steps, progress
-        self.bits, self.squares = start.bits, start.mse * problem.visible_pixels
+        self.visible = problem.visible_pixels
+        self.bits, self.squares = start.bits, start.mse * self.visible
 
     def add(self, steps: int, more_bits: float, more_squares: float) -> None:
         """A tile has been changed in so many steps."""
@@ -132,7 +138,7 @@ class RunningState:
     def report(self, step: int, more_bits: float = 0.0, more_squares: float = 0.0) -> None:
         """So many steps of the present tile are done, with these changes."""
         if self.progress is not None:
-            psnr = psnr_of((self.squares + more_squares) / max(1, self.problem.visible_pixels))
+            psnr = psnr_of((self.squares + more_squares) / max(1, self.visible))
             rate = (self.bits + more_bits) / self.problem.pixels
             self.progress(Progress(self.done + step, self.steps, rate, psnr))
 
