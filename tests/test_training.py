@@ -191,13 +191,13 @@ def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, crops: Crops) -> 
 # ------------------------------------------------------------------------------------------------------ stages
 
 
-@pytest.mark.parametrize("stage", ["joint", "prior", "decoder"])
-def test_stages(stage: str, tmp_path: Path, crops: Crops, trained: State) -> None:
+@pytest.mark.parametrize(("stage", "unrefined"), [("joint", 0.5), ("prior", 0.5), ("decoder", 0.5), ("decoder", 0.0)])
+def test_stages(stage: str, unrefined: float, tmp_path: Path, crops: Crops, trained: State) -> None:
     """A stage lowers its loss, leaves the rest of the model as it is, and resumes exactly."""
     path = tmp_path / "a.ckpt"
     save_checkpoint(trained, path)
     initial = read_initial(path)
-    recipe = replace(RECIPE, stage=stage, steps=30, batch=4, lr=3e-3, warmup=1, refine_steps=3)
+    recipe = replace(RECIPE, stage=stage, steps=30, batch=4, lr=3e-3, warmup=1, refine_steps=3, unrefined=unrefined)
 
     def begin() -> tuple[State, Source]:
         begun = start(recipe, Crops([]), CPU, initial)
@@ -217,7 +217,7 @@ def test_stages(stage: str, tmp_path: Path, crops: Crops, trained: State) -> Non
     moved = {name for name, value in initial.tensors.items() if not torch.equal(value, state.model.state_dict()[name])}
     parameters = {name for name, _ in state.model.named_parameters()}
     frozen = {"joint": (), "prior": ("g_a", "g_s", "log_gain_y", "log_gain_d")}
-    kept = frozen.get(stage, ("log_gain_y", "log_gain_z"))
+    kept = frozen.get(stage, ("log_gain_y", "log_gain_z") if unrefined else ("log_gain_y", "log_gain_z", "g_a", "h_a"))
     assert moved & parameters == {name for name in parameters if not name.startswith(kept)}
 
     second, source = begin()
@@ -260,6 +260,28 @@ def test_refinement_in_the_loop_lowers_the_loss(trained: State, crops: Crops) ->
     with torch.no_grad():
         assert loss(0) == pytest.approx(float(losses(model, x, anchor, lmbda, None, None)[0]), rel=1e-5)
     assert loss(12) < 0.98 * loss(0)
+
+
+@pytest.mark.parametrize("part", ["h_s.", "g_s.", "context."])
+def test_gradient_of_the_decoder_on_refined_latents(trained: State, crops: Crops, part: str) -> None:
+    """Guards against a μ that is trained for fewer bits only, though it moves ŷ: the loss of refined files rose."""
+    model = copy.deepcopy(trained.ema).requires_grad_(True)
+    x, anchor = crops.sample(4, 64, torch.Generator().manual_seed(4)), torch.tensor([0, 2, 4, 5])
+    lmbda = lambdas(model, anchor)
+    sent = refine_latents(trained.ema, x, anchor, lmbda, 8, torch.Generator().manual_seed(0))
+    forward_decoder(model, x, anchor, lmbda, sent).loss.backward()
+    parameters = [p for name, p in model.named_parameters() if name.startswith(part)]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    length = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    assert length > 0
+    losses_beside = []
+    with torch.no_grad():
+        for distance in (1e-3, -2e-3):
+            for p, g in zip(parameters, gradients, strict=True):
+                p += distance / length * g
+            losses_beside.append(float(forward_decoder(model, x, anchor, lmbda, sent).loss))
+    slope = (losses_beside[0] - losses_beside[1]) / 2e-3
+    assert slope == pytest.approx(float(length), rel=0.05)
 
 
 def test_pool_of_refined_crops(monkeypatch: pytest.MonkeyPatch) -> None:

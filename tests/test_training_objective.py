@@ -15,23 +15,26 @@ from sgacodec.training.rate import coded_symbols
 
 
 def plain_symbols(
-    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
+    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool, refined: bool
 ) -> tuple[Tensor, Tensor]:
-    """Guards against a wrong source of a gradient: rounded symbols for σ and μ, symbols with noise for y."""
+    """Guards against a wrong source of a gradient: rounded symbols for σ and μ, symbols with noise for y.
+
+    If refined, symbols are constants: μ has the gradient of ŷ.
+    """
     scale, mean = parameters.chunk(2, -1)
     sigma = lower_bound((scale.exp() if log_scale else scale) * log_gain.exp(), SCALE_BOUND)
     mu = mean * log_gain.exp()
     rounded = torch.round(y - mu).detach()
-    bits = gaussian_bits(rounded + mu.detach() - mu, sigma).sum(dim=(1, 2, 3))
+    bits = gaussian_bits(rounded if refined else rounded + mu.detach() - mu, sigma).sum(dim=(1, 2, 3))
     if noise is not None:
         smooth = gaussian_bits(y - mu.detach() + noise, sigma.detach()).sum(dim=(1, 2, 3))
         bits = bits + smooth - smooth.detach()
-    return y + (rounded + mu - y).detach(), bits
+    return rounded + mu if refined else y + (rounded + mu - y).detach(), bits
 
 
 @pytest.mark.parametrize("log_scale", [True, False])
-@pytest.mark.parametrize("noisy", [True, False])
-def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool) -> None:
+@pytest.mark.parametrize(("noisy", "refined"), [(True, False), (False, False), (False, True)])
+def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool, refined: bool) -> None:
     """Guards against a wrong gradient, which would train badly without any error."""
     torch.manual_seed(0)
     shape = (3, 6, 5, 4)
@@ -43,7 +46,7 @@ def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool) -> None:
     results = []
     for function in (coded_symbols, plain_symbols):
         given = [v.clone().requires_grad_(noisy or k > 0) for k, v in enumerate(inputs)]
-        y_hat, bits = function(*given, noise, log_scale)
+        y_hat, bits = function(*given, noise, log_scale, refined)
         ((weights[0] * bits).sum() + (weights[1] * y_hat).sum()).backward()
         results.append((y_hat.detach(), bits.detach(), *(v.grad for v in given if v.requires_grad)))
     for ours, expected in zip(*results, strict=True):

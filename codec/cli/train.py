@@ -53,7 +53,7 @@ _PATH = click.Path(path_type=Path)
     metavar="W",
     type=click.FloatRange(min=0),
     callback=options.finite,
-    help="Weight of the loss of unrefined crops with --stage decoder.  [default: 0.5]",
+    help="Weight of the loss of unrefined crops with --stage decoder; 0 leaves the encoder as it is.  [default: 0.5]",
 )
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(
@@ -94,7 +94,8 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--optimizer",
     type=click.Choice(OPTIMIZERS),
-    help="Optimizer of all but the large layers of the transforms, which Adam trains.  [default: soap for lite]",
+    help="Optimizer of all but the large layers of the transforms, which Adam trains.  [default: soap for lite, adam "
+    "in stage decoder]",
 )
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="[default: 0]")
 @click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", show_default=True, help="Where to compute.")

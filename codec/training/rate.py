@@ -3,6 +3,9 @@
 The entropy model learns from what is coded: its gradient is that of the bits of the rounded symbols. The encoder needs
 a smooth rate: the gradient with respect to y is that of the bits of y − μ + U(−½, ½) under the same σ and μ. ŷ, which
 later passes and the synthesis see, is rounded with a straight-through gradient.
+
+The symbols of refined latents minimize the loss, so its gradient is that at constant symbols (envelope theorem): μ
+moves ŷ = symbol + μ, and does not change the bits.
 """
 
 from __future__ import annotations
@@ -57,11 +60,12 @@ def rate(
     noise_z, noise_y : Tensor (B, N, h/4, w/4), (B, M, h, w), optional
         In U(−½, ½). None: z or y is a constant, of which the bits of the rounded symbols are counted.
     z_0 : Tensor (B, N, h/4, w/4), optional
-        Hyper-latents without gain; None: those of h_a.
+        Hyper-latents without gain, of refined latents; None: those of h_a.
     """
     g_y, g_z = anchor_gain(model.log_gain_y, anchor), anchor_gain(model.log_gain_z, anchor)
     unit = model.y_unit[None, :, None, None]
     median = model.density.median[None, :, None, None]
+    refined = z_0 is not None
     if z_0 is None:
         z_0 = model.h_a(y_0 / unit).float()
     v_z = g_z * (z_0 - median)
@@ -80,9 +84,8 @@ def rate(
 
     def code(current: ContextPass) -> Tensor:
         k, own_gain = len(parts), log_gain[..., current.channels]
-        y_hat, bits_of_pass = coded_symbols(
-            sources[k], current.parameters, own_gain, noises[k] if noises else None, model.architecture.scale == "exp"
-        )
+        noise, log_scale = noises[k] if noises else None, model.architecture.scale == "exp"
+        y_hat, bits_of_pass = coded_symbols(sources[k], current.parameters, own_gain, noise, log_scale, refined)
         parts.append(y_hat)
         spent.append(bits_of_pass)
         return y_hat / own_gain.exp()
@@ -100,7 +103,7 @@ def latents_of_passes(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
 
 
 def coded_symbols(
-    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
+    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool, refined: bool = False
 ) -> tuple[Tensor, Tensor]:
     """ŷ = round(y − μ) + μ and its bits, with gradients as this module says, in closed form.
 
@@ -114,20 +117,28 @@ def coded_symbols(
         Logarithm of what σ and μ are multiplied by.
     noise : Tensor (B, h, w, C), optional
         In U(−½, ½); None: y is a constant.
+    refined : bool
+        y is a constant whose symbols minimize the loss.
 
     Returns
     -------
     y_hat (B, h, w, C), bits (B,)
-        ŷ has the gradient of y. The incoming gradient of the bits must not be negative: a σ below its bound has a
-        gradient only where descent would raise it.
+        ŷ has the gradient of y, or of μ if y is refined. The incoming gradient of the bits must not be negative: a σ
+        below its bound has a gradient only where descent would raise it.
     """
-    return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale)
+    return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale, refined)
 
 
 class _CodedSymbols(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool
+        ctx: Any,
+        y: Tensor,
+        parameters: Tensor,
+        log_gain: Tensor,
+        noise: Tensor | None,
+        log_scale: bool,
+        refined: bool,
     ) -> tuple[Tensor, Tensor]:
         C = y.shape[-1]
         y, parameters = y.contiguous(), parameters.contiguous()
@@ -151,7 +162,7 @@ class _CodedSymbols(torch.autograd.Function):
                 v += noise[part]
                 gaussian_derivatives(v.view(-1, C), scale, log_scale, spent, by_y[part].view(-1, C), None)
         ctx.save_for_backward(by_y if noise is not None else None, by_mu, by_scale, parameters, log_gain)
-        ctx.log_scale = log_scale
+        ctx.log_scale, ctx.refined = log_scale, refined
         return y_hat, bits_of_image
 
     @staticmethod
@@ -163,8 +174,8 @@ class _CodedSymbols(torch.autograd.Function):
         scale, mean = parameters.split(grad.shape[-1], -1)
         gain = log_gain.exp()
         to_scale = by_scale * weight  # of log σ or σ with gain
-        to_mean = by_mu * (-weight * gain)
+        to_mean = grad * gain if ctx.refined else by_mu * (-weight * gain)
         to_gain = torch.addcmul(to_scale if ctx.log_scale else to_scale * scale * gain, to_mean, mean)
         to_parameters = torch.cat((to_scale if ctx.log_scale else to_scale * gain, to_mean), -1)
         to_y = None if by_y is None else torch.addcmul(grad, by_y, weight)
-        return to_y, to_parameters, to_gain.sum(dim=(1, 2), keepdim=True), None, None
+        return to_y, to_parameters, to_gain.sum(dim=(1, 2), keepdim=True), None, None, None

@@ -98,7 +98,7 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     """The default recipe of an architecture and a stage, with `changed` fields replaced.
 
     With initial weights (`init`) the warm-up is short, and what is not new is trained at a lower learning rate. Stage
-    "prior" has twice the learning rate for what is new, stage "decoder" a low one for all but the transforms.
+    "prior" has twice the learning rate for what is new; stage "decoder" has Adam and a low one.
 
     Raises
     ------
@@ -117,5 +117,5 @@ def standard_recipe(architecture: str, **changed: Any) -> Recipe:
     if changed.get("stage") == "prior":
         defaults.update(lr=2 * defaults["lr"], rest=defaults.get("rest", 1.0) / 2, final_crop=0)
     elif changed.get("stage") == "decoder":
-        defaults.update(lr=2 * defaults["lr"], rest=0.3, final_crop=0)
+        defaults.update(lr=defaults["lr"] / 3, lr_end=defaults["lr_end"] / 4, rest=0.3, optimizer="adam", final_crop=0)
     return Recipe(**{"architecture": architecture, **defaults, **changed})

@@ -21,7 +21,7 @@ from .crops import Crops
 from .objective import Losses, forward, forward_decoder, forward_prior, refined_lambdas
 from .refined import refine_latents
 
-_REUSE = 4  # steps in which a refined crop is used, in the mean
+_REUSE = 8  # steps in which a refined crop is used, in the mean
 
 Source = Crops | CachedLatents
 
@@ -60,6 +60,8 @@ def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Te
     state.pool.add(x[new], anchor[new], sent)
     crops, own, sent = state.pool.draw(len(x), seed=state.step)
     refined = forward_decoder(model, crops, own, refined_lambdas(model, own), sent, recipe.compile)
+    if not recipe.unrefined:
+        return refined, own
     part = slice(0, max(1, len(x) // 2))
     unrefined = forward(model, x[part], anchor[part], state.noise, recipe.compile)
     return replace(refined, loss=refined.loss + recipe.unrefined * unrefined.loss), own
