@@ -25,8 +25,6 @@ from sgacodec.density import bits, gaussian_bits
 from sgacodec.hyperprior import code_rounded
 from sgacodec.image import read_image
 from sgacodec.latents import Latents, code_length, quantize, render
-from sgacodec.models.catalogue import find_model
-from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel
 from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.settings import ANCHORS, Settings
@@ -48,14 +46,13 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", default="lite")
     arguments = parser.parse_args()
-    model = read_model(find_model(arguments.model))
-    codec = Codec(arguments.model)
+    codec = Codec(arguments.model, device="cpu")
     print(
         f"{'lambda':>8} {'bits, exact against float':>26} {'R-D loss':>10}"
         f" {'file against estimate':>25} {'z and y against estimate':>25}"
     )
     for lmbda in ANCHORS:
-        level = model.at(model.level_for(lmbda))
+        level = codec.levels.for_encoding(lmbda)
         rows = []
         for path in arguments.images:
             picture = read_image(path)

@@ -264,7 +264,7 @@ def test_refinement_in_the_loop_lowers_the_loss(trained: State, crops: Crops) ->
 
 @pytest.mark.parametrize("part", ["h_s.", "g_s.", "context."])
 def test_gradient_of_the_decoder_on_refined_latents(trained: State, crops: Crops, part: str) -> None:
-    """Guards against a μ that is trained for fewer bits only, though it moves ŷ: the loss of refined files rose."""
+    """The gradient is the slope of the loss at constant symbols: μ moves ŷ, and does not change the bits."""
     model = copy.deepcopy(trained.ema).requires_grad_(True)
     x, anchor = crops.sample(4, 64, torch.Generator().manual_seed(4)), torch.tensor([0, 2, 4, 5])
     lmbda = lambdas(model, anchor)

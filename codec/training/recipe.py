@@ -63,7 +63,7 @@ class Recipe:
     refine_steps : int
         Steps of the refinement of a crop in stage "decoder".
     unrefined : float
-        Weight of the loss of unrefined crops in stage "decoder", from which alone the encoder learns.
+        Weight of the loss of unrefined crops in stage "decoder", from which alone the encoder learns; 0 omits it.
     new : tuple of str
         Modules that the initial weights lacked.
     """
