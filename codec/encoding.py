@@ -54,10 +54,10 @@ def encode_batch(
         Problem.of(level, p, roi, settings.lmbda, settings.metric) for p, roi in zip(pictures, rois, strict=True)
     ]
     plain = plain or level
-    bounds = [replace(problem, level=plain) for problem in problems]
+    bounds = [replace(problem, level=plain, dead_zone=True) for problem in problems]
     # before `best` exists: the latents of a large picture take much memory
-    unrefined = [] if plain is level else [starting_point(bound).loss for bound in bounds]
-    best = [starting_point(problem) for problem in problems]
+    unrefined = [starting_point(bound).loss for bound in bounds] if settings.refines else []
+    best = [starting_point(problem) for problem in (problems if settings.refines else bounds)]
     unrefined = unrefined or [candidate.loss for candidate in best]
     steps = 0
     if settings.refines:

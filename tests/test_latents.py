@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import passes
-from sgacodec.coding.hyper_decoder import Seen, hyper_decode
+from sgacodec.coding.hyper_decoder import MU_BITS, Seen, hyper_decode
 from sgacodec.coding.prior import ExactPrior, Pass
-from sgacodec.latents import analyse, code_length, pack, quantize, unpack
+from sgacodec.coding.range_coder import bits_of
+from sgacodec.latents import analyse, code_length, pack, quantize, quantize_with_dead_zone, unpack
 from sgacodec.models.level import LevelModel
 
 HEIGHT, WIDTH = 130, 200
@@ -68,3 +69,21 @@ def test_bytes_after_the_last_pass_are_refused(
     payload = pack(lite_level, *encoded)
     with pytest.raises(FormatError, match="bytes are left"):
         unpack(lite_level, payload.z, payload.y + bytes(range(256)) * 4096, HEIGHT, WIDTH)  # zeros at the end were cut
+
+
+def test_dead_zone(lite_level: LevelModel, encoded: tuple[Tensor, Tensor]) -> None:
+    """Symbols of less than 1 become 0 where 0 is much cheaper than ±1; all others are the nearest integers."""
+    y, z = encoded[0].clone(), encoded[1]
+    found = quantize_with_dead_zone(lite_level, y, z)
+    v = encoded[0] - found.mu.float() / 2**MU_BITS
+    nearest = torch.round(v).to(torch.int32)
+    zeroed = found.y != nearest
+    assert 0.001 < float(zeroed.float().mean()) < 0.05
+    assert not found.y[zeroed].any()
+    assert float(v[zeroed].abs().max()) <= 1
+    saved = torch.from_numpy(bits_of(1, lite_level.y_tables) - bits_of(0, lite_level.y_tables))[found.index.long()]
+    assert float(v[zeroed & (saved < 2)].abs().max()) < 0.503
+    assert not ((nearest.abs() == 1) & (v.abs() < 0.7) & (saved > 9) & ~zeroed).any()
+    again = quantize(lite_level, y, z)
+    for name in ("z", "y", "index", "mu"):
+        assert torch.equal(getattr(again, name), getattr(found, name))

@@ -71,6 +71,18 @@ def test_photographs_start_from_the_encoder(
         calls.clear()
 
 
+@pytest.mark.parametrize(("lmbda", "gain"), [(0.0016, 0.99), (0.0075, 0.995), (0.045, 0.999)])
+def test_photographs_are_coded_with_a_dead_zone(
+    codec: Codec, lite: Model, photograph: np.ndarray, lmbda: float, gain: float
+) -> None:
+    """Without refinement; refinement itself starts from the latents as they are, but is never worse than this."""
+    nearest = problem_of(lite, photograph, lmbda).start()
+    assert unrefined(codec, photograph, lmbda) < gain * nearest.loss
+    (refined,) = codec.encode([Picture(photograph[:128, :128])], Settings(lmbda=lmbda, steps=2, rounds=0))
+    (plain,) = codec.encode([Picture(photograph[:128, :128])], Settings(lmbda=lmbda, method="none"))
+    assert refined.report["rd_loss_unrefined"] == plain.report["rd_loss"] >= refined.report["rd_loss"]
+
+
 @pytest.mark.parametrize("make", [dithered, checkered, noisy])
 @pytest.mark.parametrize(("lmbda", "gain"), [(0.0001, 0.3), (0.0016, 0.99)])
 def test_no_picture_is_worse_than_a_flat_one(

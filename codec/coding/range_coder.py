@@ -248,6 +248,14 @@ def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
     return total
 
 
+def bits_of(symbol: int, tables: Tables) -> np.ndarray:
+    """Bits of one symbol under each table, (T,) float64; of its escape where the table does not have it."""
+    every = np.arange(len(tables))
+    entries, _, _ = _split(np.full(len(tables), symbol), tables, every)
+    bits: np.ndarray = tables.bits()[tables.starts[every] + entries]
+    return bits
+
+
 def _bit_length(values: np.ndarray) -> np.ndarray:
     """⌊log₂ v⌋ of positive int64 below 2⁵³, exactly."""
     return np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..alpha import fill_transparent
-from ..latents import Latents, analyse, preview, quantize
+from ..latents import Latents, analyse, preview, quantize, quantize_with_dead_zone
 from ..memory import release_free_memory
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
@@ -77,6 +77,8 @@ class Problem:
         Whether the file is grey: the decoder outputs the mean of the three channels of x̂.
     shape : tuple of int
         H and W after padding by replication: multiples of 64 for a whole picture.
+    dead_zone : bool
+        Whether y is rounded with a dead zone, as it is coded without refinement; `evaluate` then changes y in place.
     """
 
     level: LevelModel
@@ -87,6 +89,7 @@ class Problem:
     weights: np.ndarray | None
     grey: bool
     shape: tuple[int, int]
+    dead_zone: bool = False
 
     @staticmethod
     def of(level: LevelModel, picture: Picture, roi: np.ndarray | None, lmbda: float, metric: str) -> Problem:
@@ -165,7 +168,7 @@ class Problem:
         """The true loss of y (1, M, H/16, W/16) and z (1, N, H/64, W/64), tile by tile."""
         squares = weighted = bits = 0.0
         decoded = self.original.copy() if self.metric == "ms-ssim" else None
-        found = quantize(self.level, y, z)
+        found = (quantize_with_dead_zone if self.dead_zone else quantize)(self.level, y, z)
         for box, shown, bits_of_box in preview(self.level, found):
             part = self.part(box)
             shown = shown[: part.original.shape[0], : part.original.shape[1]]
