@@ -250,9 +250,8 @@ def cost(symbols: np.ndarray, indexes: np.ndarray, tables: Tables) -> float:
 
 def bits_of(symbol: int, tables: Tables) -> np.ndarray:
     """Bits of one symbol under each table, (T,) float64; of its escape where the table does not have it."""
-    every = np.arange(len(tables))
-    entries, _, _ = _split(np.full(len(tables), symbol), tables, every)
-    bits: np.ndarray = tables.bits()[tables.starts[every] + entries]
+    entries, _, _ = _split(np.full(len(tables), symbol), tables, np.arange(len(tables)))
+    bits: np.ndarray = tables.bits()[tables.starts[:-1] + entries]
     return bits
 
 
