@@ -165,7 +165,10 @@ class Problem:
         return self.evaluate(*analyse(self.level, self.original))
 
     def evaluate(self, y: Tensor, z: Tensor) -> Candidate:
-        """The true loss of y (1, M, H/16, W/16) and z (1, N, H/64, W/64), tile by tile; dead zones change y in place."""
+        """The true loss of y (1, M, H/16, W/16) and z (1, N, H/64, W/64), tile by tile.
+
+        With a dead zone, y is changed in place.
+        """
         squares = weighted = bits = 0.0
         decoded = self.original.copy() if self.metric == "ms-ssim" else None
         found = (quantize_with_dead_zone if self.dead_zone else quantize)(self.level, y, z)
