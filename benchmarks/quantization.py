@@ -5,8 +5,8 @@
 The same y and z of the encoder networks are rounded and coded under the same integer tables, once with the entropy
 parameters of the integer networks and once with those of the float ones (whose files would not decode on another
 machine). Prints the change of the bits and of λ·255²·MSE + bpp, in per cent, at the six anchor λ; then by how much the
-sizes of files without refinement, and of z and y in them, exceed the rate that the floating-point densities estimate,
-in per cent: the mean over the images and the largest.
+sizes of files with these y and z (rounded to the nearest integers, without a dead zone), and of z and y in them, exceed
+the rate that the floating-point densities estimate, in per cent: the mean over the images and the largest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sgacodec.coding.tables import scale_thresholds
 from sgacodec.density import bits, gaussian_bits
 from sgacodec.hyperprior import code_rounded
 from sgacodec.image import read_image
-from sgacodec.latents import Latents, code_length, quantize, render
+from sgacodec.latents import Latents, code_length, pack, quantize, render
 from sgacodec.models.level import LevelModel
 from sgacodec.refine.problem import Candidate, Problem
 from sgacodec.settings import ANCHORS, Settings
@@ -65,8 +65,9 @@ def main() -> None:
             error = torch.from_numpy(shown).double() - torch.from_numpy(problem.original).double()
             loss = lmbda * float(error.square().mean()) + spent / problem.pixels
             (encoded,) = codec.encode([picture], Settings(lmbda=lmbda, method="none"))
-            file = bitstream.read(encoded.data)
-            sizes = 8 * len(encoded.data) / estimate, 8 * (len(file.z) + len(file.y)) / estimate
+            file, payload = bitstream.read(encoded.data), pack(level, exact.y, exact.z)
+            coded, overhead = len(payload.z) + len(payload.y), len(encoded.data) - len(file.z) - len(file.y)
+            sizes = 8 * (coded + overhead) / estimate, 8 * coded / estimate
             rows.append((exact.bits, spent, exact.loss, loss, *sizes))
         table = np.array(rows)
         exact_bits, float_bits, exact_loss, float_loss = table[:, :4].sum(0)

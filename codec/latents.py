@@ -126,18 +126,14 @@ def hyper_analyse(level: LevelModel, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def quantize(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
-    """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ)."""
-    return _quantize(level, y, z)
+def quantize(level: LevelModel, y: Tensor, z: Tensor, dead_zone: bool = False) -> Latents:
+    """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ).
 
-
-@torch.no_grad()
-def quantize_with_dead_zone(level: LevelModel, y: Tensor, z: Tensor) -> Latents:
-    """The same with symbol 0 for all of y in the dead zone, |y − μ| < t ≤ 1; these y are set to μ, in place.
-
-    t is larger than ½ where 0 is much cheaper than ±1, which saves more bits than it costs in distortion
-    (docs/refinement.md).
+    With a dead zone, the symbol is 0 where |y − μ| < t; ½ ≤ t ≤ 1, and t is the larger the cheaper 0 is than ±1
+    (docs/refinement.md). All y whose symbol is 0 are then set to μ, in place.
     """
+    if not dead_zone:
+        return _quantize(level, y, z)
     saved = np.maximum(0, bits_of(1, level.y_tables) - bits_of(0, level.y_tables))
     zones = torch.from_numpy(np.minimum(1, 0.5 + _DEAD_ZONE * saved**3)).float().to(level.device)
     found = _quantize(level, y, z, zones=zones)

@@ -15,7 +15,7 @@ from sgacodec.coding import passes
 from sgacodec.coding.hyper_decoder import MU_BITS, Seen, hyper_decode
 from sgacodec.coding.prior import ExactPrior, Pass
 from sgacodec.coding.range_coder import bits_of
-from sgacodec.latents import analyse, code_length, pack, quantize, quantize_with_dead_zone, unpack
+from sgacodec.latents import analyse, code_length, pack, quantize, unpack
 from sgacodec.models.level import LevelModel
 
 HEIGHT, WIDTH = 130, 200
@@ -74,7 +74,7 @@ def test_bytes_after_the_last_pass_are_refused(
 def test_dead_zone(lite_level: LevelModel, encoded: tuple[Tensor, Tensor]) -> None:
     """Symbols of less than 1 become 0 where 0 is much cheaper than ±1; all others are the nearest integers."""
     y, z = encoded[0].clone(), encoded[1]
-    found = quantize_with_dead_zone(lite_level, y, z)
+    found = quantize(lite_level, y, z, dead_zone=True)
     v = encoded[0] - found.mu.float() / 2**MU_BITS
     nearest = torch.round(v).to(torch.int32)
     zeroed = found.y != nearest

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..alpha import fill_transparent
-from ..latents import Latents, analyse, preview, quantize, quantize_with_dead_zone
+from ..latents import Latents, analyse, preview, quantize
 from ..memory import release_free_memory
 from ..metrics import MS_SSIM_MIN_SIDE, ms_ssim_of_tensors
 from ..models.level import LevelModel
@@ -171,7 +171,7 @@ class Problem:
         """
         squares = weighted = bits = 0.0
         decoded = self.original.copy() if self.metric == "ms-ssim" else None
-        found = (quantize_with_dead_zone if self.dead_zone else quantize)(self.level, y, z)
+        found = quantize(self.level, y, z, self.dead_zone)
         for box, shown, bits_of_box in preview(self.level, found):
             part = self.part(box)
             shown = shown[: part.original.shape[0], : part.original.shape[1]]
