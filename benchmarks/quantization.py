@@ -52,7 +52,7 @@ def main() -> None:
         f" {'file against estimate':>25} {'z and y against estimate':>25}"
     )
     for lmbda in ANCHORS:
-        level = codec.levels.for_encoding(lmbda)
+        level = codec.levels.for_encoding(Settings(lmbda=lmbda, method="none"))
         rows = []
         for path in arguments.images:
             picture = read_image(path)

@@ -22,7 +22,6 @@ from .device import device_of
 from .encoding import encode_batch, encode_to_target
 from .image import read_image
 from .models.cache import LevelCache
-from .models.level import LevelModel
 from .networks.architecture import padded_size
 from .picture import Picture, check_picture
 from .rate_control import search
@@ -52,15 +51,15 @@ class Codec:
     Parameters
     ----------
     model : str, optional
-        Name or path of the model. None: the best built-in one for the device when encoding, the one that the file
-        names when decoding.
+        Name or path of the model. None: the best built-in one for the device and the method when encoding, the one
+        that the file names when decoding.
     device : str
         "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
 
     Attributes
     ----------
     levels : LevelCache
-        Opens the level for λ (`for_encoding`) or for a parsed file (`for_decoding`).
+        Opens the level for settings (`for_encoding`) or for a parsed file (`for_decoding`).
 
     Raises
     ------
@@ -137,8 +136,7 @@ class Codec:
                 self._search(p, self._with_default_steps(settings, p), roi, progress)
                 for p, roi in zip(pictures, maps, strict=True)
             ]
-        plain = self.levels.for_encoding(settings.lmbda, settings.level_lambda)
-        level = self.levels.for_encoding(settings.lmbda, settings.coding_lambda)
+        level, plain = self.levels.for_encoding(settings), self.levels.for_encoding(settings.unrefined)
         results: dict[int, Encoded] = {}
         for group in _batches(pictures, settings, self.device.type == "cuda"):
             start = time.perf_counter()
@@ -147,7 +145,7 @@ class Codec:
             coded = encode_batch(level, chosen, [maps[i] for i in group], own, progress, trace, plain)
             seconds = (time.perf_counter() - start) / len(group)
             for i, (data, refinement) in zip(group, coded, strict=True):
-                report = encoding_report(level, pictures[i], settings, refinement, data, seconds)
+                report = encoding_report(pictures[i], settings, refinement, data, seconds)
                 results[i] = Encoded(data, report)
         return [results[i] for i in range(len(pictures))]
 
@@ -161,34 +159,31 @@ class Codec:
         roi: np.ndarray | None,
         progress: Callable[[Progress], None] | None,
     ) -> Encoded:
-        def level_of(chosen: Settings) -> LevelModel:
-            return self.levels.for_encoding(chosen.lmbda, chosen.coding_lambda)
-
         def encode_at(chosen: Settings) -> Encoded:
             start = time.perf_counter()
-            level = level_of(chosen)
+            level = self.levels.for_encoding(chosen)
 
             def has_other_level(lmbda: float) -> bool:
-                return level_of(replace(chosen, lmbda=lmbda)) is not level
+                return self.levels.for_encoding(replace(chosen, lmbda=lmbda)) is not level
 
             try:
                 if not has_target(chosen):
-                    plain = self.levels.for_encoding(chosen.lmbda, chosen.level_lambda)
+                    plain = self.levels.for_encoding(chosen.unrefined)
                     ((data, refinement),) = encode_batch(level, [picture], [roi], chosen, progress, plain=plain)
                 else:
                     data, refinement = encode_to_target(level, picture, roi, chosen, progress, has_other_level)
             except MissedLevelError as missed:
                 chosen = replace(chosen, lmbda=missed.lmbda)
-                level = level_of(chosen)
+                level = self.levels.for_encoding(chosen)
                 if chosen.time_limit is not None:
                     left = chosen.time_limit - (time.perf_counter() - start)
                     chosen = replace(chosen, time_limit=max(1e-3, left))
                 data, refinement = encode_to_target(level, picture, roi, chosen, progress, None, missed.begun)
             seconds = time.perf_counter() - start
-            return Encoded(data, encoding_report(level, picture, chosen, refinement, data, seconds))
+            return Encoded(data, encoding_report(picture, chosen, refinement, data, seconds))
 
         def level_lambda(result: Encoded) -> float:
-            return self.levels.for_encoding(result.report["lambda"], settings.level_lambda).lmbda
+            return self.levels.for_encoding(replace(settings, lmbda=result.report["lambda"]).unrefined).lmbda
 
         def figures(result: Encoded) -> Figures:
             psnr = result.report["psnr"]

@@ -42,8 +42,8 @@ def encode_batch(
     Parameters
     ----------
     level, plain : LevelModel
-        The level of refined files, and that of λ, which unrefined latents are coded at: the result is never worse than
-        they are. None: `level`.
+        The level of refined files, and that of unrefined ones, which may be of another model: the result is never
+        worse than they are. None: `level`.
 
     Raises
     ------
@@ -68,9 +68,9 @@ def encode_batch(
     coded = []
     for picture, bound, loss in zip(pictures, bounds, unrefined, strict=True):
         found, used = best.pop(0), level
-        if found.loss > loss:  # at another level than that of λ
+        if found.loss > loss:
             found, used = starting_point(bound), plain
-        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss, level=used.level)
+        refinement = Refinement(steps=steps, mse=found.mse, loss=found.loss, unrefined_loss=loss, level=used)
         payload = latents.pack(used, found.y, found.z, found.quantized)
         del found  # the float latents of a large picture take more memory than its pixels
         coded.append((_checked_file(used, picture, payload), refinement))
@@ -118,7 +118,7 @@ def encode_to_target(
         mse=found.mse,
         loss=found.loss,
         unrefined_loss=unrefined.loss,
-        level=level.level,
+        level=level,
         lmbda=lmbda,
     )
     return _checked_file(level, picture, payload), refinement

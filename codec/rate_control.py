@@ -45,8 +45,8 @@ _APPROACHES = 4  # most unrefined encodings before one that steers λ
 _NEAR_RATE, _NEAR_PSNR = 0.08, 0.3  # errors at which they end earlier, in dB for PSNR
 _PARTS = 3  # refined encodings that a time limit is planned for; most searches need no more
 _NEAR_END = 0.7  # logarithm of the ratio of λ and an end of its range where neither bytes nor PSNR change much more
-_GAIN_RATE, _GAIN_PSNR = 0.024, -0.61  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
-_LOWER_RATE, _LOWER_PSNR = 0.37, 1.85  # slopes of these gains over log(λ / λ of the refined level)
+_GAIN_RATE, _GAIN_PSNR = 0.006, -0.85  # typical logarithm of the ratio of unrefined to refined bytes; PSNR in dB
+_LOWER_RATE, _LOWER_PSNR = 0.19, 1.5  # slopes of these gains over log(λ / λ of the refined level)
 _SLOPE_RATE, _SLOPE_PSNR = 0.65, 3.0  # typical d log(bytes) / d log λ, and dPSNR / d log λ in dB
 
 
@@ -153,7 +153,7 @@ class _Search(Generic[Result]):
             chosen = replace(settings if self.steered else self.plain, lmbda=math.exp(position))
             if settings.time_limit is not None:
                 chosen = replace(chosen, time_limit=min(part, left))
-            self.refined.append(self._attempt(chosen if settings.method != "none" else _unrefined(chosen)))
+            self.refined.append(self._attempt(chosen if settings.method != "none" else chosen.unrefined))
             position = _next(settings, self.refined)
             if is_hit(settings, self.refined[-1].error) or _is_at_the_end(self.refined[-1], position):
                 break
@@ -175,7 +175,7 @@ class _Search(Generic[Result]):
         return len(trials) < most and (not trials or self.clock() - self.begin < seconds)
 
     def _try_unrefined(self, position: float) -> None:
-        self.unrefined.append(self._attempt(_unrefined(replace(self.plain, lmbda=math.exp(position)))))
+        self.unrefined.append(self._attempt(replace(self.plain, lmbda=math.exp(position)).unrefined))
 
     def _attempt(self, chosen: Settings) -> Trial[Result]:
         result = self.encode(chosen)
@@ -222,10 +222,6 @@ def _gain(settings: Settings, trial: Trial[Result]) -> float:
     lmbda = _effective(trial)
     lower = 0.0 if settings.level_lambda else math.log(lmbda / replace(settings, lmbda=lmbda).coding_lambda)
     return _GAIN_PSNR + _LOWER_PSNR * lower if settings.target_psnr is not None else _GAIN_RATE + _LOWER_RATE * lower
-
-
-def _unrefined(settings: Settings) -> Settings:
-    return Settings(lmbda=settings.lmbda, level_lambda=settings.level_lambda, method="none", metric=settings.metric)
 
 
 def _next(settings: Settings, trials: list[Trial[Result]]) -> float:

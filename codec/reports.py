@@ -24,8 +24,8 @@ class Refinement:
         Of the visible 8-bit pixels of the result, for pixels scaled to 0..1.
     loss, unrefined_loss : float
         λ·255²·distortion + bits per pixel of the payload, of the result and of the unrefined latents.
-    level : int
-        Level of the file.
+    level : LevelModel
+        Model and level of the file.
     lmbda : float, optional
         Where it was steered to a target: λ of the losses. None: that of the settings.
     """
@@ -34,12 +34,12 @@ class Refinement:
     mse: float
     loss: float
     unrefined_loss: float
-    level: int
+    level: LevelModel
     lmbda: float | None = None
 
 
 def encoding_report(
-    level: LevelModel, picture: Picture, settings: Settings, refinement: Refinement, data: bytes, seconds: float
+    picture: Picture, settings: Settings, refinement: Refinement, data: bytes, seconds: float
 ) -> dict[str, Any]:
     """See `Codec.encode`."""
     height, width = picture.pixels.shape[:2]
@@ -50,14 +50,14 @@ def encoding_report(
         "bpp": 8 * len(data) / (width * height),
         "psnr": psnr_of_mse(refinement.mse) if refinement.mse > 0 else None,
         "lambda": settings.lmbda if refinement.lmbda is None else refinement.lmbda,
-        "level": refinement.level,
-        "model": level.model_name,
-        "model_id": level.model_id,
+        "level": refinement.level.level,
+        "model": refinement.level.model_name,
+        "model_id": refinement.level.model_id,
         "method": settings.method,
         "classes": settings.rounding_classes if settings.method != "none" else None,
         "steps": refinement.steps,
         "seconds": round(seconds, 3),
-        "device": str(level.device),
+        "device": str(refinement.level.device),
         "rd_loss": refinement.loss,
         "rd_loss_unrefined": refinement.unrefined_loss,
     }

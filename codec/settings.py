@@ -174,6 +174,11 @@ class Settings:
         return self.method != "none" and (self.annealing_steps > 0 or self.rounds_after(0) > 0)
 
     @property
+    def unrefined(self) -> Settings:
+        """The settings of unrefined latents at the same λ."""
+        return Settings(lmbda=self.lmbda, level_lambda=self.level_lambda, method="none", metric=self.metric)
+
+    @property
     def has_default_schedule(self) -> bool:
         """Whether schedule and metric are the default ones, which the refined level and the last pass suit."""
         return self.schedule in (None, "cold") and self.metric == "mse"

@@ -76,7 +76,7 @@ def test_it_codes_as_compressai_does(kind: Callable[..., Any], home: Path) -> No
     assert find_model("mine") == path
 
     pixels = _picture()
-    level = LevelCache("mine", torch.device("cpu")).for_encoding(0.013)
+    level = LevelCache("mine", torch.device("cpu")).for_encoding(Settings(lmbda=0.013))
     payload = latents.pack(level, *latents.analyse(level, pixels))
     found = latents.unpack(level, payload.z, payload.y, *pixels.shape[:2])
     ours = latents.render(level, found, *pixels.shape[:2]).astype(float) / 255

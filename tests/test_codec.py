@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import sgacodec
-from sgacodec import api, bitstream, latents
+from sgacodec import api, bitstream, encoding, latents
 from sgacodec.api import Codec, Settings
 from sgacodec.image import read_image
 from sgacodec.image_writer import write_image
@@ -26,6 +26,7 @@ from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
 from sgacodec.picture import ImageError, Picture
 from sgacodec.refine.problem import Problem
+from sgacodec.targets import CLOSE_PSNR
 
 PLAIN = Settings(method="none")
 KODAK = sorted((Path(__file__).parents[2] / "shared" / "data" / "kodak").glob("*.png"))
@@ -174,6 +175,36 @@ def test_batch_is_the_single_images(small: Codec, photograph: np.ndarray) -> Non
     for picture, encoded in zip(pictures, together, strict=True):
         assert encoded.data == encode(small, picture).data
         assert encoded.report["width"] == picture.pixels.shape[1]
+
+
+def test_refined_and_unrefined_files_are_of_different_models(
+    photograph: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a report of a model that was not used, and a refined file that is worse than an unrefined one."""
+    automatic, picture = Codec(device="cpu"), Picture(photograph[:128, :128])
+    refined = Settings(steps=30)
+    models = {s.method: assert_report_is_true(automatic, picture, s).report["model"] for s in (PLAIN, refined)}
+    assert models == {"none": "lite", "ssl": "lite-refined"}
+    for model in ("lite", "lite-refined"):
+        assert encode(Codec(model, device="cpu"), picture, refined).report["model"] == model
+
+    monkeypatch.setattr(encoding, "refine", lambda level, problems, start, *_: (start, 0))
+    unchanged = assert_report_is_true(automatic, picture, refined)
+    assert unchanged.report["model"] == "lite"
+    assert unchanged.data == encode(automatic, picture, PLAIN).data
+    assert unchanged.report["rd_loss"] == unchanged.report["rd_loss_unrefined"]
+
+
+@pytest.mark.parametrize("target", [{"target_bpp": 0.6}, {"target_psnr": 33.0}])
+def test_a_target_is_met_with_two_models(photograph: np.ndarray, target: dict[str, float]) -> None:
+    """Guards against a search that loses its way: unrefined encodings with one model, refined ones with another."""
+    settings = Settings(steps=30, **target)  # type: ignore[arg-type]
+    encoded = assert_report_is_true(Codec(device="cpu"), Picture(photograph[:192, :256]), settings)
+    assert encoded.report["model"] == "lite-refined"
+    if settings.target_bpp:
+        assert 0.99 * settings.target_bpp <= encoded.report["bpp"] <= settings.target_bpp
+    else:
+        assert 0 <= encoded.report["psnr"] - 33.0 <= CLOSE_PSNR
 
 
 def test_library_functions(photograph: np.ndarray, tmp_path: Path, tiny_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_built_in_model_wins_over_a_user_model_of_its_name(tiny_path: Path, tmp_
 
     write_model(dataclasses.replace(tiny, metadata={**tiny.metadata, "name": "lite"}), tmp_path / "lite.safetensors")
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
-    ids = {Codec(model, device="cpu").levels.for_encoding(PLAIN.lmbda).model_id for model in (None, "lite")}
+    ids = {Codec(model, device="cpu").levels.for_encoding(PLAIN).model_id for model in (None, "lite")}
     assert len(ids) == 1
     assert tiny.id not in ids
 
@@ -94,7 +94,11 @@ def test_only_built_in_models_are_chosen(tiny: Model, tmp_path: Path, monkeypatc
     monkeypatch.setenv("SGACODEC_MODELS", str(tmp_path))
     for device in ("cuda", "cpu"):
         for lmbda in (1e-4, PLAIN.lmbda):  # the first is below the anchors of all
-            assert LevelCache(None, torch.device(device))._best(lmbda).name == "lite"
+            chosen = {
+                method: LevelCache(None, torch.device(device)).model_for(Settings(lmbda=lmbda, method=method)).name
+                for method in ("none", "ssl")
+            }
+            assert chosen == {"none": "lite", "ssl": "lite-refined"}
 
 
 def test_level_that_the_model_does_not_have(small: Codec, photograph: np.ndarray) -> None:

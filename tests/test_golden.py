@@ -86,7 +86,7 @@ def test_golden_file_with_four_threads(case: str, tiny_path: Path, context_path:
 def test_files_travel_between_devices(photograph: np.ndarray, tiny_path: Path, context_path: Path) -> None:
     """Files encoded on CUDA decode on a CPU to the same integers, and the other way round."""
     on_cpu, on_cuda = Codec("lite", device="cpu"), Codec("lite", device="cuda")
-    assert on_cuda.levels.for_encoding(0.0075).exact.device.type == "cuda"
+    assert on_cuda.levels.for_encoding(Settings(lmbda=0.0075)).exact.device.type == "cuda"
     for lmbda in (0.0016, 0.0075, 0.045):
         for one, other in ((on_cpu, on_cuda), (on_cuda, on_cpu)):
             data = encode(one, Picture(photograph), Settings(lmbda=lmbda, method="none")).data

@@ -102,7 +102,7 @@ def test_a_file_has_no_byte_more_than_its_target(photograph: np.ndarray, monkeyp
     picture, settings = Picture(photograph), Settings(lmbda=0.03, level_lambda=0.03)
     (plain,) = codec.encode([picture], replace(settings, method="none"))
     assert len(bitstream.read(plain.data).z) >= 128
-    level = codec.levels.for_encoding(0.03)
+    level = codec.levels.for_encoding(settings)
     start = Problem.of(level, picture, None, 0.03, "mse").start()
     monkeypatch.setattr(encoding, "refine_to", lambda *_: (start, 0, 0.03))
     wanted = len(plain.data) - 1
@@ -115,14 +115,14 @@ def test_an_annealing_goes_on_at_another_level(picture: Picture, monkeypatch: py
     monkeypatch.setattr(steer, "_FAR", {"bits": 0.0, "mse": 0.0})
     levels = Codec("lite", device="cpu").levels
     settings = Settings(steps=steer._FEW)
-    first = Problem.of(levels.for_encoding(0.004), picture, None, 0.005, "mse")
+    first = Problem.of(levels.for_encoding(replace(settings, level_lambda=0.004)), picture, None, 0.005, "mse")
     aim = Aim(bits=1.5 * first.start().bits)
     with pytest.raises(MissedLevelError) as missed:
         refine_to(first.level, first, first.start(), settings, aim, has_other_level=lambda lmbda: True)
     begun, lmbda = missed.value.begun, missed.value.lmbda
     assert begun is not None
     assert lmbda > 0.005
-    second = replace(first, level=levels.for_encoding(lmbda), lmbda=lmbda)
+    second = replace(first, level=levels.for_encoding(replace(settings, level_lambda=lmbda)), lmbda=lmbda)
     shown: list[int] = []
     found, steps, _ = refine_to(
         second.level, second, second.start(), settings, aim, lambda p: shown.append(p.step), begun=begun

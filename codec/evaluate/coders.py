@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..bitstream import DEFAULT_MAX_PIXELS
+from ..models.cache import LevelCache
 from ..picture import Picture
 from ..refine.loop import Trace, TracePoint
 from ..settings import STEPS, Settings
@@ -16,12 +17,13 @@ from . import peers
 from .peers import Peer
 from .rows import Row
 
-_PROBE = 64  # pixels a side of the image for `_model_id`: one hyper-latent
 _OTHER = ("level_lambda", "schedule", "tau_max", "rate", "lr", "rounds", "ssl_a", "r", "n")  # settings in `options`
 
 
 class CodecLike(Protocol):
-    """The methods of :class:`sgacodec.api.Codec` that a sweep uses."""
+    """What a sweep uses of :class:`sgacodec.api.Codec`."""
+
+    levels: LevelCache
 
     def encode(
         self, pictures: Sequence[Picture], settings: Settings, *, trace: Trace | None = None
@@ -123,12 +125,12 @@ def own_coders(
     trace : int, optional
         Record the refinement every so many steps. Its seconds then include the recording.
     """
-    levels = dict.fromkeys((s.lmbda, s.level_lambda) for s in grid)
-    models = {level: _model_id(codec, *level) for level in levels}
-    return [_own(codec, s, crop, trace if s.refines else None, models[s.lmbda, s.level_lambda]) for s in grid]
+    return [_own(codec, settings, crop, trace if settings.refines else None) for settings in grid]
 
 
-def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | None, model_id: str) -> Coder:
+def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | None) -> Coder:
+    model = codec.levels.model_for(settings)
+
     def encode(picture: Picture) -> Coded:
         points: list[TracePoint] = []
         recorder = None if trace is None else Trace(every=trace, record=lambda _, point: points.append(point))
@@ -136,7 +138,7 @@ def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | No
         report = encoded.report
         return Coded(
             data=encoded.data,
-            columns={"device": str(report["device"]), "model": report["model"], "level": report["level"]},
+            columns={"device": str(report["device"]), "model": model.name, "level": report["level"]},
             gain=float(report["rd_loss_unrefined"]) - float(report["rd_loss"]),  # both exclude the header
             trace=[asdict(point) for point in points],
         )
@@ -155,7 +157,7 @@ def _own(codec: CodecLike, settings: Settings, crop: int | None, trace: int | No
         "seed": settings.seed,
         "crop": crop,
         "options": _text({name: value for name, value in others.items() if value is not None}),
-        "model_id": model_id,
+        "model_id": model.id,
     }
     return Coder(setting=setting, suffix=".sga", encode=encode, decode=decode)
 
@@ -195,14 +197,6 @@ def _peer(peer: Peer, found: str, subsampling: str, quality: int, crop: int | No
         "model_id": found,
     }
     return Coder(setting=setting, suffix=f".{peer.name}", encode=encode, decode=lambda data, _: peers.decode(data))
-
-
-def _model_id(codec: CodecLike, lmbda: float, level_lambda: float | None) -> str:
-    """The id of the model that the codec uses for λ, found by encoding a small grey image."""
-    square = Picture(np.full((_PROBE, _PROBE, 3), 128, np.uint8))
-    report = codec.encode([square], Settings(lmbda=lmbda, method="none", level_lambda=level_lambda))[0].report
-    model: str = report["model_id"]
-    return model
 
 
 def _text(options: dict[str, Any]) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from ..bitstream import FormatError, SgaFile
+from ..settings import Settings
 from .catalogue import ModelNotFoundError, builtin_models, find_model, read_by_id
 from .file import read_model
 from .level import LevelModel, Model
 
 _LEVELS_HELD = 4  # levels kept; each takes tens of megabytes
 _PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
+_FOR_REFINED = "-refined"  # lite-refined, whose decoder suits refined latents, takes the place of lite for them
 
 
 class LevelCache:
@@ -21,8 +23,8 @@ class LevelCache:
     Parameters
     ----------
     model : str, optional
-        Name or path of the only model to use. None (or "auto"): when encoding the best built-in one for device and λ,
-        when decoding the one that the file names.
+        Name or path of the only model to use. None (or "auto"): when encoding the best built-in one for the device, λ
+        and method, when decoding the one that the file names.
     device : torch.device
 
     Raises
@@ -37,15 +39,24 @@ class LevelCache:
         self._levels: dict[tuple[str, int], LevelModel] = {}  # least recently used first
         self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
 
-    def for_encoding(self, lmbda: float, level_lambda: float | None = None) -> LevelModel:
-        """The level to encode with: the one nearest to `level_lambda`, or to λ when that is None.
+    def for_encoding(self, settings: Settings) -> LevelModel:
+        """The level to encode with: that of `model_for` which is nearest to `settings.coding_lambda`.
 
         Raises
         ------
         ModelNotFoundError, ModelError
         """
-        model = self._named or self._best(lmbda)
-        return self._open(model, model.level_for(level_lambda or lmbda))
+        model = self.model_for(settings)
+        return self._open(model, model.level_for(settings.coding_lambda))
+
+    def model_for(self, settings: Settings) -> Model:
+        """The model to encode with.
+
+        Raises
+        ------
+        ModelNotFoundError, ModelError
+        """
+        return self._named or self._best(settings.lmbda, settings.refines)
 
     def for_decoding(self, file: SgaFile) -> LevelModel:
         """The level that a file was encoded with.
@@ -69,15 +80,15 @@ class LevelCache:
             raise FormatError(f"damaged: level {file.level} of a model with {len(model.gains)} levels")
         return self._open(model, file.level)
 
-    def _best(self, lmbda: float) -> Model:
+    def _best(self, lmbda: float, refined: bool) -> Model:
         known = {info.name: info for info in builtin_models()}
-        for name in _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]:
-            if name in known and lmbda >= 0.9 * min(known[name].metadata["anchors"]):
-                return self._read(known[name].path)
-        for name in _PREFERRED["cpu"]:
-            if name in known:
-                return self._read(known[name].path)
-        raise ModelNotFoundError("no built-in model is installed; name one with --model")
+        preferred = _PREFERRED[self.device.type if self.device.type in _PREFERRED else "cpu"]
+        suitable = [n for n in preferred if n in known and lmbda >= 0.9 * min(known[n].metadata["anchors"])]
+        suitable += [name for name in _PREFERRED["cpu"] if name in known]  # λ below the anchors of all
+        if not suitable:
+            raise ModelNotFoundError("no built-in model is installed; name one with --model")
+        chosen = known[suitable[0]]
+        return self._read((known.get(chosen.name + _FOR_REFINED, chosen) if refined else chosen).path)
 
     def _read(self, path: Path) -> Model:
         if path not in self._models:
