@@ -30,7 +30,7 @@ _TILE = 1024  # pixels a side of the tiles of g_a and h_a
 _SYNTHESIS_TILE = 512  # … of g_s, which has most of its channels at half the resolution of the picture
 _CHANNELS = 16  # of y rounded at once
 _SYMBOL_MAX = 2.0**30  # symbols are clamped to ±2³⁰ when they are rounded
-_DEAD_ZONE = 3e-4  # what a dead zone exceeds ½ by, over the cube of the bits that a 1 takes more than a 0
+DEAD_ZONE = 3e-4  # what a dead zone exceeds ½ by, over the cube of the bits that a 1 takes more than a 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def quantize(level: LevelModel, y: Tensor, z: Tensor, dead_zone: bool = False) -
     if not dead_zone:
         return _quantize(level, y, z)
     saved = np.maximum(0, bits_of(1, level.y_tables) - bits_of(0, level.y_tables))
-    zones = torch.from_numpy(np.minimum(1, 0.5 + _DEAD_ZONE * saved**3)).float().to(level.device)
+    zones = torch.from_numpy(np.minimum(1, 0.5 + DEAD_ZONE * saved**3)).float().to(level.device)
     found = _quantize(level, y, z, zones=zones)
     for v, k, m in zip(*(t.split(_CHANNELS, 1) for t in (y, found.y, found.mu)), strict=True):
         v.copy_(torch.where(k == 0, m.float() / 2**MU_BITS, v))

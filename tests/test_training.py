@@ -191,6 +191,23 @@ def test_checkpoints_of_the_first_trainer_load(tmp_path: Path, crops: Crops) -> 
 # ------------------------------------------------------------------------------------------------------ stages
 
 
+@torch.no_grad()
+def test_dead_zone(crops: Crops, trained: State) -> None:
+    """Guards against an option without effect: a dead zone saves bits."""
+    batch, anchor = crops.sample(6, 64, torch.Generator().manual_seed(2)), torch.arange(6)
+    plain, zoned = (
+        stage_losses(
+            replace(
+                trained, noise=torch.Generator().manual_seed(1), recipe=replace(trained.recipe, dead_zone=dead_zone)
+            ),
+            batch,
+            anchor,
+        )[0]
+        for dead_zone in (False, True)
+    )
+    assert zoned.bpp.mean() < plain.bpp.mean()
+
+
 @pytest.mark.parametrize(("stage", "unrefined"), [("joint", 0.5), ("prior", 0.5), ("decoder", 0.5), ("decoder", 0.0)])
 def test_stages(stage: str, unrefined: float, tmp_path: Path, crops: Crops, trained: State) -> None:
     """A stage lowers its loss, leaves the rest of the model as it is, and resumes exactly."""
@@ -904,6 +921,8 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         (["--steps", "3", "--refine-steps", "9"], 2, "--refine-steps is for --stage decoder"),
         (["--steps", "3", "--unrefined", "1"], 2, "--unrefined is for --stage decoder"),
         (["--resume", "a.ckpt", "--unrefined", "1"], 2, "keeps its unrefined"),
+        (["--resume", "a.ckpt", "--dead-zone"], 2, "keeps its dead-zone"),
+        (["--steps", "3", "--init", "lite", "--stage", "prior", "--dead-zone"], 2, "no meaning for --stage prior"),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),

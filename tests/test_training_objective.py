@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from sgacodec import latents
+from sgacodec.coding.range_coder import bits_of
+from sgacodec.coding.tables import SCALES, gaussian_tables, scale_table
 from sgacodec.density import SCALE_BOUND, gaussian_bits, lower_bound
 from sgacodec.hyperprior import GainedHyperprior
 from sgacodec.networks.architecture import Architecture, Context
 from sgacodec.networks.lite import LiteAnalysis, LiteSynthesis
 from sgacodec.training.objective import lambdas, losses, squared_error
-from sgacodec.training.rate import coded_symbols
+from sgacodec.training.rate import coded_symbols, dead_zone_of
 
 
 def plain_symbols(
-    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool, refined: bool
+    y: Tensor,
+    parameters: Tensor,
+    log_gain: Tensor,
+    noise: Tensor | None,
+    log_scale: bool,
+    refined: bool,
+    dead_zone: bool,
 ) -> tuple[Tensor, Tensor]:
     """Guards against a wrong source of a gradient: rounded symbols for σ and μ, symbols with noise for y.
 
@@ -25,6 +35,8 @@ def plain_symbols(
     sigma = lower_bound((scale.exp() if log_scale else scale) * log_gain.exp(), SCALE_BOUND)
     mu = mean * log_gain.exp()
     rounded = torch.round(y - mu).detach()
+    if dead_zone:
+        rounded[(y - mu).abs() < dead_zone_of(sigma)] = 0
     bits = gaussian_bits(rounded if refined else rounded + mu.detach() - mu, sigma).sum(dim=(1, 2, 3))
     if noise is not None:
         smooth = gaussian_bits(y - mu.detach() + noise, sigma.detach()).sum(dim=(1, 2, 3))
@@ -33,8 +45,11 @@ def plain_symbols(
 
 
 @pytest.mark.parametrize("log_scale", [True, False])
-@pytest.mark.parametrize(("noisy", "refined"), [(True, False), (False, False), (False, True)])
-def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool, refined: bool) -> None:
+@pytest.mark.parametrize(
+    ("noisy", "refined", "dead_zone"),
+    [(True, False, False), (False, False, False), (False, True, False), (True, False, True)],
+)
+def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool, refined: bool, dead_zone: bool) -> None:
     """Guards against a wrong gradient, which would train badly without any error."""
     torch.manual_seed(0)
     shape = (3, 6, 5, 4)
@@ -46,11 +61,24 @@ def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool, refined: bool)
     results = []
     for function in (coded_symbols, plain_symbols):
         given = [v.clone().requires_grad_(noisy or k > 0) for k, v in enumerate(inputs)]
-        y_hat, bits = function(*given, noise, log_scale, refined)
+        y_hat, bits = function(*given, noise, log_scale, refined, dead_zone)
         ((weights[0] * bits).sum() + (weights[1] * y_hat).sum()).backward()
         results.append((y_hat.detach(), bits.detach(), *(v.grad for v in given if v.requires_grad)))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_dead_zone_is_that_of_unrefined_files() -> None:
+    """Guards against a model that is trained for another rounding than that of `encode --method none`."""
+    tables = gaussian_tables()
+    saved = bits_of(1, tables) - bits_of(0, tables)
+    coded = np.minimum(1, 0.5 + latents.DEAD_ZONE * np.maximum(0, saved) ** 3)
+    sigma = torch.from_numpy(scale_table()).float()
+    np.testing.assert_allclose(dead_zone_of(sigma), coded, atol=0.01)
+    y = torch.linspace(-1.2, 1.2, 1000)[:, None].repeat(1, SCALES)[None, None]
+    parameters = torch.cat((sigma.log(), torch.zeros(SCALES))).expand(1, 1, 1000, -1)
+    y_hat, _ = coded_symbols(y, parameters, torch.zeros(1, 1, 1, SCALES), None, True, dead_zone=True)
+    assert torch.equal(y_hat == 0, y.abs() < dead_zone_of(sigma))
 
 
 def test_large_latents_are_coded_in_blocks() -> None:

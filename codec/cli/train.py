@@ -55,6 +55,12 @@ _PATH = click.Path(path_type=Path)
     callback=options.finite,
     help="Weight of the loss of unrefined crops with --stage decoder; 0 leaves the encoder as it is.  [default: 0.5]",
 )
+@click.option(
+    "--dead-zone",
+    is_flag=True,
+    default=None,
+    help="Round the latents of unrefined crops as `encode --method none` does. This suits a model for unrefined files.",
+)
 @click.option("--steps", metavar="N", type=click.IntRange(min=0), help="Train N steps in total.")
 @click.option(
     "--minutes",

@@ -44,7 +44,7 @@ def check_options(
         if wanted[key] is not None and wanted[key] % 64:
             raise click.UsageError(f"--{key.replace('_', '-')} {wanted[key]}: not a multiple of 64")
     if resume is not None:
-        for key in ("seed", "optimizer", "stage", "refine_steps", "unrefined"):
+        for key in ("seed", "optimizer", "stage", "refine_steps", "unrefined", "dead_zone"):
             if wanted[key] is not None:
                 key = key.replace("_", "-")
                 raise click.UsageError(f"--{key}: a resumed run keeps its {key}")
@@ -58,6 +58,8 @@ def check_options(
     for key in ("refine_steps", "unrefined"):
         if wanted[key] is not None and wanted["stage"] != "decoder":
             raise click.UsageError(f"--{key.replace('_', '-')} is for --stage decoder")
+    if wanted["dead_zone"] and wanted["stage"] == "prior":
+        raise click.UsageError("--dead-zone has no meaning for --stage prior, which trains the rate alone")
     if wanted["steps"] is None and wanted["minutes"] is None:
         raise click.UsageError("give the length of the run: --steps or --minutes")
     if checkpoint.exists():

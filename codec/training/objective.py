@@ -50,6 +50,7 @@ def forward(
     anchor: Tensor,
     generator: torch.Generator | None,
     compiled: bool = False,
+    dead_zone: bool = False,
 ) -> Losses:
     """The losses of a batch of images, with noise drawn from `generator`.
 
@@ -63,12 +64,14 @@ def forward(
         Source of the additive noise; None: torch's default generator.
     compiled : bool
         Compile the computation.
+    dead_zone : bool
+        Round y with a dead zone, as `latents.quantize` can.
     """
     B, _, H, W = x.shape
     noise_z = _uniform((B, model.architecture.N, H // HYPER_STRIDE, W // HYPER_STRIDE), x.device, generator)
     noise_y = _uniform((B, model.architecture.M, H // STRIDE, W // STRIDE), x.device, generator)
     run = compile_once(losses) if compiled else losses
-    return Losses(*run(model, x, anchor, lambdas(model, anchor), noise_z, noise_y))
+    return Losses(*run(model, x, anchor, lambdas(model, anchor), noise_z, noise_y, dead_zone=dead_zone))
 
 
 def forward_prior(
@@ -107,6 +110,7 @@ def losses(
     noise_z: Tensor | None,
     noise_y: Tensor | None,
     sent: tuple[Tensor, Tensor] | None = None,
+    dead_zone: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, bpp and MSE as in `Losses`; a pure function without host synchronization, so that it can be compiled.
 
@@ -122,9 +126,11 @@ def losses(
         Samples of U(−½, ½); None for latents that are constants.
     sent : pair of Tensor, optional
         y₀ and z₀; None: those of g_a and h_a.
+    dead_zone : bool
+        As in `forward`.
     """
     y_0, z_0 = (apply_transform(model.g_a, x).float(), None) if sent is None else sent  # (B, M, H/16, W/16)
-    coded = rate(model, y_0, anchor, noise_z, noise_y, z_0)
+    coded = rate(model, y_0, anchor, noise_z, noise_y, z_0, dead_zone)
     mse = squared_error(model.g_s, anchor_gain(model.log_gain_d, anchor) * coded.y_hat, x)
     bpp = (coded.z + coded.y) / (x.shape[2] * x.shape[3])
     loss = (loss_weight(lmbda) * (lmbda * 255**2 * mse + bpp)).mean()

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..density import bits
+from ..density import SCALE_BOUND, bits
 from ..hyperprior import GainedHyperprior
+from ..latents import DEAD_ZONE
 from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from ..refine.fused import gaussian_derivatives
 from ..refine.relaxations import block_size
@@ -50,6 +51,7 @@ def rate(
     noise_z: Tensor | None,
     noise_y: Tensor | None,
     z_0: Tensor | None = None,
+    dead_zone: bool = False,
 ) -> Rate:
     """Code latents y₀ (B, M, h, w) without gain, each image at its anchor λ (B,).
 
@@ -61,6 +63,8 @@ def rate(
         In U(−½, ½). None: z or y is a constant, of which the bits of the rounded symbols are counted.
     z_0 : Tensor (B, N, h/4, w/4), optional
         Hyper-latents without gain, of refined latents; None: those of h_a.
+    dead_zone : bool
+        Round y with a dead zone, as `latents.quantize` can.
     """
     g_y, g_z = anchor_gain(model.log_gain_y, anchor), anchor_gain(model.log_gain_z, anchor)
     unit = model.y_unit[None, :, None, None]
@@ -85,7 +89,9 @@ def rate(
     def code(current: ContextPass) -> Tensor:
         k, own_gain = len(parts), log_gain[..., current.channels]
         noise, log_scale = noises[k] if noises else None, model.architecture.scale == "exp"
-        y_hat, bits_of_pass = coded_symbols(sources[k], current.parameters, own_gain, noise, log_scale, refined)
+        y_hat, bits_of_pass = coded_symbols(
+            sources[k], current.parameters, own_gain, noise, log_scale, refined, dead_zone
+        )
         parts.append(y_hat)
         spent.append(bits_of_pass)
         return y_hat / own_gain.exp()
@@ -103,7 +109,13 @@ def latents_of_passes(model: GainedHyperprior, v: Tensor) -> list[Tensor]:
 
 
 def coded_symbols(
-    y: Tensor, parameters: Tensor, log_gain: Tensor, noise: Tensor | None, log_scale: bool, refined: bool = False
+    y: Tensor,
+    parameters: Tensor,
+    log_gain: Tensor,
+    noise: Tensor | None,
+    log_scale: bool,
+    refined: bool = False,
+    dead_zone: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """ŷ = round(y − μ) + μ and its bits, with gradients as this module says, in closed form.
 
@@ -119,6 +131,8 @@ def coded_symbols(
         In U(−½, ½); None: y is a constant.
     refined : bool
         y is a constant whose symbols minimize the loss.
+    dead_zone : bool
+        The symbol is 0 where |y − μ| is below `dead_zone_of` σ.
 
     Returns
     -------
@@ -126,7 +140,15 @@ def coded_symbols(
         ŷ has the gradient of y, or of μ if y is refined. The incoming gradient of the bits must not be negative: a σ
         below its bound has a gradient only where descent would raise it.
     """
-    return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale, refined)
+    return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale, refined, dead_zone)
+
+
+def dead_zone_of(sigma: Tensor) -> Tensor:
+    """The dead zone of `latents.quantize` for σ, from the Gaussian that its tables are computed from."""
+    beyond = torch.special.ndtr(-0.5 / sigma)  # the probability of all symbols above 0
+    one = beyond - torch.special.ndtr(-1.5 / sigma)
+    saved = ((1 - 2 * beyond) / one.clamp(min=2**-20)).log2().clamp(min=0)
+    return (0.5 + DEAD_ZONE * saved**3).clamp(max=1)
 
 
 class _CodedSymbols(torch.autograd.Function):
@@ -139,6 +161,7 @@ class _CodedSymbols(torch.autograd.Function):
         noise: Tensor | None,
         log_scale: bool,
         refined: bool,
+        dead_zone: bool,
     ) -> tuple[Tensor, Tensor]:
         C = y.shape[-1]
         y, parameters = y.contiguous(), parameters.contiguous()
@@ -153,6 +176,9 @@ class _CodedSymbols(torch.autograd.Function):
             mu = mean * gain
             v = y[part] - mu
             symbols = v.round()
+            if dead_zone:
+                sigma = scale.exp() if log_scale else scale
+                symbols[v.abs() < dead_zone_of(sigma.clamp(min=SCALE_BOUND))] = 0
             torch.add(symbols, mu, out=y_hat[part])
             spent = y.new_empty(v.shape[:-1]).view(-1)
             symbols, scale, to_mu, to_scale = (t.view(-1, C) for t in (symbols, scale, by_mu[part], by_scale[part]))
@@ -178,4 +204,4 @@ class _CodedSymbols(torch.autograd.Function):
         to_gain = torch.addcmul(to_scale if ctx.log_scale else to_scale * scale * gain, to_mean, mean)
         to_parameters = torch.cat((to_scale if ctx.log_scale else to_scale * gain, to_mean), -1)
         to_y = None if by_y is None else torch.addcmul(grad, by_y, weight)
-        return to_y, to_parameters, to_gain.sum(dim=(1, 2), keepdim=True), None, None, None
+        return to_y, to_parameters, to_gain.sum(dim=(1, 2), keepdim=True), None, None, None, None

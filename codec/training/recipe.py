@@ -64,6 +64,8 @@ class Recipe:
         Steps of the refinement of a crop in stage "decoder".
     unrefined : float
         Weight of the loss of unrefined crops in stage "decoder", from which alone the encoder learns; 0 omits it.
+    dead_zone : bool
+        Round the latents of unrefined crops with the dead zone of `latents.quantize`.
     new : tuple of str
         Modules that the initial weights lacked.
     """
@@ -91,6 +93,7 @@ class Recipe:
     stage: str = "joint"
     refine_steps: int = 20
     unrefined: float = 0.5
+    dead_zone: bool = False
     new: tuple[str, ...] = ()
 
 

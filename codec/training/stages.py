@@ -48,7 +48,7 @@ def stage_losses(state: State, batch: Tensor, anchor: Tensor) -> tuple[Losses, T
             return forward_prior(model, batch, anchor, state.noise, recipe.compile), anchor
         if recipe.stage == "decoder":
             return _decoder_losses(state, batch, anchor)
-        return forward(model, batch, anchor, state.noise, recipe.compile), anchor
+        return forward(model, batch, anchor, state.noise, recipe.compile, recipe.dead_zone), anchor
 
 
 def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Tensor]:
@@ -63,5 +63,5 @@ def _decoder_losses(state: State, x: Tensor, anchor: Tensor) -> tuple[Losses, Te
     if not recipe.unrefined:
         return refined, own
     part = slice(0, max(1, len(x) // 2))
-    unrefined = forward(model, x[part], anchor[part], state.noise, recipe.compile)
+    unrefined = forward(model, x[part], anchor[part], state.noise, recipe.compile, recipe.dead_zone)
     return replace(refined, loss=refined.loss + recipe.unrefined * unrefined.loss), own
