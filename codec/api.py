@@ -104,7 +104,8 @@ class Codec:
             In the order of `pictures`. Reports hold width, height, bytes, bpp (of the whole file), psnr (dB, of the
             decoded 8-bit picture where alpha is not 0; None when lossless), lambda, level, model, model_id, method,
             classes, steps, seconds (of the whole batch, divided by its pictures), device, rd_loss and
-            rd_loss_unrefined (λ·255²·MSE + payload bits per pixel).
+            rd_loss_unrefined (λ·255²·MSE + payload bits per pixel; the latter of the file with method none, or where λ
+            is steered to a target, of the latents that the refinement starts from).
 
         Raises
         ------
