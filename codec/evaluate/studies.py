@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from ..atomic import write_whole
-from ..settings import ANCHORS, EFFORTS, Settings
+from ..settings import ANCHORS, CPU_STEPS, EFFORTS, Settings
 from . import sweep
 from .coders import CodecLike, own_coders, peer_coders, settings_grid
 from .regenerate import RESULTS
@@ -65,7 +65,8 @@ STUDIES = (
         crop=256,
         grid=settings_grid(ANCHORS, ["none", "ssl"], EFFORTS[1:4]),
     ),
-    Study(name="kodak-lite-ssl", images="kodak", grid=settings_grid(ANCHORS, ["none", "ssl"], [150])),
+    Study(name="kodak-default", images="kodak", grid=settings_grid(ANCHORS, ["ssl"], [CPU_STEPS])),
+    Study(name="kodak-lite-ssl", images="kodak", grid=settings_grid(ANCHORS, ["ssl"], [150])),
 )
 
 
