@@ -48,6 +48,12 @@ def at_level(settings: Settings) -> Settings:
     return replace(settings, level_lambda=settings.level_lambda or settings.lmbda)
 
 
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """The built-in model for refined files; the automatic choice would compare it with unrefined files of another."""
+    return Codec("lite-refined", device="cpu")
+
+
 def gain(codec: Codec, picture: Picture, settings: Settings) -> float:
     """By which part refinement at the level of λ lowers the true loss."""
     report = one(codec, picture, at_level(settings)).report
