@@ -110,12 +110,14 @@ def test_all_of_kodak(codec: Codec, path: Path) -> None:
 
 
 @pytest.mark.slow  # all 64 levels
-def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray) -> None:
+@pytest.mark.parametrize(("name", "dead_zone"), [("lite", True), ("lite-refined", False)])
+def test_more_lambda_is_more_bits_and_more_quality(photograph: np.ndarray, name: str, dead_zone: bool) -> None:
     """Bits and PSNR rise over all 64 levels, which the search for a target relies on."""
-    model = read_model(find_model("lite"))
+    model = read_model(find_model(name))
     picture = Picture(photograph[:384, :576])
     levels = [model.at(level) for level in range(len(model.gains))]
-    starts = [Problem.of(level, picture, None, level.lmbda, "mse").start() for level in levels]
+    problems = [Problem.of(level, picture, None, level.lmbda, "mse") for level in levels]
+    starts = [dataclasses.replace(problem, dead_zone=dead_zone).start() for problem in problems]
     assert all(a.bits < b.bits for a, b in itertools.pairwise(starts))
     assert all(a.mse > b.mse for a, b in itertools.pairwise(starts))
 
