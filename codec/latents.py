@@ -30,7 +30,7 @@ _TILE = 1024  # pixels a side of the tiles of g_a and h_a
 _SYNTHESIS_TILE = 512  # … of g_s, which has most of its channels at half the resolution of the picture
 _CHANNELS = 16  # of y rounded at once
 _SYMBOL_MAX = 2.0**30  # symbols are clamped to ±2³⁰ when they are rounded
-DEAD_ZONE = 3e-4  # what a dead zone exceeds ½ by, over the cube of the bits that a 1 takes more than a 0
+_DEAD_ZONE = 3e-4  # what a dead zone exceeds ½ by, over the cube of the bits that a 1 takes more than a 0
 
 
 @dataclass(frozen=True)
@@ -129,17 +129,20 @@ def hyper_analyse(level: LevelModel, y: Tensor) -> Tensor:
 def quantize(level: LevelModel, y: Tensor, z: Tensor, dead_zone: bool = False) -> Latents:
     """Round latents of one image (1, …) to the symbols that are coded: round(z − median), round(y − μ).
 
-    With a dead zone, the symbol is 0 where |y − μ| < t; ½ ≤ t ≤ 1, and t is the larger the cheaper 0 is than ±1
-    (docs/refinement.md). All y whose symbol is 0 are then set to μ, in place.
+    With a dead zone, the symbol is 0 where |y − μ| < t; all y whose symbol is 0 are then set to μ, in place.
     """
     if not dead_zone:
         return _quantize(level, y, z)
-    saved = np.maximum(0, bits_of(1, level.y_tables) - bits_of(0, level.y_tables))
-    zones = torch.from_numpy(np.minimum(1, 0.5 + DEAD_ZONE * saved**3)).float().to(level.device)
-    found = _quantize(level, y, z, zones=zones)
+    saved = torch.from_numpy(bits_of(1, level.y_tables) - bits_of(0, level.y_tables))
+    found = _quantize(level, y, z, zones=dead_zone_of(saved).float().to(level.device))
     for v, k, m in zip(*(t.split(_CHANNELS, 1) for t in (y, found.y, found.mu)), strict=True):
         v.copy_(torch.where(k == 0, m.float() / 2**MU_BITS, v))
     return found
+
+
+def dead_zone_of(saved: Tensor) -> Tensor:
+    """The dead zone t of `quantize` where a 1 takes `saved` bits more than a 0 (docs/refinement.md)."""
+    return (0.5 + _DEAD_ZONE * saved.clamp(min=0) ** 3).clamp(max=1)
 
 
 @torch.no_grad()

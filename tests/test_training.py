@@ -922,7 +922,12 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path, folder: Path, monkeypatch: py
         (["--steps", "3", "--unrefined", "1"], 2, "--unrefined is for --stage decoder"),
         (["--resume", "a.ckpt", "--unrefined", "1"], 2, "keeps its unrefined"),
         (["--resume", "a.ckpt", "--dead-zone"], 2, "keeps its dead-zone"),
-        (["--steps", "3", "--init", "lite", "--stage", "prior", "--dead-zone"], 2, "no meaning for --stage prior"),
+        (["--steps", "3", "--init", "lite", "--stage", "prior", "--dead-zone"], 2, "--dead-zone needs unrefined crops"),
+        (
+            ["--steps", "3", "--init", "lite", "--stage", "decoder", "--unrefined", "0", "--dead-zone"],
+            2,
+            "--dead-zone needs unrefined crops",
+        ),
         (["--steps", "3", "--architecture", "huge"], 1, "unknown architecture 'huge'"),
         (["--steps", "3", "--resume", "absent.ckpt"], 1, "absent.ckpt: No such file"),
         (["--steps", "3", "--validation", "absent"], 1, "absent: no such file"),

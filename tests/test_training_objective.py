@@ -15,7 +15,7 @@ from sgacodec.hyperprior import GainedHyperprior
 from sgacodec.networks.architecture import Architecture, Context
 from sgacodec.networks.lite import LiteAnalysis, LiteSynthesis
 from sgacodec.training.objective import lambdas, losses, squared_error
-from sgacodec.training.rate import coded_symbols, dead_zone_of
+from sgacodec.training.rate import coded_symbols, gaussian_dead_zone
 
 
 def plain_symbols(
@@ -36,7 +36,7 @@ def plain_symbols(
     mu = mean * log_gain.exp()
     rounded = torch.round(y - mu).detach()
     if dead_zone:
-        rounded[(y - mu).abs() < dead_zone_of(sigma)] = 0
+        rounded[(y - mu).abs() < gaussian_dead_zone(sigma)] = 0
     bits = gaussian_bits(rounded if refined else rounded + mu.detach() - mu, sigma).sum(dim=(1, 2, 3))
     if noise is not None:
         smooth = gaussian_bits(y - mu.detach() + noise, sigma.detach()).sum(dim=(1, 2, 3))
@@ -71,14 +71,13 @@ def test_gradients_of_coded_symbols(log_scale: bool, noisy: bool, refined: bool,
 def test_the_dead_zone_is_that_of_unrefined_files() -> None:
     """Guards against a model that is trained for another rounding than that of `encode --method none`."""
     tables = gaussian_tables()
-    saved = bits_of(1, tables) - bits_of(0, tables)
-    coded = np.minimum(1, 0.5 + latents.DEAD_ZONE * np.maximum(0, saved) ** 3)
+    coded = latents.dead_zone_of(torch.from_numpy(bits_of(1, tables) - bits_of(0, tables)))
     sigma = torch.from_numpy(scale_table()).float()
-    np.testing.assert_allclose(dead_zone_of(sigma), coded, atol=0.01)
+    np.testing.assert_allclose(gaussian_dead_zone(sigma), coded, atol=0.01)
     y = torch.linspace(-1.2, 1.2, 1000)[:, None].repeat(1, SCALES)[None, None]
     parameters = torch.cat((sigma.log(), torch.zeros(SCALES))).expand(1, 1, 1000, -1)
     y_hat, _ = coded_symbols(y, parameters, torch.zeros(1, 1, 1, SCALES), None, True, dead_zone=True)
-    assert torch.equal(y_hat == 0, y.abs() < dead_zone_of(sigma))
+    assert torch.equal(y_hat == 0, y.abs() < gaussian_dead_zone(sigma))
 
 
 def test_large_latents_are_coded_in_blocks() -> None:

@@ -58,8 +58,8 @@ def check_options(
     for key in ("refine_steps", "unrefined"):
         if wanted[key] is not None and wanted["stage"] != "decoder":
             raise click.UsageError(f"--{key.replace('_', '-')} is for --stage decoder")
-    if wanted["dead_zone"] and wanted["stage"] == "prior":
-        raise click.UsageError("--dead-zone has no meaning for --stage prior, which trains the rate alone")
+    if wanted["dead_zone"] and (wanted["stage"] == "prior" or wanted["unrefined"] == 0):
+        raise click.UsageError("--dead-zone needs unrefined crops: not --stage prior, nor --unrefined 0")
     if wanted["steps"] is None and wanted["minutes"] is None:
         raise click.UsageError("give the length of the run: --steps or --minutes")
     if checkpoint.exists():

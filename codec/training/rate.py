@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..density import SCALE_BOUND, bits
 from ..hyperprior import GainedHyperprior
-from ..latents import DEAD_ZONE
+from ..latents import dead_zone_of
 from ..networks.context import ContextPass, code_passes, last_layer, parts_of, whole_grid
 from ..refine.fused import gaussian_derivatives
 from ..refine.relaxations import block_size
@@ -132,7 +132,7 @@ def coded_symbols(
     refined : bool
         y is a constant whose symbols minimize the loss.
     dead_zone : bool
-        The symbol is 0 where |y − μ| is below `dead_zone_of` σ.
+        The symbol is 0 where |y − μ| is below `gaussian_dead_zone` of its σ.
 
     Returns
     -------
@@ -143,12 +143,11 @@ def coded_symbols(
     return _CodedSymbols.apply(y, parameters, log_gain, noise, log_scale, refined, dead_zone)
 
 
-def dead_zone_of(sigma: Tensor) -> Tensor:
+def gaussian_dead_zone(sigma: Tensor) -> Tensor:
     """The dead zone of `latents.quantize` for σ, from the Gaussian that its tables are computed from."""
     beyond = torch.special.ndtr(-0.5 / sigma)  # the probability of all symbols above 0
     one = beyond - torch.special.ndtr(-1.5 / sigma)
-    saved = ((1 - 2 * beyond) / one.clamp(min=2**-20)).log2().clamp(min=0)
-    return (0.5 + DEAD_ZONE * saved**3).clamp(max=1)
+    return dead_zone_of(((1 - 2 * beyond) / one.clamp(min=2**-20)).log2())
 
 
 class _CodedSymbols(torch.autograd.Function):
@@ -178,7 +177,7 @@ class _CodedSymbols(torch.autograd.Function):
             symbols = v.round()
             if dead_zone:
                 sigma = scale.exp() if log_scale else scale
-                symbols[v.abs() < dead_zone_of(sigma.clamp(min=SCALE_BOUND))] = 0
+                symbols.masked_fill_(v.abs() < gaussian_dead_zone(sigma.clamp(min=SCALE_BOUND)), 0)
             torch.add(symbols, mu, out=y_hat[part])
             spent = y.new_empty(v.shape[:-1]).view(-1)
             symbols, scale, to_mu, to_scale = (t.view(-1, C) for t in (symbols, scale, by_mu[part], by_scale[part]))
