@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,7 +88,7 @@ def encode_to_target(
     """The .sga file of a picture whose λ is steered to the target during its refinement; raises as `refine_to`."""
     problem = Problem.of(level, picture, roi, settings.lmbda, settings.metric)
     unrefined = starting_point(problem)
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    until = settings.deadline(time.perf_counter())
     beside = len(_file(level, picture, b"", b""))
     size = settings.target_size
     if settings.target_bpp is not None:

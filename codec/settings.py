@@ -250,8 +250,20 @@ class Settings:
         none = not self.has_default_schedule or self.annealing(max(1, steps)).variance is not None
         return 0 if none else math.isqrt(2 * steps)
 
-    def steps_and_rounds(self, fitting: int) -> tuple[int, int]:
-        """How a time limit that leaves time for `fitting` steps is divided; a round takes about as long as a step."""
+    def steps_and_rounds(self, fitting: int | None = None) -> tuple[int, int]:
+        """Steps of the annealing and rounds of the last pass.
+
+        Parameters
+        ----------
+        fitting : int, optional
+            Steps that fit into the time limit; a round takes about as long as a step. None: there is no limit.
+        """
         steps = self.annealing_steps
+        if fitting is None:
+            return steps, self.rounds_after(steps)
         rounds = self.rounds_after(min(steps, fitting))
         return min(steps, max(0, fitting - rounds)), rounds
+
+    def deadline(self, begin: float) -> float:
+        """When the time limit of a refinement that began at `begin` (seconds) is over; infinity without a limit."""
+        return math.inf if self.time_limit is None else begin + self.time_limit

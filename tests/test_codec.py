@@ -20,7 +20,7 @@ from sgacodec.api import Codec, Settings
 from sgacodec.image import read_image
 from sgacodec.image_writer import write_image
 from sgacodec.metrics import psnr
-from sgacodec.models import cache
+from sgacodec.models import recent
 from sgacodec.models.catalogue import find_model
 from sgacodec.models.file import read_model
 from sgacodec.models.level import LevelModel, Model
@@ -240,12 +240,12 @@ def test_what_the_library_functions_take(photograph: np.ndarray, tmp_path: Path,
 def test_many_levels_stay_small(photograph: np.ndarray) -> None:
     """Guards against a sweep over λ that keeps gigabytes of folded levels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_LEVELS_HELD", 2)
+        patch.setattr(recent, "LEVELS_HELD", 2)
         fresh = Codec("lite", device="cpu")
         files = [
             encode(fresh, Picture(photograph[:64, :64]), Settings(lmbda=v, method="none")) for v in (0.002, 0.01, 0.04)
         ]
-        assert len(fresh.levels._levels) == 2
+        assert len(fresh.levels._levels._values) == 2
         assert [fresh.decode(f.data).report["level"] for f in files] == [f.report["level"] for f in files]
 
 

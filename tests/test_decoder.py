@@ -22,13 +22,14 @@ from sgacodec.api import Codec, Settings
 from sgacodec.bitstream import FormatError
 from sgacodec.coding import hyper_decoder
 from sgacodec.coding.passes import fingerprint as reference_fingerprint
-from sgacodec.decoder import decode, layers, prior, synthesis, threads
+from sgacodec.decoder import layers, prior, synthesis, threads
 from sgacodec.decoder import model as reading
 from sgacodec.decoder.decode import PictureDecoder
 from sgacodec.decoder.layers import layer_of
 from sgacodec.decoder.model import read_model
 from sgacodec.decoder.prior import fingerprint
 from sgacodec.models import file as model_file
+from sgacodec.models import recent
 from sgacodec.models.catalogue import ModelError, ModelNotFoundError, read_info
 from sgacodec.models.file import model_id, write_model
 from sgacodec.models.file import read_model as read_reference
@@ -287,7 +288,7 @@ def test_threads_change_nothing(
 
 def test_several_threads_share_a_decoder(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a race in a program whose threads open many pictures: the levels in memory replace each other."""
-    monkeypatch.setattr(decode, "_LEVELS_HELD", 1)
+    monkeypatch.setattr(recent, "LEVELS_HELD", 1)
     decoder = PictureDecoder(str(tiny_path))
     files = {case: (GOLDEN / f"{case}.sga").read_bytes() for case in ("colour", "grey-alpha")}  # of two levels
     alone = {case: decoder.decode(data).report["integers"] for case, data in files.items()}

@@ -23,7 +23,7 @@ from sgacodec import metrics
 from sgacodec.api import Codec, Settings
 from sgacodec.cli import batch, main
 from sgacodec.evaluate import coders, curves, peers, pictures, plots, report, rows, summary, sweep
-from sgacodec.metrics import Curve
+from sgacodec.evaluate.bd import Curve, bd_rate
 
 LAMBDAS = (0.0016, 0.0075, 0.03)
 ALL = coders.settings_grid(LAMBDAS, ["none", "ssl"], [50])
@@ -367,7 +367,7 @@ def test_curves_are_compared_with_peers(images: dict[str, Path], tmp_path: Path)
     assert set(deltas) == {
         (c, a) for c in ("none", "ssl, 50 steps") for a in ("none", "jpeg, 4:2:0", "jpeg, 4:4:4")
     } - {("none", "none")}
-    expected = metrics.bd_rate(result.curves[1], result.peers[0])
+    expected = bd_rate(result.curves[1], result.peers[0])
     assert deltas["ssl, 50 steps", "jpeg, 4:2:0"] == expected
     costs = {c.curve: c for c in result.costs}
     assert costs["ssl, 50 steps"].bd_rate == expected

@@ -38,7 +38,7 @@ def saved(im: Image.Image, **options: object) -> bytes:
 def test_save_and_open(image: Image.Image, tmp_path: Path) -> None:
     """Guards against pixels that differ from those of `sgacodec.decode`, and files that stay open after loading."""
     path = tmp_path / "x.sga"
-    image.save(path, lmbda=0.03, method="ssl", steps=3, model="lite", device="cpu")
+    image.save(path, lmbda=0.03, method="ssl", steps=30, model="lite-refined", device="cpu")
     with Image.open(path) as im:
         assert (im.format, im.size, im.mode) == ("SGA", (70, 50), "RGB")
         assert im.get_format_mimetype() == "image/x-sga"

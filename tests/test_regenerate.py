@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from fake_evaluation import FakeCodec, write_image
 
-from sgacodec import metrics
 from sgacodec.evaluate import curves, figures, paper, paper_plots, regenerate, rows, studies, sweep
+from sgacodec.evaluate.bd import bd_rate
 from sgacodec.evaluate.coders import settings_grid
 from sgacodec.evaluate.studies import Study
 from sgacodec.models.catalogue import ModelNotFoundError
@@ -89,16 +89,14 @@ def test_figures_are_computed_from_the_tables(results: Path) -> None:
     def shown(function: str, *arguments: str) -> str:
         return figures.figure(results, function, arguments)
 
-    rate = metrics.bd_rate(ssl, none)
+    rate = bd_rate(ssl, none)
     assert rate < 0
     assert shown("bd-rate", "ours:ssl", "ours:none") == f"−{-rate:.1f} %"
     assert shown("bd-rate", "ours:ssl, 50 steps", "ours:none", "3") == f"−{-rate:.3f} %"
     assert shown("saves", "ours:ssl", "ours:none", "1") == f"{-rate:.1f} %"
     assert shown("needs", "ours:ssl", "ours:none") == f"{-rate:.0f} % fewer"
     assert shown("needs", "ours:none", "ours:ssl").endswith(" % more")
-    assert shown("bd-rate", "ours:none", "peers:jpeg, 4:2:0") == f"{metrics.bd_rate(none, jpeg):+.1f} %".replace(
-        "-", "−"
-    )
+    assert shown("bd-rate", "ours:none", "peers:jpeg, 4:2:0") == f"{bd_rate(none, jpeg):+.1f} %".replace("-", "−")
     gains = [100 * (1 - r["rd_loss"] / r["rd_loss_unrefined"]) for r in table if r["method"] == "ssl"]
     assert shown("loss", "ours:ssl") == f"{np.mean(gains):.1f} %"
     assert shown("loss", "ours:ssl", "min") == f"{min(gains):.1f} %"
@@ -111,7 +109,7 @@ def test_figures_are_computed_from_the_tables(results: Path) -> None:
     assert lines[6].startswith("| true loss, refined / unrefined, mean of images | 0.")
     deltas = shown("bd-table", "none=ours:none", "ssl=ours:ssl", "--", "JPEG=peers:jpeg, 4:2:0", "ours:none")
     assert deltas.splitlines()[0] == "| BD-rate against | JPEG | ours:none |"
-    assert deltas.splitlines()[3] == f"| ssl | {metrics.bd_rate(ssl, jpeg):+.1f} % | {rate:+.1f} % |".replace("-", "−")
+    assert deltas.splitlines()[3] == f"| ssl | {bd_rate(ssl, jpeg):+.1f} % | {rate:+.1f} % |".replace("-", "−")
     assert shown("optional", "points", "paper/missing") == "(not measured yet)"
     pivot = shown("pivot", "ours", "method", "lambda").splitlines()
     means = [np.mean([r["rd_loss"] for r in table if (r["method"], r["lambda"]) == ("ssl", v)]) for v in (2e-5, 5e-5)]
@@ -125,7 +123,7 @@ def test_figures_are_computed_from_the_tables(results: Path) -> None:
     assert excess[2] == "| none | +0.0 % | +0.0 % | +0.0 % |"
     assert excess[3].startswith(f"| ssl | {100 * (means[0] / losses[0] - 1):+.1f} % |".replace("-", "−"))
     costs = shown("costs", "JPEG=peers:jpeg, 4:2:0", "ssl=ours:ssl").splitlines()[2].split(" | ")
-    assert costs[1] == f"{metrics.bd_rate(ssl, jpeg):+.1f} %".replace("-", "−")
+    assert costs[1] == f"{bd_rate(ssl, jpeg):+.1f} %".replace("-", "−")
 
 
 def test_text_between_markers_is_replaced_and_nothing_else(results: Path, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_which_annealings_have_a_last_pass() -> None:
 
 def test_a_time_limit_is_divided_into_steps_and_rounds() -> None:
     """Guards against a time limit that is exceeded, or an annealing that is longer than the default."""
+    assert Settings(steps=50, rounds=7).steps_and_rounds() == (50, 7)
     assert Settings().steps_and_rounds(8) == (8, 0)
     assert Settings(method="linear").steps_and_rounds(100) == (86, 14)
     assert Settings(method="linear").steps_and_rounds(10**6) == (500, 31)

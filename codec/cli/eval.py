@@ -19,11 +19,11 @@ from .exits import DONE, FAILED, named, one_line
 from .streams import is_terminal
 
 if TYPE_CHECKING:
+    from ..evaluate.bd import Curve
     from ..evaluate.coders import Coder
     from ..evaluate.pictures import View
     from ..evaluate.summary import Summary
     from ..evaluate.sweep import Sweep
-    from ..metrics import Curve
 
 T = TypeVar("T")
 

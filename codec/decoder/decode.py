@@ -15,13 +15,12 @@ import numpy as np
 from ..bitstream import DEFAULT_MAX_PIXELS, FormatError, SgaFile
 from ..coding import range_coder
 from ..models.catalogue import ModelNotFoundError, find_model, read_by_id
+from ..models.recent import RecentlyUsed
 from ..networks.architecture import HYPER_STRIDE, padded_size
 from ..reading import Decoded, log_hash, picture_of, read_file
 from .model import DecoderModel, ModelFile, read_model
 from .prior import Pass, decode_passes
 from .synthesis import render
-
-_LEVELS_HELD = 4
 
 
 class PictureDecoder:
@@ -41,7 +40,7 @@ class PictureDecoder:
     def __init__(self, model: str | None = None) -> None:
         self._lock = threading.Lock()
         self._files: dict[tuple[Path, int], ModelFile] = {}  # by path and time of change
-        self._levels: dict[tuple[str, int], DecoderModel] = {}  # least recently used first
+        self._levels: RecentlyUsed[DecoderModel] = RecentlyUsed()
         self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
 
     def decode(self, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decoded:
@@ -77,13 +76,7 @@ class PictureDecoder:
             )
         if file.level >= model.levels:
             raise FormatError(f"damaged: level {file.level} of a model with {model.levels} levels")
-        key = (model.id, file.level)
-        if key not in self._levels:
-            while len(self._levels) >= _LEVELS_HELD:
-                self._levels.pop(next(iter(self._levels)))
-            self._levels[key] = model.at(file.level)
-        self._levels[key] = self._levels.pop(key)
-        return self._levels[key]
+        return self._levels.get((model.id, file.level), lambda: model.at(file.level))
 
     def _read(self, path: Path) -> ModelFile:
         key = path, path.stat().st_mtime_ns

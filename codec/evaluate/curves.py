@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import metrics
-from ..metrics import Curve
+from .bd import Curve, bd_psnr, bd_rate, shared_psnr
 from .rows import CURVE, Row, common_images, means, read_rows
 
 SUMMARY = "results.json"
@@ -117,9 +116,9 @@ def compare(curves: Iterable[Curve], anchors: Sequence[Curve]) -> list[Compariso
             rate = gain = span = None
             note = ""
             try:
-                span = metrics.shared_psnr(curve, anchor)
-                rate = metrics.bd_rate(curve, anchor)
-                gain = metrics.bd_psnr(curve, anchor)
+                span = shared_psnr(curve, anchor)
+                rate = bd_rate(curve, anchor)
+                gain = bd_psnr(curve, anchor)
             except ValueError as error:
                 note = str(error)
             comparisons.append(Comparison(curve.name, anchor.name, rate, gain, span, note))

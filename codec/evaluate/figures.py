@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .. import metrics
-from ..metrics import Curve
+from .bd import Curve, bd_psnr, bd_rate
 from .curves import load_curves, named_groups
 from .rows import Row, common_images, means, read_rows, read_traces, seconds_per_megapixel
 
@@ -85,20 +84,20 @@ def curve_of(folder: Path, spec: str) -> Curve:
 
 
 def _bd_rate(folder: Path, curve: str, anchor: str, digits: str = "1") -> str:
-    return f"{signed(metrics.bd_rate(curve_of(folder, curve), curve_of(folder, anchor)), int(digits))} %"
+    return f"{signed(bd_rate(curve_of(folder, curve), curve_of(folder, anchor)), int(digits))} %"
 
 
 def _needs(folder: Path, curve: str, anchor: str) -> str:
-    rate = metrics.bd_rate(curve_of(folder, curve), curve_of(folder, anchor))
+    rate = bd_rate(curve_of(folder, curve), curve_of(folder, anchor))
     return f"{abs(rate):.0f} % {'fewer' if rate < 0 else 'more'}"
 
 
 def _saves(folder: Path, curve: str, anchor: str, digits: str = "0") -> str:
-    return f"{-metrics.bd_rate(curve_of(folder, curve), curve_of(folder, anchor)):.{digits}f} %"
+    return f"{-bd_rate(curve_of(folder, curve), curve_of(folder, anchor)):.{digits}f} %"
 
 
 def _bd_psnr(folder: Path, curve: str, anchor: str) -> str:
-    return f"{signed(metrics.bd_psnr(curve_of(folder, curve), curve_of(folder, anchor)), 2)} dB"
+    return f"{signed(bd_psnr(curve_of(folder, curve), curve_of(folder, anchor)), 2)} dB"
 
 
 def _loss(folder: Path, spec: str, what: str = "mean") -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import metrics
 from ..decoding import decode
 from ..refine.probabilities import probabilities
 from ..rounding import rounding
 from . import plots
+from .bd import bd_rate
 from .curves import load_curves, named_groups
 from .figures import curve_of
 from .plots import COLOURS, convergence, label_of, new_figure
@@ -106,7 +106,7 @@ def _gains(kind: str) -> Callable[[Path], str]:
         (anchor,) = load_curves(results / "unrefined.tsv")
         figure, (axes,) = new_figure(1)
         found = load_curves(results / f"table-1-{kind}.tsv")
-        axes.bar([c.name for c in found], [metrics.bd_rate(c, anchor) for c in found], color=COLOURS[0])
+        axes.bar([c.name for c in found], [bd_rate(c, anchor) for c in found], color=COLOURS[0])
         axes.set_ylabel("BD-rate against unrefined (%)")
         return plots.svg(figure, f"table-1-{kind}")
 

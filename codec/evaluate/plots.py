@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..atomic import write_whole
-from ..metrics import Curve
+from .bd import Curve
 from .rows import Row
 
 if TYPE_CHECKING:

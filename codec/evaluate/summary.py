@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..atomic import write_whole
-from ..metrics import Curve
+from .bd import Curve
 from .curves import SUMMARY, Comparison, compare, named_groups
 from .rows import SETTING, Row, common_images, means, seconds_per_megapixel
 from .sweep import Sweep

@@ -11,8 +11,8 @@ from ..settings import Settings
 from .catalogue import ModelNotFoundError, builtin_models, find_model, read_by_id
 from .file import read_model
 from .level import LevelModel, Model
+from .recent import RecentlyUsed
 
-_LEVELS_HELD = 4  # levels kept; each takes tens of megabytes
 _PREFERRED = {"cuda": ("mshyper-192", "mshyper-128", "lite"), "cpu": ("lite", "mshyper-128", "mshyper-192")}
 _FOR_REFINED = "-refined"  # lite-refined, whose decoder suits refined latents, takes the place of lite for them
 
@@ -36,7 +36,7 @@ class LevelCache:
     def __init__(self, model: str | None, device: torch.device) -> None:
         self.device = device
         self._models: dict[Path, Model] = {}
-        self._levels: dict[tuple[str, int], LevelModel] = {}  # least recently used first
+        self._levels: RecentlyUsed[LevelModel] = RecentlyUsed()
         self._named = None if model in (None, "auto") else self._read(find_model(str(model)))
 
     def for_encoding(self, settings: Settings) -> LevelModel:
@@ -96,10 +96,4 @@ class LevelCache:
         return self._models[path]
 
     def _open(self, model: Model, level: int) -> LevelModel:
-        key = (model.id, level)
-        if key not in self._levels:
-            while len(self._levels) >= _LEVELS_HELD:
-                self._levels.pop(next(iter(self._levels)))
-            self._levels[key] = model.at(level, self.device)
-        self._levels[key] = self._levels.pop(key)
-        return self._levels[key]
+        return self._levels.get((model.id, level), lambda: model.at(level, self.device))

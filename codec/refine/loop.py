@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,15 +114,14 @@ def refine(
     list of Candidate, int
         The candidate of lowest true loss of each image, at most that of its unrefined one, and the number of steps.
     """
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    until = settings.deadline(time.perf_counter())
     best = list(unrefined)
     prepared = prepare(level)
     batch = Batch.of(prepared, problems)
     y, z = batched([c.y for c in unrefined]), batched([c.z for c in unrefined])
-    steps = settings.annealing_steps
-    rounds = settings.rounds_after(steps)
-    if settings.time_limit is not None:
-        steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
+    limit = settings.time_limit
+    fitting = None if limit is None else steps_within(limit, prepared, batch, y, z, settings)
+    steps, rounds = settings.steps_and_rounds(fitting)
 
     def check(part: float, y: Tensor, z: Tensor) -> None:
         for i, problem in enumerate(problems):

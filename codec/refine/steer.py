@@ -92,15 +92,14 @@ def refine_to(
     MissedLevelError
         At the first check, where the aim is far from what this level gives, and there is a better one.
     """
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    until = settings.deadline(time.perf_counter())
     prepared, bf16 = prepare(level), reduced_precision(level.device)
     batch, context = Batch.of(prepared, [problem]), frozen_context(prepared, bf16)
     y = batched([unrefined.y if begun is None else begun.y * _unit(level)])
     z = batched([unrefined.z])  # of `begun`, too: h_a does not suit latents in the middle of an annealing
-    steps = settings.annealing_steps
-    rounds = settings.rounds_after(steps)
-    if settings.time_limit is not None:
-        steps, rounds = settings.steps_and_rounds(steps_within(settings.time_limit, prepared, batch, y, z, settings))
+    limit = settings.time_limit
+    fitting = None if limit is None else steps_within(limit, prepared, batch, y, z, settings)
+    steps, rounds = settings.steps_and_rounds(fitting)
     lmbda = torch.full((), problem.lmbda, device=level.device)
     first = max(1, round(CHECKS[0] * steps)) / max(1, steps)
     checked = 0.0 if begun is None else begun.part

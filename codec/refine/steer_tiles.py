@@ -59,7 +59,7 @@ def refine_tiles_to(
     MissedLevelError
         In the first tile, where the aim is far from what this level gives, and there is a better one.
     """
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    until = settings.deadline(time.perf_counter())
     prepared = prepare(level)
     y, z = start.y, start.z
     tiles = tiles_of(problem)

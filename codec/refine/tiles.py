@@ -16,7 +16,6 @@ been refined before they have their refined values.
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -100,7 +99,7 @@ def refine_tiles(
     Candidate, int
         As `loop.refine`: with a true loss at most that of the unrefined latents, and the number of steps of each tile.
     """
-    until = math.inf if settings.time_limit is None else time.perf_counter() + settings.time_limit
+    until = settings.deadline(time.perf_counter())
     prepared = prepare(level)
     y, z = start.y, start.z
     tiles = tiles_of(problem)
@@ -147,9 +146,8 @@ def steps_of_tiles(
     level: LevelModel, problem: Problem, tiles: list[Region], y: Tensor, z: Tensor, settings: Settings
 ) -> tuple[int, int]:
     """The steps and rounds of each tile: those of the settings, or as many as fit into their time limit."""
-    steps = settings.annealing_steps
     if settings.time_limit is None:
-        return steps, settings.rounds_after(steps)
+        return settings.steps_and_rounds()
     largest = max(tiles, key=lambda region: area(region.outer))
     latents = _channels_last(y, largest, STRIDE), _channels_last(z, largest, HYPER_STRIDE)
     seconds = settings.time_limit / len(tiles)
