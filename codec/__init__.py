@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(f".{_MODULES.get(name, 'api')}", __name__), name)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "compressai"):
+        if error.name != "torch":
             raise
-        message = f"{__name__}.{name} needs {error.name}, which is not installed: pip install sgacodec"
-        raise ModuleNotFoundError(message, name=error.name) from None
+        message = f"{__name__}.{name} needs torch, which is not installed: pip install sgacodec"
+        raise ModuleNotFoundError(message, name="torch") from None

@@ -10,6 +10,8 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
+from compressai.models import MeanScaleHyperprior
 from conftest import GOLDEN, ROOT
 from PIL import Image
 
@@ -65,6 +67,20 @@ def test_what_needs_torch_says_what_to_install(tmp_path: Path) -> None:
     assert light("decode", *names, "--device", "cuda", code=1).stderr == hint
     code = "import sgacodec\ntry: sgacodec.encode\nexcept ImportError as error: print(error)"
     assert light("-c", code).stdout == "sgacodec.encode needs torch, which is not installed: pip install sgacodec\n"
+
+
+def test_networks_of_compressai_say_what_to_install(tmp_path: Path, context_path: Path) -> None:
+    """Guards against a traceback, or "damaged", where compressai, which is optional, is not installed."""
+    picture, model = str(GOLDEN / "context.png"), str(context_path)
+    hint = "this needs compressai, which is not installed here: pip install 'sgacodec[compressai]'\n"
+    checkpoint = tmp_path / "mean.pth.tar"
+    torch.save(MeanScaleHyperprior(8, 12).state_dict(), checkpoint)
+    for command in (
+        ("encode", picture, str(tmp_path / "x.sga"), "--model", model),
+        ("models", "import", str(checkpoint), "--name", "mean"),
+        ("train", str(GOLDEN), "--init", model, "--out", str(tmp_path / "x.safetensors"), "--steps", "1"),
+    ):
+        assert light(*command, code=1, hidden=("compressai",)).stderr.endswith(hint)
 
 
 def test_urls_need_no_torch(tmp_path: Path, context_path: Path) -> None:

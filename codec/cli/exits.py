@@ -13,14 +13,9 @@ BAD_FILE = 3  # not a valid .sga file, or damaged
 NO_MODEL = 4  # model not found, or damaged
 INTERRUPTED = 130  # 128 + SIGINT
 
-_HEAVY = {
-    "torch",
-    "compressai",
-    "matplotlib",
-    "bjontegaard",
-    "pytorch_msssim",
-    "rich",
-}  # packages that decoding does without
+# What to install for packages that decoding does without.
+_INSTALL = dict.fromkeys(("torch", "matplotlib", "bjontegaard", "pytorch_msssim", "rich"), "sgacodec")
+_INSTALL["compressai"] = "'sgacodec[compressai]'"
 
 
 def debugging() -> bool:
@@ -50,8 +45,8 @@ def one_line(error: BaseException) -> str:
         return "not enough memory"
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, ModuleNotFoundError) and error.name in _HEAVY:
-        return f"this needs {error.name}, which is not installed here: pip install sgacodec"
+    if isinstance(error, ModuleNotFoundError) and error.name in _INSTALL:
+        return f"this needs {error.name}, which is not installed here: pip install {_INSTALL[error.name]}"
     text = " ".join(str(error).split())
     meant = isinstance(error, (click.ClickException, ValueError, LookupError, OSError))
     if text and meant and not isinstance(error, (KeyError, IndexError)):

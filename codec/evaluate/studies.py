@@ -57,7 +57,7 @@ STUDIES = (
     Study(name="kodak-lite-none", images="kodak", grid=settings_grid(ANCHORS, ["none"])),
     Study(name="kodak-peers", images="kodak", peers=("jpeg", "webp", "avif", "jxl")),
     Study(name="held-out-lite-none", images="held-out", grid=settings_grid(ANCHORS, ["none"])),
-    Study(name="held-out-peers", images="held-out", peers=("jpeg", "webp")),
+    Study(name="held-out-peers", images="held-out", peers=("jpeg", "webp", "avif", "jxl")),
     Study(name="kodak-crops-lite-ssl", images="eight", crop=256, grid=settings_grid(ANCHORS, ["none", "ssl"], [150])),
     Study(
         name="kodak-crops-lite-efforts",
@@ -67,6 +67,7 @@ STUDIES = (
     ),
     Study(name="kodak-default", images="kodak", grid=settings_grid(ANCHORS, ["ssl"], [CPU_STEPS])),
     Study(name="kodak-lite-ssl", images="kodak", grid=settings_grid(ANCHORS, ["ssl"], [150])),
+    Study(name="held-out-default", images="held-out", grid=settings_grid(ANCHORS, ["ssl"], [CPU_STEPS])),
 )
 
 

@@ -60,12 +60,14 @@ def read_initial(path: Path, architecture: str | None = None) -> InitialWeights:
     ------
     ModelError
         When it is not a valid model file.
+    ModuleNotFoundError
+        When it has networks of CompressAI, and compressai is not installed.
     TrainingError
         When it is not a valid checkpoint, or its anchors or latents are not those of the architecture.
     """
     try:
         return _read_initial(path, architecture)
-    except (ModelError, TrainingError):
+    except (ModelError, TrainingError, ModuleNotFoundError):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
