@@ -158,7 +158,7 @@ def test_sums_that_float64_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPat
     ("key", "change"),
     [
         ("exact.0.weight", lambda v: v[:-1]),
-        ("exact.gains.mean", lambda v: v - 2**31),
+        ("exact.gains.mean", lambda v: v.astype(np.int64) - 2**31),
         ("exact.thresholds", lambda v: v[::-1].copy()),
         ("exact.2.shift", lambda v: v * 0),
         ("tables.z.frequencies", lambda v: v[:-1]),
