@@ -42,7 +42,7 @@ PLAIN = Settings(method="none")
 NETWORKS = ("exp", "linear", "groups")
 saves_complex = pytest.mark.skipif(
     tuple(map(int, safetensors.__version__.split(".")[:2])) < (0, 7),
-    reason="older safetensors cannot save complex tensors",
+    reason="safetensors before 0.7 cannot save complex tensors",
 )
 
 
@@ -158,7 +158,7 @@ def test_sums_that_float64_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPat
     ("key", "change"),
     [
         ("exact.0.weight", lambda v: v[:-1]),
-        ("exact.gains.mean", lambda v: v.astype(np.int64) - 2**31),
+        ("exact.gains.mean", lambda v: -v),
         ("exact.thresholds", lambda v: v[::-1].copy()),
         ("exact.2.shift", lambda v: v * 0),
         ("tables.z.frequencies", lambda v: v[:-1]),

@@ -40,7 +40,8 @@ from sgacodec.training.recipe import Recipe
 
 CUDA = torch.device("cuda", 0)
 pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="fake CUDA tensors of older torch need a driver"
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch before 2.13 needs a CUDA driver for fake tensors",
 )
 
 

@@ -21,7 +21,7 @@ def resident() -> int:
 
 glibc_on_linux = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or not STATUS.exists(),
-    reason="needs glibc on Linux: with other C libraries nothing is changed",
+    reason="needs glibc on Linux: malloc is configured there only",
 )
 
 
